@@ -1,0 +1,1 @@
+"""ModHiFi: which components of a trained network carry its predictions, and what to do with those that do not."""

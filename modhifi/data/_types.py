@@ -1,0 +1,100 @@
+"""Images from somewhere, in a fixed order, with labels where there are any."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..models import InputSpec
+
+__all__ = ["Data", "DataRef"]
+
+
+class DataRef(BaseModel):
+    """Enough to open the same images again and to notice if they are others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spec: str
+    root: str | None
+    split: str
+    samples: int
+    seed: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """A fixed sequence of images. ``read(i)`` gives image ``i`` of the source as PIL; ``order`` is which, in which order.
+
+    ``labels`` (one class index per image of the source, int64) and ``classes`` are None where the source has none.
+    Nothing is decoded before it is asked for.
+    """
+
+    spec: str
+    root: str | None
+    split: str
+    read: Callable[[int], Image.Image]
+    order: tuple[int, ...]
+    labels: Tensor | None
+    classes: tuple[str, ...] | None
+    source: str
+    """sha256 that identifies the source's content."""
+    seed: int = 0
+    splits: tuple[str, ...] = ()
+    """The splits the source tells apart, empty if it has only one part."""
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def targets(self) -> Tensor | None:
+        """Class indices in this order, (N,) int64, or None."""
+        return None if self.labels is None else self.labels[list(self.order)]
+
+    @property
+    def ref(self) -> DataRef:
+        digest = hashlib.sha256(self.source.encode())
+        digest.update(np.asarray(self.order, dtype=np.int64).tobytes())
+        return DataRef(
+            spec=self.spec,
+            root=self.root,
+            split=self.split,
+            samples=len(self),
+            seed=self.seed,
+            fingerprint=digest.hexdigest(),
+        )
+
+    def take(self, samples: int, seed: int = 0) -> Data:
+        """``samples`` images drawn without replacement by ``seed``, in the source's order; all if there are not more."""
+        if samples < 1:
+            raise UserError(f"samples must be at least 1, not {samples}")
+        if samples >= len(self):
+            return dataclasses.replace(self, seed=seed)
+        drawn = np.random.default_rng(seed).choice(len(self), samples, replace=False)
+        return dataclasses.replace(self, order=tuple(self.order[i] for i in sorted(drawn.tolist())), seed=seed)
+
+    def where(self, keep: Tensor | Sequence[bool]) -> Data:
+        """The images for which ``keep`` (N booleans, in this order) is true."""
+        return dataclasses.replace(self, order=tuple(i for i, k in zip(self.order, keep, strict=True) if k))
+
+    def batches(self, spec: InputSpec, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """(B, 3, H, W) float32 normalised as ``spec`` says, and (B,) int64 labels or None; on the CPU, in order."""
+        from ._transform import to_tensor
+
+        for start in range(0, len(self), batch_size):
+            part = self.order[start : start + batch_size]
+            images = torch.stack([to_tensor(self.read(i), spec) for i in part])
+            yield images, None if self.labels is None else self.labels[list(part)]

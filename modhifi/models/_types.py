@@ -1,0 +1,90 @@
+"""A loaded network with what must be known to feed it and to read its answers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+__all__ = ["InputSpec", "Model", "ModelRef", "fingerprint"]
+
+
+class InputSpec(BaseModel):
+    """How an image becomes the network's input: RGB, resized so that the shorter side is ``size / crop``, centre-cropped,
+    scaled to [0, 1], then ``(x - mean) / std`` per channel.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: tuple[int, int] = Field(description="height, width in pixels")
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bilinear"
+    crop: float = Field(default=1.0, gt=0, le=1)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one sample."""
+        return (3, *self.size)
+
+
+class ModelRef(BaseModel):
+    """Everything needed to load the same network again, and to notice if it is another one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spec: str
+    weights: str | None = Field(description="absolute path of the checkpoint, None for weights that come with the spec")
+    fingerprint: str = Field(description="sha256 of the weights, see modhifi.models.fingerprint")
+    input: InputSpec
+    classes: tuple[str, ...]
+
+
+@dataclass
+class Model:
+    """``module`` is a plain `torch.nn.Module` in evaluation mode; it maps (B, 3, H, W) float32 to (B, classes) logits."""
+
+    spec: str
+    module: nn.Module
+    input: InputSpec
+    classes: tuple[str, ...]
+    weights: str | None
+    fingerprint: str
+    plan: Plan | None = None
+    """The plan that made this network, None for one as it was loaded."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def ref(self) -> ModelRef:
+        return ModelRef(
+            spec=self.spec,
+            weights=self.weights,
+            fingerprint=self.fingerprint,
+            input=self.input,
+            classes=self.classes,
+        )
+
+    def example(self, batch: int = 1) -> torch.Tensor:
+        """A fixed input of standard normal noise, (batch, 3, H, W) float32 on the model's device, for tracing and timing."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch, *self.input.shape, generator=generator).to(self.device)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of the state dict, in the order of the names; the same on every device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
