@@ -1,0 +1,39 @@
+"""The mathematics of Subset Fidelity, on plain tensors: no modules, no files, no randomness.
+
+Two views of the same layer. `_gram` works on the component similarity matrices ``G_o[i, j] = E<A_oi, A_oj>`` of ModHiFi
+(Kashyap et al., NeurIPS 2025, Def. 3.1, Prop. 3.8): one scalar per (output, component). `_moments` works on the second
+moment of the layer's input, ``H = E[x xᵀ]``, from which every ``G_o`` follows and which also answers what *any* new weights
+on a subset could do. Everything is computed in float64 and returned in the dtype that came in.
+"""
+
+from ._gram import compensation, fidelity_curve, greedy_subset, singleton_fidelity, subset_fidelity
+from ._moments import (
+    aggregate_gram,
+    centre,
+    eliminate,
+    error_curve,
+    full_compensation,
+    gram,
+    output_energy,
+    ridged,
+    scalar_compensation,
+    singleton_from_moments,
+)
+
+__all__ = [
+    "aggregate_gram",
+    "centre",
+    "compensation",
+    "eliminate",
+    "error_curve",
+    "fidelity_curve",
+    "full_compensation",
+    "gram",
+    "greedy_subset",
+    "output_energy",
+    "ridged",
+    "scalar_compensation",
+    "singleton_fidelity",
+    "singleton_from_moments",
+    "subset_fidelity",
+]
