@@ -1,5 +1,6 @@
 """Data: specs, sources and their splits (contract: DATA)."""
 
+from ._load import DEFAULT_DATA, load_data
 from ._types import Data, DataRef
 
-__all__ = ["Data", "DataRef"]
+__all__ = ["DEFAULT_DATA", "Data", "DataRef", "load_data"]

@@ -1,5 +1,16 @@
 """Models: specs, loading, the small networks of our own, checkpoints (contract: MODEL)."""
 
+from ._load import DEFAULT_MODEL, list_models, load_model
 from ._types import InputSpec, Model, ModelRef, fingerprint
+from .checkpoints import read_checkpoint
 
-__all__ = ["InputSpec", "Model", "ModelRef", "fingerprint"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "InputSpec",
+    "Model",
+    "ModelRef",
+    "fingerprint",
+    "list_models",
+    "load_model",
+    "read_checkpoint",
+]

@@ -1,0 +1,157 @@
+"""Networks of timm and torchvision, pretrained, with weights from a file, or untrained with fixed random weights."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ._types import InputSpec
+
+__all__ = ["timm_model", "torchvision_model"]
+
+_log = logging.getLogger(__name__)
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+
+Built = tuple[nn.Module, InputSpec, tuple[str, ...]]
+
+
+def timm_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
+    """``timm:NAME``. A name with a tag (``resnet18.a1_in1k``) gets timm's pretrained weights, one without a tag
+    random ones that are the same every time. With ``state``, a checkpoint to be filled in by the caller, nothing is
+    fetched and the head is built for its number of classes.
+
+    Returns the network on the CPU, what it wants as input, and its class names. Raises `UserError` for an unknown name
+    or tag, or if pretrained weights cannot be fetched.
+    """
+    import timm
+    from timm.data.config import resolve_model_data_config
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise UserError(f"timm has no model {architecture!r}{_similar(timm.list_models(f'*{architecture[:8]}*'))}")
+    tags = sorted(timm.list_pretrained(f"{architecture}.*"))
+    if tag and name not in tags:
+        raise UserError(f"timm has no pretrained weights {name!r}{_similar(tags)}")
+    if state is None and tag:
+        try:
+            model = timm.create_model(name, pretrained=True)
+        except Exception as error:
+            # Whatever the hub's client and the network under it raise: there is no common class.
+            raise _unreachable(f"timm:{name}", error) from error
+    else:
+        config = timm.get_pretrained_cfg(name if tag else architecture, allow_unregistered=True)
+        classifier: Any = config.classifier if config is not None else None
+        # Distilled transformers have two heads of the same size.
+        first = classifier[0] if isinstance(classifier, tuple | list) else classifier
+        arguments = _head(state, f"{first}.weight")
+        with _seeded(0):
+            model = timm.create_model(name, pretrained=False, **arguments)
+        if state is None:
+            _say_random(f"timm:{name}", f"a name with a tag ({tags[0]})" if tags else "none")
+    data = resolve_model_data_config(model)
+    interpolation = data["interpolation"]
+    spec = InputSpec(
+        size=tuple(data["input_size"][1:]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=interpolation if interpolation in _INTERPOLATIONS else "bilinear",
+        crop=min(1.0, data["crop_pct"]),
+    )
+    return model, spec, _names(int(model.num_classes))
+
+
+def torchvision_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
+    """``torchvision:NAME`` (random weights, the same every time) or ``torchvision:NAME@WEIGHTS`` (``DEFAULT`` or
+    another name of torchvision's). ``state``, result and errors as for `timm_model`.
+    """
+    from torchvision import models
+
+    architecture, _, version = name.partition("@")
+    known = models.list_models(module=models)
+    if architecture not in known:
+        near = [candidate for candidate in known if architecture[:6] in candidate]
+        raise UserError(f"torchvision has no classification model {architecture!r}{_similar(near)}")
+    available = models.get_model_weights(architecture)
+    if version and version not in available.__members__:
+        raise UserError(
+            f"torchvision has no weights {version!r} for {architecture}{_similar(list(available.__members__))}"
+        )
+    if state is None and version:
+        try:
+            model = models.get_model(architecture, weights=version, progress=False)
+        except Exception as error:
+            raise _unreachable(f"torchvision:{name}", error) from error
+    else:
+        with _seeded(0):
+            model = models.get_model(architecture, weights=None)
+            heads = [key for key, module in model.named_modules() if getattr(module, "out_features", 0) == 1000]
+            arguments = _head(state, f"{heads[-1]}.weight") if heads else {}
+            if arguments.get("num_classes", 1000) != 1000:
+                model = models.get_model(architecture, weights=None, **arguments)
+        if state is None:
+            _say_random(f"torchvision:{name}", f"torchvision:{architecture}@DEFAULT")
+    weights = available[version] if version else available.DEFAULT
+    preset = weights.transforms()
+    spec = InputSpec(
+        size=(preset.crop_size[0], preset.crop_size[0]),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+        crop=min(1.0, preset.crop_size[0] / preset.resize_size[0]),
+    )
+    count = arguments.get("num_classes", 1000) if state is not None else 1000
+    return model, spec, _names(count)
+
+
+def _head(state: Mapping[str, Tensor] | None, key: str) -> dict[str, Any]:
+    """The argument that builds the head as large as the checkpoint's."""
+    if state is None or key not in state:
+        return {}
+    return {"num_classes": state[key].shape[0]}
+
+
+def _names(count: int) -> tuple[str, ...]:
+    """ImageNet's names for 1,000 classes, else the indices. Two names stand twice in ImageNet; they get their index."""
+    if count != 1000:
+        return tuple(str(i) for i in range(count))
+    from torchvision.models import ResNet18_Weights
+
+    names: list[str] = ResNet18_Weights.DEFAULT.meta["categories"]
+    times = Counter(names)
+    return tuple(name if times[name] == 1 else f"{name} ({i})" for i, name in enumerate(names))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers on the CPU start from ``seed`` inside; outside, the generator is as it was."""
+    generator = torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before)
+
+
+def _say_random(spec: str, better: str) -> None:
+    _log.warning("%s has random, untrained weights; for trained ones give a weights file or use %s", spec, better)
+
+
+def _unreachable(spec: str, error: Exception) -> UserError:
+    return UserError(
+        f"the pretrained weights of {spec} could not be fetched ({type(error).__name__}); "
+        "check the network connection, or download them elsewhere and give the file as weights"
+    )
+
+
+def _similar(names: list[str]) -> str:
+    if not names:
+        return ""
+    return f"; there is {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
