@@ -1,0 +1,224 @@
+"""Pieces that several pages draw: a job's progress, numbers with their meaning, choices that recur."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+import streamlit as st
+
+import modhifi
+
+from .formulas import FORMULAS
+from .jobs import Job
+from .selection import WORDS, LabelledData
+from .session import Session, current
+from .store import Point
+
+__all__ = [
+    "FORMULAS",
+    "Number",
+    "analysed",
+    "before_and_after",
+    "chart",
+    "compact",
+    "compensation",
+    "current_plan",
+    "job_card",
+    "labelled_data",
+    "latest_job",
+    "numbers",
+    "percent",
+    "start",
+]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number with what it means. ``delta`` is how it changed, ``good`` which way is better; a ``note`` is neutral."""
+
+    label: str
+    value: str
+    help: str
+    delta: str | None = None
+    good: Literal["up", "down"] = "up"
+    note: str | None = None
+
+
+def numbers(row: Sequence[Number]) -> None:
+    """A row of numbers in equal cards."""
+    with st.grid(len(row), min_column_width=130, gap="small"):
+        for number in row:
+            st.metric(
+                number.label,
+                number.value,
+                number.delta or number.note,
+                delta_color="gray" if number.delta is None else ("normal" if number.good == "up" else "inverse"),
+                delta_arrow="off" if number.delta is None else "auto",
+                help=number.help,
+                border=True,
+                height="stretch",
+            )
+
+
+def chart(figure: go.Figure, alt: str, key: str, **options: Any) -> Any:
+    """The figure, without Plotly's row of buttons."""
+    return st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False, "scrollZoom": False}, **options)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "n/a" if value is None else f"{100 * value:.{digits}f}%"
+
+
+def compact(value: float) -> str:
+    """1234567 as 1.23 M."""
+    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+# Jobs
+
+
+def start(ask: Callable[..., Job], *arguments: Any) -> None:
+    """A button's callback: asks for a job and leaves it to itself."""
+    ask(*arguments)
+
+
+def job_card(job: Job) -> None:
+    """Progress and a way to stop it while it runs; its one line if it failed; nothing once it is done."""
+    if job.state == "running":
+        _poll(job)
+    elif job.state == "error":
+        st.error(job.error, icon=":material/error:")
+    elif job.state == "cancelled":
+        st.info(f"{job.title}: cancelled. Nothing was kept.", icon=":material/cancel:")
+
+
+def latest_job(session: Session, kind: str) -> Job | None:
+    """Draws and gives the last job of this kind for the study; a reloaded page finds it again."""
+    job = session.library.jobs.latest(f"{kind} {session.source.id} ")
+    if job is not None:
+        job_card(job)
+    return job
+
+
+@st.fragment(run_every=0.4)
+def _poll(job: Job) -> None:
+    if job.state != "running":
+        st.rerun()
+    left = "" if job.remaining is None else f", about {max(1, round(job.remaining))} s left in this step"
+    share = f" {job.fraction:.0%}" if job.total else ""
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.progress(job.fraction, text=f"**{job.title}** · {job.step}{share}{left}")
+        st.button(
+            "Stopping" if job.stopping else "Cancel",
+            key=f"cancel {job.key}",
+            icon=":material/stop_circle:",
+            on_click=job.cancel,
+            disabled=job.stopping,
+        )
+
+
+def analysed() -> tuple[Session, modhifi.Study]:
+    """The study of this page; while there is none, says in one line what to do and ends the page."""
+    session = current()
+    if session.study is None:
+        _say_what_is_missing(session)
+        st.stop()
+    return session, session.study
+
+
+def _say_what_is_missing(session: Session) -> None:
+    job = session.job
+    if session.problem:
+        st.error(session.problem, icon=":material/error:")
+    if job is not None:
+        job_card(job)
+    if job is not None and job.state == "running":
+        st.caption("This page fills as soon as the analysis is through; you may look around meanwhile.")
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"**{session.source.label}** is not analysed yet: run the analysis, or choose another on *Model*.")
+        st.button(
+            "Run the analysis",
+            type="primary",
+            icon=":material/play_arrow:",
+            on_click=start,
+            args=(session.library.analyse, session.source),
+        )
+
+
+# Choices
+
+
+def compensation(key: str, label: str = "Compensation") -> Any:
+    """None, scalar or full."""
+    return st.segmented_control(
+        label,
+        ["none", "scalar", "full"],
+        default="full",
+        key=key,
+        bind="query-params",
+        required=True,
+        format_func={"none": "None", "scalar": WORDS["scalar"], "full": WORDS["full"]}.__getitem__,
+        help=FORMULAS["compensation"],
+    )
+
+
+def labelled_data(key: str, default: LabelledData, label: str, split: str | None) -> LabelledData:
+    """Which labelled images; folded away, because the default is the source of the study."""
+    with st.popover(label, icon=":material/label:", help="The labelled images that are used here"):
+        data = st.text_input("Data", default.data, key=f"{key}-data", persist_state="session")
+        root = st.text_input("Folder or file", default.root or "", key=f"{key}-root", persist_state="session")
+        part = st.text_input(
+            "Split",
+            split or "",
+            key=f"{key}-split",
+            persist_state="session",
+            help="Leave empty for a source that has only one part.",
+        )
+    return LabelledData(data=data.strip() or default.data, root=root.strip() or None, split=part.strip() or None)
+
+
+def current_plan(session: Session, label: str = "Current plan") -> Point | None:
+    """The measured plan that the address names as ``?plan=``, the newest at first; None if nothing was measured yet."""
+    points = {point.id: point for point in reversed(session.points())}
+    if not points:
+        return None
+    chosen = st.selectbox(
+        label,
+        list(points),
+        key="plan",
+        bind="query-params",
+        format_func=lambda name: f"{points[name].label} ({percent(points[name].evaluation['accuracy'])})",
+        help="The plan that Export hands over. A new measurement becomes the current plan.",
+    )
+    return points.get(chosen)
+
+
+def before_and_after(point: Point) -> None:
+    """What a measured plan costs and saves."""
+    e = point.evaluation
+
+    def saved(name: str, value: str, label: str) -> Number:
+        change = 100 * (e[name] / e[f"{name}_before"] - 1)
+        words = {"note": "unchanged"} if round(change, 1) == 0 else {"delta": f"{change:+.1f}%"}
+        return Number(label, value, FORMULAS[name], good="down", **words)
+
+    row = [
+        Number(
+            "Accuracy",
+            percent(e["accuracy"], 2),
+            f"{FORMULAS['accuracy']} Here {e['samples']}; before: {percent(e['accuracy_before'], 2)}.",
+            f"{100 * (e['accuracy'] - e['accuracy_before']):+.2f} points",
+        ),
+        saved("flops", compact(e["flops"]), "FLOPs"),
+        saved("params", compact(e["params"]), "Parameters"),
+    ]
+    if e.get("latency_ms") is not None and e.get("latency_ms_before"):
+        row.append(saved("latency_ms", f"{e['latency_ms']:.2f} ms", "Latency"))
+    numbers(row)

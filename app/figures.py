@@ -1,0 +1,417 @@
+"""Figures: pure functions from a table to a Plotly figure. Text and grid follow the page's light or dark theme.
+
+The colours keep at least 3:1 contrast on both backgrounds and stay apart for colour-blind readers (blue against orange,
+and a second sign, dash or symbol, wherever two series meet). Large inputs are aggregated: no figure has more than about
+5,000 marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+__all__ = [
+    "BLUE",
+    "GREY",
+    "ORANGE",
+    "Strip",
+    "TradeOff",
+    "allocation",
+    "bound_scatter",
+    "confusion",
+    "curves",
+    "gains",
+    "outputs",
+    "overview",
+    "per_class",
+    "singletons",
+    "tightness",
+    "trade_off",
+]
+
+Array = NDArray[np.float64]
+
+BLUE = "#2F7FE0"
+ORANGE = "#D9730D"
+GREY = "#7C8798"
+_LARGEST = 5000
+_SCALE = "Cividis"
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One group of the overview: ``fidelity`` of its components, most important first, and its HiFi set's size."""
+
+    name: str
+    fidelity: Array
+    hifi: int
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """One measured network; ``flops`` as a fraction of the dense one's."""
+
+    id: str
+    label: str
+    flops: float
+    accuracy: float
+    latency: float | None = None
+
+
+def overview(strips: Sequence[Strip], focus: str | None, eta: float) -> go.Figure:
+    """Every component of every group: a column a group, in forward order, best at the bottom; colour is fidelity.
+
+    A click on any mark gives ``customdata[0]``, the group's name.
+    """
+    per_group = max(4, _LARGEST // max(1, len(strips)))
+    x: list[int] = []
+    base: list[float] = []
+    height: list[float] = []
+    colour: list[float] = []
+    custom: list[tuple[str, str, float]] = []
+    for column, strip in enumerate(strips):
+        pieces = np.array_split(strip.fidelity, min(len(strip.fidelity), per_group))
+        rank = 0
+        for piece in pieces:
+            value = float(piece.mean())
+            ranks = f"rank {rank + 1}" if len(piece) == 1 else f"ranks {rank + 1} to {rank + len(piece)}, mean"
+            x.append(column)
+            base.append(100 * rank / len(strip.fidelity))
+            height.append(100 * len(piece) / len(strip.fidelity))
+            colour.append(value)
+            custom.append((strip.name, f"{ranks} of {len(strip.fidelity)}", value))
+            rank += len(piece)
+    top = max(colour, default=1.0)
+    # Square roots spread the many small values; the bar names the true ones.
+    ticks = [top * t * t for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    figure = go.Figure(
+        go.Bar(
+            x=x,
+            y=height,
+            base=base,
+            width=0.86,
+            customdata=custom,
+            marker={
+                "color": np.sqrt(np.maximum(colour, 0.0)),
+                "colorscale": _SCALE,
+                "cmin": 0.0,
+                "cmax": float(np.sqrt(top)) or 1.0,
+                # In the colour of the mark, or thin gaps between neighbours let the background through.
+                "line": {
+                    "width": 0.8,
+                    "color": np.sqrt(np.maximum(colour, 0.0)),
+                    "colorscale": _SCALE,
+                    "cmin": 0.0,
+                    "cmax": float(np.sqrt(top)) or 1.0,
+                },
+                "colorbar": {
+                    "title": {"text": "fidelity", "side": "right"},
+                    "tickvals": [float(np.sqrt(t)) for t in ticks],
+                    "ticktext": [f"{t:.2g}" for t in ticks],
+                    "thickness": 12,
+                    "len": 1.0,
+                },
+            },
+            hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]}<br>fidelity %{customdata[2]:.4f}<extra></extra>",
+            showlegend=False,
+        )
+    )
+    heights = [100 * s.hifi / len(s.fidelity) for s in strips]
+    figure.add_scatter(
+        x=[
+            end for c in range(len(strips)) for end in (c - 0.46, c + 0.46, None)
+        ],  # None breaks the line between columns
+        y=[end for h in heights for end in (h, h, None)],
+        mode="lines",
+        line={"width": 3, "color": ORANGE},
+        name=f"HiFi set, η = {eta:.2f}",
+        hoverinfo="skip",
+    )
+    names = [s.name for s in strips]
+    if focus in names:
+        column = names.index(focus)
+        box = {"type": "rect", "x0": column - 0.48, "x1": column + 0.48, "y0": -1, "y1": 101}
+        figure.add_shape(**box, line={"color": ORANGE, "width": 2})
+    figure.update_layout(barmode="overlay", bargap=0.1, dragmode=False, clickmode="event+select")
+    figure.update_xaxes(
+        tickvals=list(range(len(strips))), ticktext=_short(names), tickangle=-35 if len(names) > 8 else 0
+    )
+    figure.update_xaxes(title="group of components, in forward order", showgrid=False, range=[-0.6, len(strips) - 0.4])
+    figure.update_yaxes(
+        title="components, best first", ticksuffix="%", range=[-1.5, 101.5], showgrid=False, zeroline=False
+    )
+    return _finish(figure, 340)
+
+
+def singletons(fidelity: Array, hifi: int) -> go.Figure:
+    """Sorted singleton fidelity of one group; those within the HiFi set's size are filled in blue.
+
+    ``fidelity`` (C,) in the order shown. Above 1,000 components neighbours are averaged.
+    """
+    pieces = np.array_split(fidelity, min(len(fidelity), 1000))
+    first = np.cumsum([0, *(len(p) for p in pieces)])[:-1] + 1
+    figure = go.Figure(
+        go.Bar(
+            x=first,
+            y=[float(p.mean()) for p in pieces],
+            marker={"color": [BLUE if f <= hifi else GREY for f in first], "line": {"width": 0}},
+            hovertemplate="rank %{x}<br>fidelity %{y:.4f}<extra></extra>",
+            showlegend=False,
+        )
+    )
+    figure.update_xaxes(title="component, by its own fidelity", showgrid=False)
+    figure.update_yaxes(title="singleton fidelity", rangemode="tozero")
+    return _finish(figure, 300)
+
+
+def curves(greedy: Array, naive: Array, eta: float, hifi: int) -> go.Figure:
+    """Fidelity of the best k = 0..C components, both (C+1,); η and the size of the HiFi set are marked."""
+    figure = go.Figure()
+    k = np.arange(len(greedy))
+    hover = "%{x} components<br>fidelity %{y:.4f}"
+    figure.add_scatter(x=k, y=greedy, name="greedy", line={"color": BLUE, "width": 2.5}, hovertemplate=hover)
+    figure.add_scatter(
+        x=k, y=naive, name="naive", line={"color": ORANGE, "width": 2, "dash": "dash"}, hovertemplate=hover
+    )
+    figure.add_hline(y=eta, line={"color": GREY, "width": 1, "dash": "dot"})
+    figure.add_scatter(
+        x=[hifi],
+        y=[greedy[hifi]],
+        mode="markers",
+        name=f"HiFi set: {hifi}",
+        marker={"color": BLUE, "size": 11, "symbol": "circle-open", "line": {"width": 3}},
+        hovertemplate=hover,
+    )
+    figure.add_annotation(x=len(greedy) - 1, y=eta, text=f"η = {eta:.2f}", showarrow=False, yshift=-10, xanchor="right")
+    figure.update_xaxes(title="components kept", rangemode="tozero")
+    figure.update_yaxes(title="subset fidelity", range=[0, 1.02])
+    return _finish(figure, 300)
+
+
+def outputs(table: Array) -> go.Figure:
+    """Singleton fidelity for each output, (O, C); larger tables are averaged to at most about 5,000 cells."""
+    rows = min(table.shape[0], 64)
+    columns = min(table.shape[1], _LARGEST // rows)
+    blocks = [np.array_split(part, columns, axis=1) for part in np.array_split(table, rows, axis=0)]
+    small = np.array([[cell.mean() for cell in row] for row in blocks])
+    figure = go.Figure(
+        go.Heatmap(
+            z=small,
+            colorscale=_SCALE,
+            zmin=0.0,
+            colorbar={"title": {"text": "fidelity", "side": "right"}, "thickness": 12},
+            hovertemplate="component %{x}<br>output %{y}<br>fidelity %{z:.4f}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="component (input channel)", showgrid=False)
+    figure.update_yaxes(title="output channel", autorange="reversed", showgrid=False)
+    return _finish(figure, 340)
+
+
+def gains(layers: Sequence[str], maximum: Sequence[float], rms: Sequence[float]) -> go.Figure:
+    """Estimated Lipschitz constants of the tail after each layer, in forward order, logarithmic."""
+    figure = go.Figure()
+    for low, high, layer in zip(rms, maximum, _short(layers), strict=True):
+        figure.add_scatter(
+            x=[layer, layer],
+            y=[low, high],
+            mode="lines",
+            line={"color": GREY, "width": 2},
+            showlegend=False,
+            hoverinfo="skip",
+        )
+    names = _short(layers)
+    figure.add_scatter(
+        x=names,
+        y=list(maximum),
+        mode="markers",
+        name="largest seen",
+        marker={"color": BLUE, "size": 10},
+        hovertemplate="<b>%{x}</b><br>largest %{y:.3g}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=names,
+        y=list(rms),
+        mode="markers",
+        name="root mean square",
+        marker={"color": ORANGE, "size": 9, "symbol": "diamond"},
+        hovertemplate="<b>%{x}</b><br>root mean square %{y:.3g}<extra></extra>",
+    )
+    figure.update_xaxes(title="layer, in forward order", showgrid=False, tickangle=-35 if len(names) > 6 else 0)
+    figure.update_yaxes(title="logit error per unit of local error", type="log", tickformat="~g")
+    return _finish(figure, 320)
+
+
+def bound_scatter(measured: Sequence[float], bound: Sequence[float], remain: Sequence[float]) -> go.Figure:
+    """Bound against measured RMS error of the logits, one point a plan, both logarithmic, with the line y = x."""
+    figure = go.Figure()
+    values = [v for v in (*measured, *bound) if v > 0]
+    if values:
+        low, high = min(values) / 1.6, max(values) * 1.6
+        figure.add_scatter(
+            x=[low, high],
+            y=[low, high],
+            mode="lines",
+            name="y = x, a perfect bound",
+            line={"color": GREY, "width": 1.5, "dash": "dash"},
+            hoverinfo="skip",
+        )
+        ends = [float(np.log10(low)), float(np.log10(high))]
+        figure.update_xaxes(range=ends)
+        figure.update_yaxes(range=ends)
+    figure.add_scatter(
+        x=list(measured),
+        y=list(bound),
+        mode="markers+text",
+        name="a plan",
+        text=[f"{r:.0%}" for r in remain],
+        textposition="top center",
+        marker={"color": BLUE, "size": 11},
+        customdata=list(remain),
+        hovertemplate="%{customdata:.0%} remains<br>bound %{y:.3g}<br>measured %{x:.3g}<extra></extra>",
+    )
+    figure.update_xaxes(title="measured error, RMS over the logits", type="log", tickformat="~g")
+    figure.update_yaxes(title="bound", type="log", tickformat="~g")
+    return _finish(figure, 320)
+
+
+def tightness(layers: Sequence[str], bound: Sequence[float], measured: Sequence[float]) -> go.Figure:
+    """Per layer, that layer changed alone: bound beside measured error, logarithmic."""
+    figure = go.Figure()
+    names = _short(layers)
+    figure.add_bar(x=names, y=list(bound), name="bound", marker={"color": BLUE})
+    figure.add_bar(x=names, y=list(measured), name="measured", marker={"color": ORANGE, "pattern": {"shape": "/"}})
+    figure.update_traces(hovertemplate="<b>%{x}</b><br>%{y:.3g}<extra>%{fullData.name}</extra>")
+    figure.update_xaxes(title="layer changed alone", showgrid=False, tickangle=-35 if len(names) > 6 else 0)
+    figure.update_yaxes(title="RMS error of the logits", type="log", tickformat="~g")
+    return _finish(figure, 300)
+
+
+def allocation(names: Sequence[str], kept: Sequence[int], total: Sequence[int]) -> go.Figure:
+    """How many components of each group stay, as a share of the group."""
+    share = [100 * k / t for k, t in zip(kept, total, strict=True)]
+    custom = list(zip(names, kept, total, strict=True))
+    hover = "<b>%{customdata[0]}</b><br>%{customdata[1]} of %{customdata[2]} stay<extra></extra>"
+    figure = go.Figure()
+    figure.add_bar(
+        x=_short(names), y=share, marker={"color": BLUE}, customdata=custom, hovertemplate=hover, showlegend=False
+    )
+    if len(names) <= 16:
+        figure.update_traces(text=[str(k) for k in kept], textposition="auto", textangle=0)
+    figure.update_xaxes(showgrid=False, tickangle=-35 if len(names) > 6 else 0)
+    figure.update_yaxes(title="components that stay", ticksuffix="%", range=[0, 105])
+    return _finish(figure, 270)
+
+
+def trade_off(points: Sequence[TradeOff], dense: float | None, planned: float | None, chosen: str | None) -> go.Figure:
+    """Accuracy against FLOPs of the measured plans; ``dense`` is the accuracy before, ``planned`` the slider's FLOPs.
+
+    A click on a point gives ``customdata[0]``, its id.
+    """
+    figure = go.Figure()
+    if dense is not None:
+        figure.add_hline(y=100 * dense, line={"color": GREY, "width": 1, "dash": "dot"})
+        figure.add_scatter(
+            x=[100],
+            y=[100 * dense],
+            mode="markers",
+            name="dense",
+            marker={"color": ORANGE, "size": 13, "symbol": "star"},
+            hovertemplate="dense network<br>accuracy %{y:.2f}%<extra></extra>",
+        )
+    if planned is not None:
+        figure.add_vline(x=100 * planned, line={"color": BLUE, "width": 1, "dash": "dash"})
+    figure.add_scatter(
+        x=[100 * p.flops for p in points],
+        y=[100 * p.accuracy for p in points],
+        mode="markers",
+        name="measured",
+        marker={
+            "color": BLUE,
+            "size": [15 if p.id == chosen else 10 for p in points],
+            "line": {"width": [3 if p.id == chosen else 0 for p in points], "color": ORANGE},
+        },
+        customdata=[(p.id, p.label) for p in points],
+        hovertemplate="%{customdata[1]}<br>FLOPs %{x:.1f}%<br>accuracy %{y:.2f}%<extra></extra>",
+    )
+    figure.update_xaxes(title="FLOPs that remain", ticksuffix="%", range=[0, 106])
+    shown = [100 * p.accuracy for p in points] + ([100 * dense] if dense is not None else [])
+    low, high = (min(shown), max(shown)) if shown else (0.0, 100.0)
+    margin = max(0.12 * (high - low), 1.0)
+    figure.update_yaxes(title="accuracy", ticksuffix="%", range=[max(0.0, low - margin), min(101.0, high + margin)])
+    if not shown:
+        words = "Measured plans appear here"
+        figure.add_annotation(x=0.5, y=0.5, xref="paper", yref="paper", text=words, showarrow=False)
+    figure.update_layout(clickmode="event+select", dragmode=False)
+    return _finish(figure, 270)
+
+
+def confusion(matrix: Array, classes: Sequence[str]) -> go.Figure:
+    """Rows are the true classes, (K, K) counts; colour is the share of the row, so that small classes are seen too."""
+    share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    small = len(classes) <= 20
+    figure = go.Figure(
+        go.Heatmap(
+            z=share,
+            x=list(classes),
+            y=list(classes),
+            text=np.where(matrix > 0, matrix.astype(int).astype(str), ""),
+            texttemplate="%{text}" if small else None,
+            colorscale=[[0.0, "rgba(124,135,152,0.08)"], [0.02, "rgba(47,127,224,0.25)"], [1.0, BLUE]],
+            zmin=0,
+            zmax=100,
+            xgap=1 if small else 0,
+            ygap=1 if small else 0,
+            showscale=not small,
+            colorbar={"title": {"text": "share of the class", "side": "right"}, "ticksuffix": "%", "thickness": 12},
+            hovertemplate="true %{y}, answered %{x}<br>%{text} images, %{z:.1f}%<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="answered", type="category", showgrid=False, dtick=1 if small else None)
+    figure.update_yaxes(title="true", type="category", autorange="reversed", showgrid=False, dtick=1 if small else None)
+    return _finish(figure, 380)
+
+
+def per_class(classes: Mapping[str, Mapping[str, float | None]], forgotten: Sequence[str]) -> go.Figure:
+    """Accuracy of each class before and after; forgotten classes are hatched."""
+    names = list(classes)
+    values = {
+        when: [None if classes[n][when] is None else 100 * float(classes[n][when] or 0) for n in names]
+        for when in ("before", "after")
+    }
+    hatch = ["/" if name in forgotten else "" for name in names]
+    figure = go.Figure()
+    figure.add_bar(x=names, y=values["before"], name="before", marker={"color": GREY})
+    figure.add_bar(x=names, y=values["after"], name="after", marker={"color": BLUE, "pattern": {"shape": hatch}})
+    figure.update_traces(hovertemplate="class %{x}<br>%{y:.1f}%<extra>%{fullData.name}</extra>")
+    figure.update_xaxes(title="class", type="category", showgrid=False)
+    figure.update_yaxes(title="accuracy", ticksuffix="%", range=[0, 104])
+    return _finish(figure, 280)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """The names without the parts that all share, so that they fit under an axis; still unique."""
+    parts = [name.split(".") for name in names]
+    while len(names) > 1 and all(len(p) > 1 for p in parts) and len({p[0] for p in parts}) == 1:
+        parts = [p[1:] for p in parts]
+    while len(names) > 1 and all(len(p) > 1 for p in parts) and len({p[-1] for p in parts}) == 1:
+        parts = [p[:-1] for p in parts]
+    return [".".join(p) for p in parts]
+
+
+def _finish(figure: go.Figure, height: int) -> go.Figure:
+    figure.update_layout(
+        height=height,
+        margin={"l": 8, "r": 8, "t": 28, "b": 8},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0.0, "title": None},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        hoverlabel={"align": "left"},
+    )
+    figure.update_xaxes(automargin=True, title_standoff=8)
+    figure.update_yaxes(automargin=True, title_standoff=8)
+    return figure

@@ -1,0 +1,97 @@
+"""The Forget page's controls and words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+import modhifi
+
+from . import components as ui
+from .components import FORMULAS, Number, percent
+from .library import forget_point
+from .selection import LabelledData
+from .session import Session
+from .store import Point
+
+__all__ = ["forget_controls", "forgotten", "numbers_of"]
+
+
+def forget_controls(session: Session, study: modhifi.Study) -> None:
+    """Draws the classes, the two sources of labelled images, and *Forget*."""
+    classes = list(study.model.classes)
+    left, middle, right = st.columns([3, 1.6, 1], gap="medium", vertical_alignment="bottom")
+    with left:
+        words = "What the network should no longer know. At least one class must stay."
+        if len(classes) <= 20:
+            chosen: Sequence[str] = st.pills(
+                "Classes to forget", classes, selection_mode="multi", key="classes", bind="query-params", help=words
+            )
+        else:
+            chosen = st.multiselect("Classes to forget", classes, key="classes", bind="query-params", help=words)
+    with middle, st.container(horizontal=True):
+        labelled = ui.labelled_data("forget-data", session.source.labelled, "Decided on", "train")
+        test = ui.labelled_data("test", session.source.labelled, "Measured on", "test")
+    point = forget_point(chosen, labelled, test)
+    known = any(p.id == point for p in session.points())
+    with right:
+        st.button(
+            "Forget again" if known else "Forget",
+            type="primary",
+            icon=":material/ink_eraser:",
+            width="stretch",
+            disabled=not 0 < len(chosen) < len(classes),
+            on_click=_forget,
+            args=(session, list(chosen), labelled, test, point),
+            key="forget",
+        )
+
+
+def _forget(session: Session, classes: list[str], labelled: LabelledData, test: LabelledData, point: str) -> None:
+    session.library.again(f"forget {session.source.id} {point}")
+    session.library.forget(session.source, classes, labelled, test)
+    st.session_state["awaited"] = point
+
+
+def forgotten(session: Session) -> Point | None:
+    """Draws the choice among what was forgotten so far; the newest first."""
+    points = {p.id: p for p in reversed(session.points()) if p.kind == "unlearn"}
+    if not points:
+        st.caption("Nothing forgotten yet: choose one class or several and press Forget.")
+        return None
+    current = st.session_state.get("plan")
+    if current in points:
+        st.session_state["forgotten"] = current
+    if len(points) == 1:
+        return next(iter(points.values()))
+    return points[st.selectbox("Result", list(points), key="forgotten", format_func=lambda name: points[name].label)]
+
+
+def numbers_of(point: Point) -> list[Number]:
+    """How forgetting is judged: accuracy alone proves nothing."""
+    e = point.evaluation
+
+    def change(name: str) -> str | None:
+        before = e.get(f"{name}_before")
+        return None if before is None else f"{100 * (e[name] - before):+.1f} points"
+
+    return [
+        Number(
+            "Forget accuracy",
+            percent(e["forget_accuracy"]),
+            "Accuracy on the forgotten classes. Low is meant.",
+            change("forget_accuracy"),
+            "down",
+        ),
+        Number(
+            "Retain accuracy",
+            percent(e["retain_accuracy"]),
+            "Accuracy on the other classes. High is meant.",
+            change("retain_accuracy"),
+            "up",
+        ),
+        Number("Linear probe", percent(e["probe_accuracy"]), FORMULAS["probe"], change("probe_accuracy"), "down"),
+        Number("Membership inference", f"{e['mia']:.3f}", FORMULAS["mia"], None),
+        Number("BN recall", percent(e.get("bn_recall_accuracy")), FORMULAS["recall"], None),
+    ]

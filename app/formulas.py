@@ -1,0 +1,37 @@
+"""What each number means: shown on demand beside it, with its formula."""
+
+__all__ = ["FORMULAS"]
+
+FORMULAS = {
+    "fidelity": "**Subset fidelity** (Def. 3.1): the share of a layer's output energy that the chosen components can "
+    "reconstruct, $FS(S) = 1 - \\min_\\delta E\\|Y - \\sum_{i \\in S} \\delta_i A_i\\|^2 / E\\|Y\\|^2$, weighted "
+    "by energy over outputs and consumers. 1 is perfect, 0 is nothing.",
+    "singleton": "Fidelity of one component alone: the squared cosine between its contribution and the whole output, "
+    "$E\\langle A_i, Y\\rangle^2 / (E\\|A_i\\|^2 \\, E\\|Y\\|^2)$.",
+    "eta": "A set of components whose fidelity reaches η is a **HiFi set** (Def. 3.4). The mark shows the "
+    "smallest one in the greedy order.",
+    "compensation": "What the remaining components may do to make up for the rest. **None**: nothing. **Scalar**: one "
+    "factor for each (output, component) pair, $\\delta^* = G_{SS}^+ b_S$. **Full**: new weights by least "
+    "squares, $W' = W H_{:,S} H_{SS}^+$.",
+    "order": "**Greedy** takes away, one after the other, the component that costs least given all that are left. "
+    "**Naive** ranks by singleton fidelity, which is optimal only where contributions are uncorrelated "
+    "(Thm. 3.9).",
+    "gain": "How much an error at this layer's output can grow on its way to the logits: $K = \\max_x \\|h(z + e) - "
+    "h(z)\\| / \\|e\\|$ over the samples, with $e$ an error as the modification makes it. Seen on samples, "
+    "so a **lower bound** of the true Lipschitz constant.",
+    "bound": "Predicted limit of the RMS error of the logits (Thm. 3.6): $\\sum_l K_l \\sqrt{E\\|Y_l - \\hat "
+    "Y_l\\|^2}$. The $K_l$ are estimated on samples of the unmodified network, so this is an estimate of "
+    "the bound.",
+    "tightness": "Bound divided by the measured error. 1 would be perfect; ten means that the bound is ten times too "
+    "careful.",
+    "flops": "Multiply-accumulates of one sample, counted once.",
+    "params": "All weights, biases and normalisation parameters.",
+    "latency_ms": "Median time of one batch on this machine; it varies with what else runs here.",
+    "accuracy": "Share of the labelled test images that are answered correctly.",
+    "probe": "Accuracy on the forgotten classes of a linear classifier trained on the penultimate features. High "
+    "means that the class is still in there, and only its answer is gone.",
+    "mia": "Membership inference: how well an attacker tells training images of the class from new ones by the "
+    "loss. 0.5 is guessing.",
+    "recall": "Accuracy on the forgotten classes after re-estimating BatchNorm statistics on the retained ones. "
+    "High means that the class comes back with so little effort.",
+}

@@ -1,0 +1,293 @@
+"""What the pages ask for: studies, allocations, measured plans, bounds, downloads.
+
+Everything that runs a network is a job (`app.jobs`) in the lane of that network; everything here that answers at once
+reads the study's closed forms or the disk.
+"""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+import threading
+import zipfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import modhifi
+from modhifi._files import atomic_file
+from modhifi.data import Data
+from modhifi.errors import UserError
+from modhifi.models import Model
+from modhifi.plan import Plan
+from modhifi.progress import Progress
+
+from .jobs import Job, Jobs
+from .selection import Choice, LabelledData, Source, digest
+from .store import BoundPoint, Point, Store
+
+__all__ = ["Library", "commands", "forget_point", "prune_point"]
+
+
+class Library:
+    """One for the whole server. ``jobs`` and ``store`` are its two halves: what runs and what is kept."""
+
+    def __init__(self, store: Store | None = None) -> None:
+        self.store = store or Store()
+        self.jobs = Jobs()
+        self._lock = threading.Lock()
+        self._models: OrderedDict[str, Model] = OrderedDict()
+        self._studies: OrderedDict[str, modhifi.Study] = OrderedDict()
+
+    # Studies
+
+    def study(self, source: Source) -> modhifi.Study | None:
+        """The study of ``source`` if there is one, from memory or from disk. Raises `UserError` if it is damaged."""
+        name = source.id
+        with self._lock:
+            if name in self._studies:
+                self._studies.move_to_end(name)
+                return self._studies[name]
+            if not self.store.has_study(name):
+                return None
+            study = modhifi.Study.load(self.store.study_path(name))
+            self._keep(self._studies, name, study, 3)
+            return study
+
+    def analysis_job(self, source: Source) -> Job | None:
+        return self.jobs.get(f"analyse {source.id}")
+
+    def analyse(self, source: Source) -> Job:
+        """Starts the one pass over the data, or joins the one that runs."""
+        name = self.store.remember(source)
+
+        def work(progress: Progress) -> str:
+            if self.store.has_study(name):
+                return name
+            model = self._model(source, progress)
+            data = modhifi.load_data(source.data, root=source.root, split=source.split)
+            study = modhifi.analyze(model, data, samples=source.samples, seed=source.seed, progress=progress)
+            study.save(self.store.study_path(name))
+            with self._lock:
+                self._keep(self._studies, name, study, 3)
+            return name
+
+        if self.study(source) is None:
+            self.jobs.forget(f"analyse {name}")  # its folder may have been deleted since
+        return self.jobs.submit(f"analyse {name}", f"Analysis of {source.label}", source.lane, work)
+
+    # Pruning
+
+    def allocation(self, source: Source, choice: Choice) -> modhifi.pruning.Allocation:
+        """What a plan would keep and cost; milliseconds. Raises `UserError` for a wish that cannot be met."""
+        return _allocation(self, source, choice)
+
+    def measure(self, source: Source, choice: Choice, data: LabelledData) -> Job:
+        """Makes the plan, carries it out and measures before and after; the result is the `Point` that was kept."""
+        point_id = prune_point(choice, data)
+
+        def work(progress: Progress) -> Point:
+            study, model = self._study_and_model(source, progress)
+            plan = modhifi.prune(study, **choice.arguments, recalibrate_bn=choice.recalibrate_bn, progress=progress)
+            changed = modhifi.apply(plan, model)
+            labelled = _load(data)
+            evaluation = modhifi.evaluate(changed, labelled, baseline=model, progress=progress)
+            point = Point(
+                id=point_id,
+                kind="prune",
+                label=choice.label,
+                measured_on=data,
+                evaluation=evaluation.model_dump(mode="json"),
+                choice=choice,
+                predicted=plan.predicted,
+            )
+            self.store.add_point(source.id, point, plan)
+            return point
+
+        return self._once(f"measure {source.id} {point_id}", f"Measuring {choice.label}", source, work)
+
+    # Bounds
+
+    def measure_bounds(self, source: Source, choices: Sequence[Choice], samples: int) -> Job:
+        """Bound and measured error of a plan for each of ``choices``, each kept as soon as it is there."""
+
+        def work(progress: Progress) -> int:
+            study, _ = self._study_and_model(source, progress)
+            data = modhifi.load_data(source.data, root=source.root, split=source.split)
+            for number, choice in enumerate(choices):
+                prefix = f"{choice.remain:.0%} remains ({number + 1} of {len(choices)}): "
+
+                def report(done: int, total: int, what: str, prefix: str = prefix) -> None:
+                    progress(done, total, prefix + what)
+
+                plan = modhifi.prune(study, **choice.arguments, progress=report)
+                measured = modhifi.bounds.measure(study, plan, data, samples=samples, progress=report)
+                self.store.add_bound(
+                    source.id,
+                    BoundPoint(
+                        id=choice.digest,
+                        choice=choice,
+                        samples=samples,
+                        bound=measured.bound,
+                        measured=measured.measured,
+                        tightness=measured.tightness,
+                        rows=[dict(row) for row in measured.rows],
+                    ),
+                )
+            return len(choices)
+
+        return self._once(f"bounds {source.id} {digest(list(choices))}", "Measuring bounds", source, work)
+
+    # Forgetting
+
+    def forget(self, source: Source, forget: Sequence[str], data: LabelledData, test: LabelledData) -> Job:
+        """Makes the network forget classes, decided on ``data``, measured on ``test``; the result is the `Point`."""
+        classes = tuple(forget)
+        point_id = forget_point(classes, data, test)
+
+        def work(progress: Progress) -> Point:
+            study, model = self._study_and_model(source, progress)
+            plan = modhifi.unlearn(study, forget=list(classes), data=_load(data), progress=progress)
+            changed = modhifi.apply(plan, model)
+            evaluation = modhifi.evaluate(changed, _load(test), baseline=model, progress=progress)
+            point = Point(
+                id=point_id,
+                kind="unlearn",
+                label="Without " + ", ".join(classes),
+                measured_on=test,
+                evaluation=evaluation.model_dump(mode="json"),
+                forget=classes,
+                predicted=plan.predicted,
+            )
+            self.store.add_point(source.id, point, plan)
+            return point
+
+        return self._once(f"forget {source.id} {point_id}", f"Forgetting {', '.join(classes)}", source, work)
+
+    # Taking away
+
+    def archive(self, source: Source, point: Point, formats: Sequence[str]) -> Path | None:
+        """The export folder as a .zip, if it was built."""
+        path = self._archive_path(source, point, formats)
+        return path if path.is_file() else None
+
+    def build(self, source: Source, point: Point, formats: Sequence[str]) -> Job:
+        """Carries the plan out and packs what `modhifi.export` writes; the result is the path of the .zip."""
+        target = self._archive_path(source, point, formats)
+
+        def work(progress: Progress) -> Path:
+            _, model = self._study_and_model(source, progress)
+            progress(0, 0, "changing the network")
+            changed = modhifi.apply(self.store.plan(source.id, point.id), model)
+            progress(0, 0, f"writing {', '.join(formats)}")
+            with tempfile.TemporaryDirectory() as folder, atomic_file(target) as temporary:
+                written = modhifi.export(changed, Path(folder) / "model", formats=list(formats))
+                with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+                    for path in sorted(Path(written).rglob("*")):
+                        if path.is_file():
+                            archive.write(path, path.relative_to(folder))
+            return target
+
+        return self._once(
+            f"build {source.id} {point.id} {point.made} {target.name}", f"Building {point.label}", source, work
+        )
+
+    def report(self, source: Source, point: Point) -> str:
+        """The stand-alone page about a measured plan, HTML."""
+        study = self.study(source)
+        if study is None:
+            raise UserError("the study of this plan is gone from the cache; run the analysis again")
+        plan = self.store.plan(source.id, point.id)
+        return modhifi.export_report(plan, modhifi.Evaluation.model_validate(point.evaluation), study)
+
+    def plan_zip(self, source: Source, point: Point) -> bytes:
+        return self.store.plan(source.id, point.id).to_zip()
+
+    # Inside jobs only
+
+    def _model(self, source: Source, progress: Progress) -> Model:
+        with self._lock:
+            model = self._models.get(source.lane)
+        if model is None:
+            progress(0, 0, "loading the network")
+            model = modhifi.load_model(source.model, source.weights)
+            with self._lock:
+                self._keep(self._models, source.lane, model, 2)
+        return model
+
+    def _study_and_model(self, source: Source, progress: Progress) -> tuple[modhifi.Study, Model]:
+        study = self.study(source)
+        if study is None:
+            raise UserError("this network has no study yet; run the analysis on the Model page first")
+        model = self._model(source, progress)
+        if model.fingerprint != study.model.fingerprint:
+            raise UserError(f"the weights of {source.model} have changed since its study; run the analysis again")
+        return study, model
+
+    def again(self, key: str) -> None:
+        """Lets a job that is done be asked for anew."""
+        self.jobs.forget(key)
+
+    def _once(self, key: str, title: str, source: Source, work: Any) -> Job:
+        return self.jobs.submit(key, title, source.lane, work)
+
+    @staticmethod
+    def _keep(cache: OrderedDict[str, Any], key: str, value: Any, at_most: int) -> None:
+        cache[key] = value
+        cache.move_to_end(key)
+        while len(cache) > at_most:
+            cache.popitem(last=False)
+
+    def _archive_path(self, source: Source, point: Point, formats: Sequence[str]) -> Path:
+        return self.store.point_folder(source.id, point.id) / f"{'-'.join(formats)}.zip"
+
+
+def prune_point(choice: Choice, data: LabelledData) -> str:
+    """The name of the `Point` that measuring this choice on this data gives."""
+    return f"prune-{choice.digest}-{data.digest}"
+
+
+def forget_point(classes: Sequence[str], data: LabelledData, test: LabelledData) -> str:
+    """The same for forgetting."""
+    return f"forget-{digest(list(classes))}-{data.digest}-{test.digest}"
+
+
+# The wish is made of names and numbers, and a study never changes under its name: an exact key.
+@lru_cache(maxsize=512)
+def _allocation(library: Library, source: Source, choice: Choice) -> modhifi.pruning.Allocation:
+    study = library.study(source)
+    if study is None:
+        raise UserError("this network has no study yet; run the analysis on the Model page first")
+    return modhifi.pruning.allocate(study, **choice.arguments)
+
+
+def _load(data: LabelledData) -> Data:
+    loaded = modhifi.load_data(data.data, root=data.root, split=data.split, samples=data.samples)
+    if loaded.labels is None:
+        raise UserError(f"{data.data} has no labels; choose labelled images to measure on")
+    return loaded
+
+
+def commands(source: Source, plan: Plan, test: LabelledData) -> str:
+    """The command lines that do the same without the dashboard."""
+    data = ["--data", source.data, *_options({"--data-root": source.root, "--split": source.split})]
+    analyze = ["analyze", source.model, *_options({"--weights": source.weights}), *data]
+    analyze += ["--samples", str(source.samples), "--seed", str(source.seed), "--out", "study"]
+    settings = plan.settings
+    if plan.kind == "unlearn":
+        make = ["unlearn", "study", "--forget", ",".join(plan.forget), *data, "--out", "plan.json"]
+    else:
+        make = ["prune", "study", f"--{settings.budget}", str(settings.remain), "--score", settings.score]
+        make += ["--compensate", settings.compensate]
+        make += ["--recalibrate-bn"] if settings.recalibrate_bn else []
+        make += ["--out", "plan.json"]
+    where = ["--data", test.data, *_options({"--data-root": test.root, "--split": test.split})]
+    evaluate = ["evaluate", "plan.json", *where]
+    export = ["export", "plan.json", "--out", "model"]
+    return "\n".join(shlex.join(["python", "-m", "modhifi", *line]) for line in (analyze, make, evaluate, export))
+
+
+def _options(pairs: dict[str, str | None]) -> list[str]:
+    return [word for option, value in pairs.items() if value for word in (option, value)]

@@ -1,0 +1,57 @@
+"""The dashboard's entry point: ``streamlit run app/main.py``, from any folder."""
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+# ``streamlit run`` puts this file's folder on the path, where its modules would shadow others of the same name, and not
+# the project's.
+sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry not in (str(HERE), str(ROOT)))]
+
+import streamlit as st  # noqa: E402
+import torch  # noqa: E402
+
+from app.session import choose_study  # noqa: E402
+
+
+@st.cache_resource(show_spinner=False)
+def use_threads() -> int:
+    """Once for the server: changing the number while a network runs would disturb it."""
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def page(name: str, title: str, icon: str, text: str, default: bool = False) -> st.Page:
+    path = ROOT / "pages" / f"{name}.py"
+    return st.Page(path, title=title, icon=f":material/{icon}:", url_path=name, default=default, help=text)
+
+
+st.set_page_config(page_title="ModHiFi Studio", page_icon=str(HERE / "icon.svg"), layout="wide")
+st.logo(str(HERE / "logo.svg"), size="large", icon_image=str(HERE / "logo.svg"))
+use_threads()
+pages = [
+    page("model", "Model", "deployed_code", "One pass over unlabelled images: no labels, no loss, no gradients.", True),
+    page("importance", "Importance", "bar_chart_4_bars", "The fewest components that carry a layer are its HiFi set."),
+    page(
+        "bounds",
+        "Bounds",
+        "straighten",
+        "How far an error in one layer reaches the logits, and how close the bound comes.",
+    ),
+    page("prune", "Prune", "content_cut", "The prediction follows the slider; Measure carries the plan out."),
+    page("forget", "Forget", "ink_eraser", "Edits away what carries chosen classes, then tries to bring them back."),
+    page(
+        "export", "Export", "download", "What was decided here can be carried away and replayed without the dashboard."
+    ),
+]
+chosen = st.navigation(pages, position="top")
+left, right = st.columns([1.7, 1], gap="medium", vertical_alignment="bottom")
+with left:
+    st.header(chosen.title, anchor=False)
+    st.caption(chosen.help)
+with right:
+    choose_study()
+chosen.run()

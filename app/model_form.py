@@ -1,0 +1,103 @@
+"""The form that asks for a study: which network, which images, how many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+from pydantic import ValidationError
+
+from modhifi.errors import UserError
+
+from .library import Library
+from .selection import DEFAULT, Source
+
+__all__ = ["MODELS", "model_form", "source_from"]
+
+MODELS = (
+    "digits-resnet20",
+    "cifar10-resnet20",
+    "cifar10-resnet56",
+    "torchvision:vgg16_bn",
+    "torchvision:resnet18",
+    "torchvision:resnet50",
+    "timm:resnet18",
+    "timm:resnet50",
+)
+DATA = ("digits", "cifar10")
+
+
+def model_form(library: Library) -> None:
+    """Draws the form. *Analyse* makes the study the current one and starts its analysis; a mistake is said in place."""
+    with st.form("model", border=False):
+        first, second = st.columns(2, gap="medium")
+        with first:
+            st.selectbox(
+                "Network",
+                MODELS,
+                key="form-model",
+                accept_new_options=True,
+                help="`digits-resnet20`, `cifar10-resnetN`, `timm:NAME`, `torchvision:NAME`, or a folder that Export "
+                "wrote. Type your own.",
+            )
+            st.text_input(
+                "Checkpoint",
+                key="form-weights",
+                placeholder="path of a .safetensors, .pt, .pth or .th file; empty for the weights that come with it",
+                help="Read on the machine that runs this server. Pickles are opened with weights_only: no code runs.",
+            )
+            st.number_input(
+                "Samples", 8, 100_000, DEFAULT.samples, 64, key="form-samples", help="Unlabelled images to look at."
+            )
+        with second:
+            st.selectbox(
+                "Images",
+                DATA,
+                key="form-data",
+                accept_new_options=True,
+                help="`digits`, `cifar10`, a folder of class folders, or a .parquet file or folder. Type your own.",
+            )
+            st.text_input(
+                "Folder of the images",
+                key="form-root",
+                placeholder="where they lie; empty for digits",
+            )
+            st.number_input("Seed", 0, 2**31 - 1, DEFAULT.seed, 1, key="form-seed", help="Which images are drawn.")
+        st.form_submit_button(
+            "Analyse",
+            type="primary",
+            icon=":material/play_arrow:",
+            on_click=_begin,
+            args=(library,),
+        )
+    if problem := st.session_state.pop("form-problem", None):
+        st.error(problem, icon=":material/error:")
+
+
+def _begin(library: Library) -> None:
+    try:
+        fields = ("model", "weights", "data", "root", "samples", "seed")
+        source = source_from({name: st.session_state[f"form-{name}"] for name in fields})
+    except UserError as error:
+        st.session_state["form-problem"] = str(error)
+        return
+    library.analyse(source)
+    st.session_state["study"] = source.id
+
+
+def source_from(fields: dict[str, Any]) -> Source:
+    """The `Source` of a filled-in form; `UserError` with one line for what is not right."""
+    texts = {name: (str(fields.get(name) or "").strip() or None) for name in ("model", "weights", "data", "root")}
+    for name in ("weights", "root"):
+        if texts[name]:
+            texts[name] = str(Path(str(texts[name])).expanduser().absolute())
+    if not texts["model"] or not texts["data"]:
+        raise UserError("name a network and the images to analyse it with")
+    if Path(texts["data"]).expanduser().exists() and texts["data"] not in DATA:
+        texts["data"] = str(Path(texts["data"]).expanduser().absolute())
+    try:
+        return Source.model_validate(texts | {"samples": fields["samples"], "seed": fields["seed"]}).checked()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error

@@ -1,0 +1,173 @@
+"""The Prune page's controls: from widgets to a `Choice`, and from a `Choice` to its job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+import modhifi
+from modhifi.errors import UserError
+
+from . import components as ui
+from .figures import TradeOff
+from .library import prune_point
+from .selection import WORDS, Choice, LabelledData
+from .session import Session
+from .store import Point
+from .tables import overrides_table
+
+__all__ = ["Wish", "measured", "point_from_click", "prune_controls"]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the controls say, and the allocation that follows; None with its reason where it cannot be met."""
+
+    choice: Choice
+    data: LabelledData
+    allocation: Any
+    problem: str | None
+
+    @property
+    def point(self) -> str:
+        return prune_point(self.choice, self.data)
+
+
+def prune_controls(session: Session, study: modhifi.Study) -> Wish:
+    """Draws budget, allocation, compensation and overrides, and *Measure*."""
+    budget = st.segmented_control(
+        "Budget",
+        ["flops", "params"],
+        default="flops",
+        key="budget",
+        bind="query-params",
+        required=True,
+        format_func=WORDS.__getitem__,
+        help=f"What is counted. FLOPs: {ui.FORMULAS['flops']} Parameters: {ui.FORMULAS['params']}",
+    )
+    remain = st.slider(
+        f"{WORDS[budget]} that remain",
+        5,
+        100,
+        50,
+        1,
+        format="%d%%",
+        key="remain",
+        bind="query-params",
+        help="The fraction of the whole network's that stays; met to within one component.",
+    )
+    compensate = ui.compensation("compensate")
+    spread = st.segmented_control(
+        "Spread over the layers",
+        ["global", "uniform"],
+        default="global",
+        key="allocation",
+        bind="query-params",
+        required=True,
+        format_func=WORDS.__getitem__,
+        help="**Global** takes next what raises the bound least for the budget it frees. **Uniform** takes the same "
+        "share of every group.",
+    )
+    recalibrate = st.toggle(
+        "Re-estimate BatchNorm",
+        key="bn",
+        bind="query-params",
+        help="Runs the unlabelled images through the pruned network once more. Helps a poor reconstruction, can hurt "
+        "a good one.",
+    )
+    by_hand = _overrides(session)
+    choice = Choice(
+        budget=budget,
+        remain=remain / 100,
+        compensate=compensate,
+        allocation=spread,
+        recalibrate_bn=recalibrate,
+        overrides=tuple(sorted(by_hand.items())),
+    )
+    allocation, problem = None, None
+    try:
+        allocation = session.library.allocation(session.source, choice)
+    except UserError as error:
+        problem = str(error)
+    with st.container(horizontal=True):
+        if st.button("By hand", icon=":material/tune:", help="Set how many components single groups keep."):
+            _edit_overrides(
+                session, study, allocation.counts if allocation else {g.name: g.size for g in study.groups}, by_hand
+            )
+        data = ui.labelled_data("test", session.source.labelled, "Measured on", "test")
+    wish = Wish(choice, data, allocation, problem)
+    known = any(point.id == wish.point for point in session.points())
+    st.button(
+        "Measure again" if known else "Measure",
+        type="primary",
+        icon=":material/play_arrow:",
+        width="stretch",
+        disabled=allocation is None,
+        on_click=_measure,
+        args=(session, wish),
+        key="measure",
+        help="Carries the plan out on a copy and runs the labelled images through both: real accuracy and latency.",
+    )
+    return wish
+
+
+def _overrides(session: Session) -> dict[str, int]:
+    held: dict[str, dict[str, int]] = st.session_state.setdefault("overrides", {})
+    by_hand = held.get(session.source.id, {})
+    if by_hand:
+        words = ", ".join(f"{name}: {count}" for name, count in by_hand.items())
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(f"By hand: {words}")
+            st.button(
+                "Clear", type="tertiary", on_click=held.pop, args=(session.source.id, None), key="clear-overrides"
+            )
+    return by_hand
+
+
+@st.dialog("Components by hand", width="medium")
+def _edit_overrides(session: Session, study: modhifi.Study, counts: dict[str, int], by_hand: dict[str, int]) -> None:
+    st.caption("A group with a number keeps exactly so many; the budget is spent on the others.")
+    table, columns = overrides_table(study, counts, by_hand)
+    edited = st.data_editor(
+        table,
+        column_config=columns,
+        disabled=["Group", "Components", "Planned"],
+        hide_index=True,
+        key="overrides-editor",
+        alt="Components of each group, with a column to set by hand",
+    )
+    if st.button("Apply", type="primary"):
+        st.session_state["overrides"][session.source.id] = {
+            str(row.Group): min(int(row.hand), int(row.Components))
+            for row in edited.rename(columns={"By hand": "hand"}).dropna(subset=["hand"]).itertuples()
+        }
+        st.rerun()
+
+
+def _measure(session: Session, wish: Wish) -> None:
+    session.library.again(f"measure {session.source.id} {wish.point}")
+    session.library.measure(session.source, wish.choice, wish.data)
+    st.session_state["awaited"] = wish.point
+
+
+def measured(points: list[Point]) -> list[TradeOff]:
+    return [
+        TradeOff(
+            point.id,
+            point.label,
+            point.evaluation["flops"] / point.evaluation["flops_before"],
+            point.evaluation["accuracy"],
+            point.evaluation.get("latency_ms"),
+        )
+        for point in points
+    ]
+
+
+def point_from_click() -> None:
+    """The trade-off chart's callback: the clicked plan becomes the current one."""
+    event = st.session_state.get("trade-off")
+    points = [p for p in event["selection"]["points"] if p.get("customdata")] if event else []
+    if points:
+        st.session_state["plan"] = str(points[0]["customdata"][0])

@@ -1,0 +1,156 @@
+"""What is selected, as small typed values. A page's address carries their names; results never travel in it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+import modhifi
+from modhifi.errors import UserError
+
+__all__ = ["DEFAULT", "Choice", "Compensation", "LabelledData", "Source", "WORDS", "digest"]
+
+Compensation = Literal["none", "scalar", "full"]
+
+WORDS: Mapping[str, str] = {
+    "none": "No compensation",
+    "scalar": "Scalar",
+    "full": "Full",
+    "greedy": "Greedy",
+    "naive": "Naive",
+    "global": "Global",
+    "uniform": "Uniform",
+    "flops": "FLOPs",
+    "params": "Parameters",
+}
+"""How the words of the library are written on a screen."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def digest(self) -> str:
+        return digest(self.model_dump_json())
+
+
+def digest(value: object) -> str:
+    """A short name for a value that prints itself exactly; the same on every machine and in every run."""
+    return hashlib.sha256(str(value).encode()).hexdigest()[:8]
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Names the version of the package by its text, so that a study made by other code is made anew."""
+    files = sorted(Path(modhifi.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+class LabelledData(_Frozen):
+    """Labelled images to measure on."""
+
+    data: str = "digits"
+    root: str | None = None
+    split: str | None = "test"
+    samples: int | None = Field(default=None, ge=1)
+
+
+class Source(_Frozen):
+    """A network and the unlabelled images that it is analysed with: all that a study depends on."""
+
+    model: str = "digits-resnet20"
+    weights: str | None = None
+    data: str = "digits"
+    root: str | None = None
+    split: str | None = None
+    samples: int = Field(default=512, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("model", "data", mode="after")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must be named")
+        return value.strip()
+
+    @property
+    def lane(self) -> str:
+        """Jobs on one network take turns."""
+        return f"{self.model} {self.weights or ''}".strip()
+
+    @property
+    def id(self) -> str:
+        """The name of its study in the cache and in the address.
+
+        Depends on the choice, on the package's own code, and on size and time of change of a checkpoint that was
+        named, so that a file that was overwritten is not answered for by the study of its predecessor.
+        """
+        stamp = ""
+        for path in (self.weights, self.model):
+            if path and Path(path).expanduser().exists():
+                stat = Path(path).expanduser().stat()
+                stamp += f"{stat.st_size} {stat.st_mtime_ns} "
+        text = f"{self.model_dump_json()} {_code()} {stamp}"
+        readable = re.sub(r"[^a-z0-9]+", "-", Path(self.model).name.lower()).strip("-")[:32]
+        return f"{readable}-{self.samples}-{digest(text)}"
+
+    @property
+    def label(self) -> str:
+        where = Path(self.root).name if self.root and self.data not in ("digits",) else ""
+        data = f"{self.data} {where}".strip()
+        weights = f" ({Path(self.weights).name})" if self.weights else ""
+        seed = f", seed {self.seed}" if self.seed else ""
+        return f"{Path(self.model).name}{weights} · {data}, {self.samples}{seed}"
+
+    def checked(self) -> Source:
+        """Itself, if the files it names are there; `UserError` otherwise, before a job is started for nothing."""
+        if self.weights and not Path(self.weights).expanduser().is_file():
+            raise UserError(f"no checkpoint at {self.weights}; give the path of a .safetensors, .pt, .pth or .th file")
+        if self.root and not Path(self.root).expanduser().exists():
+            raise UserError(f"no data at {self.root}; give the folder (or .parquet file) that holds the images")
+        return self
+
+    @property
+    def labelled(self) -> LabelledData:
+        """Where one looks for labels first: the same source, its test part."""
+        return LabelledData(data=self.data, root=self.root)
+
+
+DEFAULT = Source()
+"""What a first visit shows."""
+
+
+class Choice(_Frozen):
+    """How to prune: the wish, before a plan is made of it."""
+
+    budget: Literal["flops", "params"] = "flops"
+    remain: float = Field(default=0.5, gt=0, le=1)
+    score: Literal["greedy", "naive"] = "greedy"
+    allocation: Literal["global", "uniform"] = "global"
+    compensate: Compensation = "full"
+    recalibrate_bn: bool = False
+    overrides: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """As `modhifi.pruning.allocate` takes them."""
+        return {
+            self.budget: self.remain,
+            "score": self.score,
+            "allocation": self.allocation,
+            "compensate": self.compensate,
+            "overrides": dict(self.overrides),
+        }
+
+    @property
+    def label(self) -> str:
+        hand = f", {len(self.overrides)} by hand" if self.overrides else ""
+        bn = ", BN re-estimated" if self.recalibrate_bn else ""
+        names = f"{WORDS[self.allocation].lower()}, {WORDS[self.compensate].lower()}"
+        return f"{self.remain:.0%} {WORDS[self.budget]} · {names}{bn}{hand}"

@@ -1,0 +1,153 @@
+"""What the dashboard keeps on disk: studies, measured plans and bounds. It survives a restart and is safe to delete.
+
+``$MODHIFI_HOME`` (default ``~/.cache/modhifi``) holds
+
+    studies/ID/source.json           what was asked for (`app.selection.Source`)
+    studies/ID/study/                the study itself, as `modhifi.Study.save` writes it
+    studies/ID/points/ID/plan.json   a plan, as `modhifi.Plan.save` writes it
+    studies/ID/points/ID/point.json  what it is called, what was chosen, and what was measured
+    studies/ID/points/ID/model.zip   the changed network, once it was built for download
+    studies/ID/bounds/ID.json        one measured bound
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modhifi._files import read_json, write_json
+from modhifi.errors import UserError
+from modhifi.plan import Plan
+
+from .selection import Choice, LabelledData, Source
+
+__all__ = ["BoundPoint", "Point", "Store", "home"]
+
+_Record = TypeVar("_Record", bound=BaseModel)
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,100}")
+
+
+def home() -> Path:
+    return Path(os.environ.get("MODHIFI_HOME") or Path.home() / ".cache" / "modhifi").expanduser()
+
+
+class Point(BaseModel):
+    """A plan that was carried out and measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    kind: Literal["prune", "unlearn"]
+    label: str
+    measured_on: LabelledData
+    evaluation: dict[str, Any]
+    choice: Choice | None = None
+    forget: tuple[str, ...] = ()
+    predicted: dict[str, float] = Field(default_factory=dict)
+    made: float = Field(default_factory=time.time)
+
+
+class BoundPoint(BaseModel):
+    """The bound of a plan beside the error that was measured, whole and for each layer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    choice: Choice
+    samples: int
+    bound: float
+    measured: float
+    tightness: float | None
+    rows: list[dict[str, Any]]
+    made: float = Field(default_factory=time.time)
+
+
+class Store:
+    """Reads and writes the folder; holds nothing itself, so that any number of sessions may share it."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or home()
+
+    # Studies
+
+    def folder(self, study: str) -> Path:
+        if not _ID.fullmatch(study):
+            raise UserError(f"{study!r} is not the name of a study")
+        return self.root / "studies" / study
+
+    def study_path(self, study: str) -> Path:
+        return self.folder(study) / "study"
+
+    def has_study(self, study: str) -> bool:
+        return self.study_path(study).is_dir()
+
+    def remember(self, source: Source) -> str:
+        """Writes down what was asked for; gives the study's name."""
+        path = self.folder(source.id) / "source.json"
+        if not path.exists():
+            write_json(path, source.model_dump())
+        return source.id
+
+    def sources(self) -> dict[str, Source]:
+        """Every study that was ever asked for, the newest first; damaged entries are left out."""
+        found: list[tuple[float, str, Source]] = []
+        for path in (self.root / "studies").glob("*/source.json"):
+            try:
+                found.append(
+                    (path.stat().st_mtime, path.parent.name, Source.model_validate(read_json(path, "a source")))
+                )
+            except (UserError, ValidationError, OSError):
+                continue
+        return {name: source for _, name, source in sorted(found, key=lambda entry: (-entry[0], entry[1]))}
+
+    def delete_study(self, study: str) -> None:
+        shutil.rmtree(self.folder(study), ignore_errors=True)
+
+    # Measured plans
+
+    def point_folder(self, study: str, point: str) -> Path:
+        if not _ID.fullmatch(point):
+            raise UserError(f"{point!r} is not the name of a measured plan")
+        return self.folder(study) / "points" / point
+
+    def add_point(self, study: str, point: Point, plan: Plan) -> None:
+        folder = self.point_folder(study, point.id)
+        shutil.rmtree(folder, ignore_errors=True)  # an archive built from the plan's predecessor must not stay
+        plan.save(folder / "plan.json")
+        write_json(folder / "point.json", point.model_dump(mode="json"))
+
+    def points(self, study: str, kind: Literal["prune", "unlearn"] | None = None) -> list[Point]:
+        """In the order in which they were measured."""
+        read = [_read(Point, path, path.stat().st_mtime_ns) for path in self.folder(study).glob("points/*/point.json")]
+        return sorted((p for p in read if p is not None and kind in (None, p.kind)), key=lambda p: (p.made, p.id))
+
+    def plan(self, study: str, point: str) -> Plan:
+        return Plan.load(self.point_folder(study, point) / "plan.json")
+
+    def delete_point(self, study: str, point: str) -> None:
+        shutil.rmtree(self.point_folder(study, point), ignore_errors=True)
+
+    # Bounds
+
+    def add_bound(self, study: str, bound: BoundPoint) -> None:
+        write_json(self.folder(study) / "bounds" / f"{bound.id}.json", bound.model_dump(mode="json"))
+
+    def bounds(self, study: str) -> list[BoundPoint]:
+        """From much that remains to little."""
+        read = [_read(BoundPoint, path, path.stat().st_mtime_ns) for path in self.folder(study).glob("bounds/*.json")]
+        return sorted((b for b in read if b is not None), key=lambda b: (-b.choice.remain, b.made))
+
+
+@lru_cache(maxsize=512)
+def _read(kind: type[_Record], path: Path, changed: int) -> _Record | None:  # noqa: ARG001 - ``changed`` is in the key
+    try:
+        return kind.model_validate(read_json(path, "a record"))
+    except (UserError, ValidationError):
+        return None

@@ -1,0 +1,24 @@
+"""Take away the plan, the changed network and the report."""
+
+import streamlit as st
+
+from app import components as ui
+from app.export import model_download, plan_download, report_download
+from app.library import commands
+
+session, study = ui.analysed()
+point = ui.current_plan(session)
+if point is None:
+    st.info(
+        "No plan yet: measure one on *Prune*, or let the network forget a class on *Forget*.", icon=":material/info:"
+    )
+    st.stop()
+ui.before_and_after(point)
+cards = st.columns(3, gap="medium", border=True)
+for card, draw in zip(cards, (plan_download, model_download, report_download), strict=True):
+    with card:
+        draw(session, point)
+st.subheader("The same from the command line", anchor=False)
+st.caption("The downloaded plan is measured again by `python -m modhifi evaluate plan.zip`, with the same result.")
+plan = session.library.store.plan(session.source.id, point.id)
+st.code(commands(session.source, plan, point.measured_on), language="bash", wrap_lines=True)

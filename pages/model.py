@@ -1,0 +1,40 @@
+"""Choose a network and its images, run the analysis, see what the network is made of."""
+
+import streamlit as st
+
+from app import components as ui
+from app.model_form import model_form
+from app.session import current
+from app.tables import groups_table, skipped_table
+
+session = current()
+with st.expander("Choose another network or other images", expanded=session.study is None, icon=":material/add:"):
+    model_form(session.library)
+session, study = ui.analysed()
+
+dense = study.dense
+ui.numbers(
+    [
+        ui.Number("Parameters", ui.compact(dense.params), ui.FORMULAS["params"]),
+        ui.Number("FLOPs (MACs)", ui.compact(dense.flops), ui.FORMULAS["flops"]),
+        ui.Number(
+            "Groups", str(len(study.groups)), "Sets of channels that can only go together, each with its consumers."
+        ),
+        ui.Number("Components", str(sum(g.size for g in study.groups)), "All that could be removed, one by one."),
+        ui.Number("Classes", str(len(study.model.classes)), "What the network tells apart."),
+        ui.Number("Samples", str(study.data.samples), "Unlabelled images that the statistics were taken from."),
+    ]
+)
+left, right = st.columns([3, 2], gap="medium")
+with left:
+    st.subheader("Groups", anchor=False)
+    table, columns = groups_table(study)
+    st.dataframe(
+        table, column_config=columns, hide_index=True, height=320, alt="The groups of components, in forward order"
+    )
+with right:
+    st.subheader("Left whole", anchor=False)
+    st.dataframe(skipped_table(study), hide_index=True, height=320, alt="Channels that are left whole, and why")
+st.caption(
+    f"The study is kept in `{session.library.store.study_path(session.source.id)}`; the command line reads it too."
+)

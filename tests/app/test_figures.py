@@ -1,0 +1,102 @@
+"""Figures: what is drawn is what was given, they stay small, and every axis says what it shows."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from app import figures as f
+
+RNG = np.random.default_rng(0)
+
+
+def strips(groups: int, components: int) -> list[f.Strip]:
+    sorted_ = np.sort(RNG.random((groups, components)), axis=1)[:, ::-1]
+    return [f.Strip(f"layer{i}.0.conv1", row, components // 4) for i, row in enumerate(sorted_)]
+
+
+def marks(figure: go.Figure) -> int:
+    return sum(np.size(trace.z) if trace.type == "heatmap" else len(trace.x) for trace in figure.data)
+
+
+CLASSES = [str(i) for i in range(10)]
+PLAIN: list[Callable[[], go.Figure]] = [
+    lambda: f.overview(strips(9, 32), "layer3.0.conv1", 0.8),
+    lambda: f.singletons(np.linspace(1, 0, 64), 10),
+    lambda: f.curves(np.linspace(0, 1, 65), np.linspace(0, 1, 65) ** 2, 0.8, 52),
+    lambda: f.outputs(RNG.random((16, 16))),
+    lambda: f.gains(["a.conv1", "b.conv1"], [10, 3], [4, 2]),
+    lambda: f.bound_scatter([0.1, 0.5], [1, 3], [0.8, 0.5]),
+    lambda: f.bound_scatter([], [], []),
+    lambda: f.tightness(["a", "b"], [1, 2], [0.5, 0.1]),
+    lambda: f.allocation(["a", "b"], [3, 5], [16, 32]),
+    lambda: f.trade_off([f.TradeOff("p", "half", 0.5, 0.97)], 0.99, 0.5, "p"),
+    lambda: f.trade_off([], None, None, None),
+    lambda: f.confusion(np.eye(10) * 50, CLASSES),
+    lambda: f.per_class({c: {"before": 1.0, "after": None} for c in CLASSES}, ["3"]),
+]
+
+
+@pytest.mark.parametrize("draw", PLAIN)
+def test_every_figure_is_whole(draw: Callable[[], go.Figure]) -> None:
+    figure = draw()
+    json.loads(figure.to_json())
+    assert figure.layout.yaxis.title.text
+    assert figure.layout.height <= 400
+    assert figure.layout.paper_bgcolor == "rgba(0,0,0,0)", "the page's own background, light or dark"
+
+
+def test_large_networks_are_aggregated() -> None:
+    assert marks(f.overview(strips(120, 2048), None, 0.8)) < 6000
+    assert marks(f.singletons(np.linspace(1, 0, 20_000), 10)) <= 1000
+    assert marks(f.outputs(RNG.random((2048, 2048)))) <= 5000
+
+
+def test_overview_shows_every_component_and_names_its_group() -> None:
+    given = strips(3, 16)
+    bars, line = f.overview(given, "layer1.0.conv1", 0.8).data
+    assert len(bars.x) == 48
+    assert [entry[0] for entry in bars.customdata[:16]] == ["layer0.0.conv1"] * 16
+    assert [entry[2] for entry in bars.customdata[16:32]] == pytest.approx(list(given[1].fidelity))
+    assert sum(bars.y[:16]) == pytest.approx(100)
+    assert line.y[:2] == (25, 25)
+    assert len(f.overview(given, "layer1.0.conv1", 0.8).layout.shapes) == 1
+    assert not f.overview(given, None, 0.8).layout.shapes
+
+
+def test_aggregation_keeps_the_mean() -> None:
+    table = RNG.random((128, 160))
+    shown = np.array(f.outputs(table).data[0].z)
+    assert shown.mean() == pytest.approx(table.mean(), rel=1e-3)
+
+
+def test_the_diagonal_of_the_bound_scatter_is_y_equals_x() -> None:
+    diagonal = f.bound_scatter([0.1, 0.5], [1, 3], [0.8, 0.5]).data[0]
+    assert tuple(diagonal.x) == tuple(diagonal.y)
+
+
+def test_a_class_without_images_has_no_bar() -> None:
+    before, after = f.per_class({"a": {"before": 0.0, "after": None}}, []).data
+    assert before.y == (0.0,)
+    assert after.y == (None,)
+
+
+def test_names_under_an_axis_lose_what_all_share_and_stay_apart() -> None:
+    assert f._short(["layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1"]) == ["layer1.0", "layer1.1", "layer2.0"]
+    assert f._short(["layer1.0.conv1", "layer1.0.conv2"]) == ["conv1", "conv2"]
+    assert f._short(["features.0", "features.3"]) == ["0", "3"]
+    assert f._short(["only.one"]) == ["only.one"]
+
+
+def test_colours_are_seen_on_light_and_on_dark() -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    for colour in (f.BLUE, f.ORANGE, f.GREY):
+        for background in ("#FFFFFF", "#10161F"):
+            high, low = sorted((luminance(colour), luminance(background)), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 3, f"{colour} on {background}"

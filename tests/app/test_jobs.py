@@ -1,0 +1,169 @@
+"""The registry of jobs, on its own: no Streamlit, no network."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from app.jobs import Job, Jobs
+from modhifi.errors import UserError
+from modhifi.progress import Progress
+
+
+def endless(started: threading.Event) -> Callable[[Progress], None]:
+    def work(progress: Progress) -> None:
+        for done in range(100_000):
+            progress(done, 100_000, "counting")
+            started.set()
+            time.sleep(0.001)
+
+    return work
+
+
+def over(job: Job) -> Job:
+    assert job.wait(10), f"{job.title} did not end: {job.state}, {job.step}"
+    return job
+
+
+def test_a_job_reports_its_steps_and_keeps_its_result() -> None:
+    jobs = Jobs()
+    go_on, reached = threading.Event(), threading.Event()
+
+    def work(progress: Progress) -> str:
+        progress(1, 4, "reading")
+        reached.set()
+        assert go_on.wait(10)
+        return "what came out"
+
+    job = jobs.submit("k", "A job", "lane", work)
+    assert reached.wait(10)
+    assert (job.state, job.step, job.fraction, job.result) == ("running", "reading", 0.25, None)
+    go_on.set()
+    assert over(job).state == "done"
+    assert job.result == "what came out"
+    assert jobs.get("k") is job
+
+
+def test_time_left_follows_from_what_is_done() -> None:
+    job = Job("k", "A job", "lane")
+    job._report(1, 4, "reading")
+    assert job.remaining is None, "too early to say"
+    job._step_started -= 10
+    assert job.remaining == pytest.approx(30, rel=0.01)
+    job._report(4, 4, "reading")
+    assert job.remaining == pytest.approx(0, abs=0.01)
+    job._report(0, 9, "another step")
+    assert job.remaining is None
+
+
+def test_cancel_stops_it_at_its_next_report_and_it_can_be_asked_for_again() -> None:
+    jobs = Jobs()
+    started = threading.Event()
+    job = jobs.submit("k", "A job", "lane", endless(started))
+    assert started.wait(10)
+    job.cancel()
+    assert over(job).state == "cancelled"
+    assert job.error is None
+    again = jobs.submit("k", "A job", "lane", lambda _: 3)
+    assert again is not job
+    assert over(again).result == 3
+
+
+def test_a_job_cancelled_while_it_waits_never_starts() -> None:
+    jobs = Jobs()
+    started = threading.Event()
+    first = jobs.submit("first", "First", "lane", endless(started))
+    ran: list[int] = []
+    second = jobs.submit("second", "Second", "lane", lambda _: ran.append(1))
+    assert started.wait(10)
+    second.cancel()
+    assert second.stopping
+    first.cancel()
+    assert over(second).state == "cancelled"
+    assert not ran
+
+
+def test_a_mistake_of_the_user_is_one_line() -> None:
+    def work(progress: Progress) -> None:
+        raise UserError("no file at\n  here; name another")
+
+    job = over(Jobs().submit("k", "A job", "lane", work))
+    assert (job.state, job.error) == ("error", "no file at here; name another")
+
+
+def test_a_fault_of_ours_is_one_line_and_the_worker_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    jobs = Jobs()
+    job = over(jobs.submit("k", "A job", "lane", lambda _: 1 // 0))
+    assert job.state == "error"
+    assert job.error is not None
+    assert "ZeroDivisionError" in job.error
+    assert "\n" not in job.error
+    assert "Traceback" in caplog.text
+    assert over(jobs.submit("next", "Next", "lane", lambda _: "fine")).result == "fine"
+    assert over(jobs.submit("k", "A job", "lane", lambda _: "mended")).result == "mended"
+
+
+def test_the_same_asked_twice_is_computed_once() -> None:
+    jobs = Jobs()
+    calls: list[int] = []
+    gate = threading.Event()
+
+    def work(progress: Progress) -> int:
+        assert gate.wait(10)
+        calls.append(1)
+        return len(calls)
+
+    asked: list[Job] = []
+    threads = [threading.Thread(target=lambda: asked.append(jobs.submit("k", "A job", "lane", work))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gate.set()
+    assert len({id(job) for job in asked}) == 1
+    assert over(asked[0]).result == 1
+    assert jobs.submit("k", "A job", "lane", work) is asked[0], "done: the result is still there"
+    jobs.forget("k")
+    assert over(jobs.submit("k", "A job", "lane", work)).result == 2
+
+
+def test_one_network_has_one_worker_and_two_networks_have_two() -> None:
+    jobs = Jobs()
+    busy = {"a": 0, "b": 0}
+    most = {"a": 0, "b": 0}
+    together = threading.Barrier(2)
+
+    def on(lane: str) -> Callable[[Progress], None]:
+        def work(progress: Progress) -> None:
+            busy[lane] += 1
+            most[lane] = max(most[lane], busy[lane])
+            together.wait(10)  # passes only while the other lane works too
+            time.sleep(0.01)
+            busy[lane] -= 1
+
+        return work
+
+    started = [jobs.submit(f"{lane}{i}", "A job", lane, on(lane)) for i in range(3) for lane in "ab"]
+    assert {over(job).state for job in started} == {"done"}
+    assert most == {"a": 1, "b": 1}
+
+
+def test_a_page_finds_the_latest_of_its_kind() -> None:
+    jobs = Jobs()
+    first, second = (over(jobs.submit(f"measure study {i}", "A job", "lane", lambda _: None)) for i in (1, 2))
+    other = over(jobs.submit("build study 1", "Another", "lane", lambda _: None))
+    assert jobs.latest("measure study ") is second
+    assert jobs.latest("build ") is other
+    assert jobs.latest("forget ") is None
+    jobs.forget(first.key)
+    again = over(jobs.submit(first.key, "A job", "lane", lambda _: None))
+    assert jobs.latest("measure study ") is again
+
+
+def test_old_results_are_let_go() -> None:
+    jobs = Jobs(keep=3)
+    for i in range(10):
+        over(jobs.submit(f"k{i}", "A job", "lane", lambda _: None))
+    assert jobs.get("k0") is None
+    assert jobs.get("k9") is not None

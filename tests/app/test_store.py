@@ -1,0 +1,133 @@
+"""The cache on disk: what is written is read again by another process, and damage is left out rather than fatal."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.selection import DEFAULT, Choice, LabelledData, Source
+from app.store import BoundPoint, Point, Store
+from modhifi.data import DataRef
+from modhifi.errors import UserError
+from modhifi.models import InputSpec, ModelRef
+from modhifi.plan import GroupPlan, Plan, Settings
+
+EVALUATION = {"accuracy": 0.97, "accuracy_before": 0.99, "flops": 50, "flops_before": 100, "samples": 500}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+@pytest.fixture
+def plan() -> Plan:
+    model = ModelRef(
+        spec="digits-resnet20",
+        weights=None,
+        fingerprint="0" * 64,
+        input=InputSpec(size=(32, 32), mean=(0, 0, 0), std=(1, 1, 1)),
+        classes=("0", "1"),
+    )
+    data = DataRef(spec="digits", root=None, split="calibration", samples=8, seed=0, fingerprint="1" * 64)
+    groups = {"layer1.0.conv1": GroupPlan(total=4, keep=[0, 2])}
+    plan = Plan(kind="prune", model=model, calibration=data, settings=Settings(), groups=groups)
+    return plan.with_tensors({"weight": torch.arange(6.0).reshape(2, 3)})
+
+
+def point(name: str = "prune-1", made: float = 1.0) -> Point:
+    return Point(
+        id=name,
+        kind="prune",
+        label="half",
+        measured_on=LabelledData(),
+        evaluation=EVALUATION,
+        choice=Choice(),
+        made=made,
+    )
+
+
+def test_points_survive_a_restart(store: Store, plan: Plan) -> None:
+    study = store.remember(DEFAULT)
+    store.add_point(study, point("prune-2", made=2.0), plan)
+    store.add_point(study, point("prune-1", made=1.0), plan)
+    after = Store(store.root)
+    assert [p.id for p in after.points(study)] == ["prune-1", "prune-2"]
+    assert after.points(study)[0] == point()
+    assert after.points(study, "unlearn") == []
+    again = after.plan(study, "prune-1")
+    assert again.groups == plan.groups
+    assert torch.equal(again.tensors["weight"], plan.tensors["weight"])
+
+
+def test_a_point_measured_again_replaces_itself_and_what_was_built_from_it(store: Store, plan: Plan) -> None:
+    study = store.remember(DEFAULT)
+    store.add_point(study, point(made=1.0), plan)
+    built = store.point_folder(study, "prune-1") / "safetensors.zip"
+    built.write_bytes(b"old")
+    store.add_point(study, point(made=3.0), plan)
+    assert [p.made for p in store.points(study)] == [3.0]
+    assert not built.exists()
+    store.delete_point(study, "prune-1")
+    assert store.points(study) == []
+
+
+def test_bounds_are_kept_from_much_that_remains_to_little(store: Store) -> None:
+    study = store.remember(DEFAULT)
+    for remain in (0.3, 0.8):
+        bound = BoundPoint(
+            id=f"b{remain}", choice=Choice(remain=remain), samples=8, bound=2, measured=1, tightness=2, rows=[]
+        )
+        store.add_bound(study, bound)
+    assert [b.choice.remain for b in Store(store.root).bounds(study)] == [0.8, 0.3]
+
+
+def test_sources_are_remembered_and_damage_is_left_out(store: Store, plan: Plan) -> None:
+    study = store.remember(Source(samples=64))
+    store.remember(DEFAULT)
+    assert store.sources()[study] == Source(samples=64)
+    assert not store.has_study(study)
+    (store.folder(study) / "source.json").write_text("{")
+    assert list(store.sources()) == [DEFAULT.id]
+    store.add_point(DEFAULT.id, point(), plan)
+    (store.point_folder(DEFAULT.id, "prune-1") / "point.json").write_text('{"id": 1}')
+    assert store.points(DEFAULT.id) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x" * 200])
+def test_names_from_the_address_stay_inside_the_folder(store: Store, name: str) -> None:
+    with pytest.raises(UserError):
+        store.folder(name)
+    with pytest.raises(UserError):
+        store.point_folder("study", name)
+
+
+def test_the_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODHIFI_HOME", str(tmp_path / "here"))
+    assert Store().root == tmp_path / "here"
+
+
+def test_a_study_has_its_own_name_for_everything_it_depends_on(tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"one")
+    sources = [
+        DEFAULT,
+        Source(samples=64),
+        Source(seed=1),
+        Source(data="cifar10", root=str(tmp_path)),
+        Source(model="cifar10-resnet20"),
+        Source(weights=str(weights)),
+    ]
+    names = [source.id for source in sources]
+    weights.write_bytes(b"another")
+    names.append(Source(weights=str(weights)).id)
+    assert len(set(names)) == len(names)
+    assert Source().id == DEFAULT.id
+
+
+def test_a_file_that_is_not_there_is_said_before_a_job_is_started(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint at"):
+        Source(weights=str(tmp_path / "none.pth")).checked()
+    with pytest.raises(UserError, match="no data at"):
+        Source(data="cifar10", root=str(tmp_path / "none")).checked()
+    assert DEFAULT.checked() is DEFAULT
