@@ -1,0 +1,149 @@
+"""The two linear operators that read components, Conv2d and Linear, seen alike: ``Y = W x`` at every position.
+
+A weight is *flat* when it has shape (O, n): n = in_channels · kernel pixels for a convolution (channel-major, as
+`Tensor.flatten` gives it), n = in_features for a linear layer. A position is a pixel of the output or a token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Edit", "edited", "flat_weight", "get_operator", "observed", "operate", "patches", "position_count"]
+
+Operator = nn.Conv2d | nn.Linear
+
+
+def get_operator(module: nn.Module, name: str) -> Operator:
+    """The layer called ``name``; TypeError if it is neither Conv2d nor Linear."""
+    layer = module.get_submodule(name)
+    if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+        raise TypeError(f"{name} is a {type(layer).__name__}, not a Conv2d or Linear")
+    return layer
+
+
+def flat_weight(layer: Operator) -> Tensor:
+    """(O, n), a view."""
+    return layer.weight.detach().flatten(1)
+
+
+def _padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    # torch keeps the padding of every mode, "same" included, in this attribute, ready for F.pad.
+    return F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+
+
+def operate(layer: Operator, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What ``layer`` would give for ``x`` with the flat ``weight`` (O, n) and ``bias`` (O,) in place of its own."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    kernel = weight.reshape(layer.weight.shape)
+    return F.conv2d(_padded(layer, x), kernel, bias, layer.stride, 0, layer.dilation, layer.groups)
+
+
+def _output_size(layer: nn.Conv2d, padded: Tensor) -> tuple[int, int]:
+    sizes = [
+        (padded.shape[2 + axis] - layer.dilation[axis] * (layer.kernel_size[axis] - 1) - 1) // layer.stride[axis] + 1
+        for axis in (0, 1)
+    ]
+    return sizes[0], sizes[1]
+
+
+def position_count(layer: Operator, x: Tensor) -> int:
+    """Positions of one sample for the input ``x`` (B, …)."""
+    if isinstance(layer, nn.Linear):
+        return x[0].numel() // x.shape[-1]
+    height, width = _output_size(layer, _padded(layer, x[:1]))
+    return height * width
+
+
+def patches(layer: Operator, x: Tensor, at: Tensor | None = None) -> Tensor:
+    """What the operator multiplies its flat weight with: the rows of ``x`` at each position, (B·p, n).
+
+    ``x``: the layer's input. ``at``: (B, p) int64, which positions of each sample; None for all, in order.
+    """
+    if isinstance(layer, nn.Linear):
+        tokens = x.reshape(x.shape[0], -1, x.shape[-1])  # (B, P, n)
+        if at is None:
+            return tokens.reshape(-1, x.shape[-1])
+        return tokens[torch.arange(x.shape[0], device=x.device)[:, None], at].reshape(-1, x.shape[-1])
+    padded = _padded(layer, x).contiguous()
+    batch, channels = padded.shape[:2]
+    height, width = _output_size(layer, padded)
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+    nb, nc, ny, nx = padded.stride()
+    # A view of every patch, (B, h, w, C, kh, kw); only those that are asked for are ever copied.
+    view = padded.as_strided((batch, height, width, channels, kh, kw), (nb, ny * sh, nx * sw, nc, ny * dh, nx * dw))
+    if at is None:
+        return view.reshape(batch * height * width, -1)
+    row = torch.arange(batch, device=x.device)[:, None]
+    return view[row, at // width, at % width].reshape(at.numel(), -1)
+
+
+@contextlib.contextmanager
+def observed(module: nn.Module, names: Iterable[str], see: Callable[[str, Operator, Tensor], None]) -> Iterator[None]:
+    """While open, ``see(name, layer, input)`` is called at each forward pass through each named layer."""
+    hooks = []
+    try:
+        for name in names:
+            layer = get_operator(module, name)
+
+            def hook(layer: nn.Module, args: tuple[Any, ...], *, name: str = name) -> None:
+                see(name, layer, args[0].detach())  # type: ignore[arg-type]
+
+            hooks.append(layer.register_forward_pre_hook(hook))
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A layer's new flat weight (O, n), and a constant (O,) added to its output so that its mean stays."""
+
+    weight: Tensor
+    shift: Tensor
+
+
+@contextlib.contextmanager
+def edited(
+    module: nn.Module, edits: Mapping[str, Edit], see: Callable[[str, Tensor], None] | None = None
+) -> Iterator[None]:
+    """While open, each named layer answers with its edit instead of its own weight; nothing in ``module`` is written.
+
+    ``see(name, difference)`` gets what the edit adds to the layer's output, in the layer's output shape.
+    """
+    hooks = []
+    try:
+        for name, edit in edits.items():
+            layer = get_operator(module, name)
+            own = flat_weight(layer)
+            delta = edit.weight.to(own) - own
+            shift = edit.shift.to(own)
+
+            def hook(
+                layer: nn.Module,
+                args: tuple[Any, ...],
+                output: Tensor,
+                *,
+                name: str = name,
+                delta: Tensor = delta,
+                shift: Tensor = shift,
+            ) -> Tensor:
+                difference = operate(layer, args[0], delta, shift)  # type: ignore[arg-type]
+                if see is not None:
+                    see(name, difference)
+                return output + difference
+
+            hooks.append(layer.register_forward_hook(hook))
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
