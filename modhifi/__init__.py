@@ -1,1 +1,18 @@
-"""ModHiFi: which components of a trained network carry its predictions, and what to do with those that do not."""
+"""Which components of a trained network carry its predictions, and what to do with those that do not.
+
+    model = modhifi.load_model("digits-resnet20")
+    study = modhifi.analyze(model, modhifi.load_data("digits"), samples=512)
+
+One pass over unlabelled data leaves sufficient statistics; importance, pruning, bounds and unlearning are decided from them
+in closed form (ModHiFi, Kashyap et al., NeurIPS 2025).
+"""
+
+from .data import Data, load_data
+from .errors import Cancelled, UserError
+from .models import Model, load_model
+from .plan import Plan
+from .study import Study, analyze
+
+__version__ = "0.1.0"
+
+__all__ = ["Cancelled", "Data", "Model", "Plan", "Study", "UserError", "analyze", "load_data", "load_model"]
