@@ -16,8 +16,9 @@ from PIL import Image
 
 from ._types import Data
 
-__all__ = ["CALIBRATION_SIZE", "TEST_SIZE", "digits"]
+__all__ = ["CALIBRATION_SIZE", "SPLITS", "TEST_SIZE", "digits"]
 
+SPLITS = ("train", "calibration", "test")
 TEST_SIZE = 500
 CALIBRATION_SIZE = 512
 
@@ -52,7 +53,7 @@ def _splits(labels: np.ndarray) -> dict[str, tuple[int, ...]]:
 
 
 def digits(split: str) -> Data:
-    """One of the splits ``train``, ``calibration``, ``test``; KeyError for another name."""
+    """One of `SPLITS`; KeyError for another name."""
     images, labels, source = _source()
     splits = _splits(labels)
     return Data(
@@ -64,5 +65,5 @@ def digits(split: str) -> Data:
         labels=torch.from_numpy(labels),
         classes=tuple(str(i) for i in range(10)),
         source=source,
-        splits=tuple(splits),
+        splits=SPLITS,
     )

@@ -41,7 +41,7 @@ def timm_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
         raise UserError(f"timm has no pretrained weights {name!r}{_similar(tags)}")
     if state is None and tag:
         try:
-            model = timm.create_model(name, pretrained=True)
+            model: Any = timm.create_model(name, pretrained=True)
         except Exception as error:
             # Whatever the hub's client and the network under it raise: there is no common class.
             raise _unreachable(f"timm:{name}", error) from error
@@ -55,7 +55,7 @@ def timm_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
             model = timm.create_model(name, pretrained=False, **arguments)
         if state is None:
             _say_random(f"timm:{name}", f"a name with a tag ({tags[0]})" if tags else "none")
-    data = resolve_model_data_config(model)
+    data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     interpolation = data["interpolation"]
     spec = InputSpec(
         size=tuple(data["input_size"][1:]),

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from .._files import read_json
+from ..data._cifar10 import CIFAR10_CLASSES
 from ..devices import choose_device
 from ..errors import UserError
 from ..progress import Progress, silent
@@ -24,7 +25,6 @@ from .cifar_resnet import DEPTHS, cifar_resnet
 __all__ = ["DEFAULT_MODEL", "list_models", "load_model"]
 
 DEFAULT_MODEL = "digits-resnet20"
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # The normalisation of the published checkpoints (github.com/akamaster/pytorch_resnet_cifar10), not CIFAR-10's own.
 CIFAR10_INPUT = InputSpec(size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
