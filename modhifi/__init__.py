@@ -11,8 +11,10 @@ from .data import Data, load_data
 from .errors import Cancelled, UserError
 from .models import Model, load_model
 from .plan import Plan
+from .pruning import allocate, prune
 from .study import Study, analyze
+from .surgery import apply
 
 __version__ = "0.1.0"
 
-__all__ = ["Cancelled", "Data", "Model", "Plan", "Study", "UserError", "analyze", "load_data", "load_model"]
+__all__ = ["Cancelled", "Data", "Model", "Plan", "Study", "UserError", "allocate", "analyze", "apply", "load_data", "load_model", "prune"]

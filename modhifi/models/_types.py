@@ -59,6 +59,8 @@ class Model:
     fingerprint: str
     plan: Plan | None = None
     """The plan that made this network, None for one as it was loaded."""
+    added_biases: tuple[str, ...] = ()
+    """Layers that got a bias from the plan which the architecture does not have."""
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,161 @@
+"""The knife. A plan is applied in two steps that can be compared: first *masked*, the network in its old shape with the new
+weights and zeros where components are gone; then *removed*, those zeros taken out through torch-pruning's dependency graph.
+Both give the same answers, and a plan whose removal does not is refused.
+
+Names in a plan's tensors, all in the coordinates of the unchanged network:
+``L.weight`` (O, columns that stay) new flat weight of consumer L; ``L.shift`` (O,) a constant for its output;
+``B.running_mean``, ``B.running_var`` (C,) new statistics of BatchNorm B.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .._operators import get_operator
+from ..components import Structure, dependency_graph, enumerate_components, prune_out
+from ..errors import UserError
+from ..models import Model, fingerprint
+from ..plan import GroupPlan, Plan
+
+__all__ = ["apply", "restructure"]
+
+# Removed and masked network may differ by rounding only: relative to the largest logit, in float32.
+_TOLERANCE = 1e-3
+
+
+def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
+    """The model changed as the plan says; ``model`` itself stays as it is.
+
+    Args:
+        plan: what stays, and the new weights.
+        model: the network that the plan was made for.
+        masked: leave the network in its old shape, zeros where components are gone (the removed one's twin).
+
+    Raises:
+        UserError: if the plan was made for other weights, or does not fit the network.
+        RuntimeError: if the removed network does not answer as the masked one does (an operation that the tracer misreads).
+    """
+    if model.fingerprint != plan.model.fingerprint:
+        raise UserError(
+            f"the plan was made for other weights ({plan.model.spec}, fingerprint {plan.model.fingerprint[:12]}) than these"
+            f" ({model.spec}, {model.fingerprint[:12]}); load the weights it names"
+        )
+    structure = enumerate_components(model.module, model.example())
+    _check(plan, structure)
+    net = copy.deepcopy(model.module)
+    added = _mask(net, plan, structure)
+    if not masked and any(len(group.keep) < group.total for group in plan.groups.values()):
+        small = copy.deepcopy(net)
+        restructure(small, model.example(), plan.groups)
+        _compare(net, small, model.example(2))
+        net = small
+    return Model(
+        spec=model.spec,
+        module=net.eval().requires_grad_(False),
+        input=model.input,
+        classes=model.classes,
+        weights=model.weights,
+        fingerprint=fingerprint(net),
+        plan=plan,
+        added_biases=tuple(added),
+    )
+
+
+def restructure(
+    module: nn.Module, example: Tensor, groups: Mapping[str, GroupPlan], added_biases: Sequence[str] = ()
+) -> None:
+    """Takes the components that do not stay out of ``module``, in place, and adds zero biases to the layers that need one."""
+    for name in added_biases:
+        _add_bias(get_operator(module, name))
+    graph = dependency_graph(module, example)
+    for name, group in groups.items():
+        gone = sorted(set(range(group.total)) - set(group.keep))
+        if gone:
+            layer = get_operator(module, name)
+            graph.get_pruning_group(layer, prune_out(layer), idxs=gone).prune()
+
+
+def _check(plan: Plan, structure: Structure) -> None:
+    sizes = {group.name: group.size for group in structure.groups}
+    for name, group in plan.groups.items():
+        if name not in sizes:
+            raise UserError(f"the plan names group {name}, which this network does not have")
+        if sizes[name] != group.total or not all(0 <= i < group.total for i in group.keep):
+            raise UserError(f"the plan's group {name} has {group.total} components, the network's has {sizes[name]}")
+
+
+def _add_bias(layer: nn.Conv2d | nn.Linear) -> None:
+    layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]), requires_grad=False)
+
+
+@torch.no_grad()
+def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
+    """Writes the plan's weights into ``net``, zero where components are gone; returns the layers that got a bias."""
+    added = []
+    touched = set()
+    for group in structure.groups:
+        chosen = plan.groups.get(group.name)
+        for consumer in group.consumers:
+            layer = get_operator(net, consumer.layer)
+            columns = torch.arange(layer.weight[0].numel()).reshape(group.size, consumer.block)
+            if chosen is not None:
+                columns = columns[chosen.keep]
+            columns = columns.reshape(-1).to(layer.weight.device)
+            flat = layer.weight.flatten(1)
+            new = torch.zeros_like(flat)
+            new[:, columns] = _tensor(plan, f"{consumer.layer}.weight", flat[:, columns])
+            layer.weight.copy_(new.reshape(layer.weight.shape))
+            touched.add(f"{consumer.layer}.weight")
+            if f"{consumer.layer}.shift" in plan.tensors:
+                touched.add(f"{consumer.layer}.shift")
+                shift = _tensor(plan, f"{consumer.layer}.shift", flat[:, 0])
+                if consumer.shift is None:
+                    _add_bias(layer)
+                    added.append(consumer.layer)
+                    assert layer.bias is not None
+                    layer.bias.copy_(shift)
+                elif consumer.shift.endswith(".bias"):
+                    assert layer.bias is not None
+                    layer.bias.add_(shift)
+                else:
+                    # BatchNorm subtracts its running mean: what is added to its input is taken off there.
+                    net.get_buffer(consumer.shift).sub_(shift)
+    for name, norm in net.named_modules():
+        for statistic in ("running_mean", "running_var"):
+            key = f"{name}.{statistic}"
+            if key in plan.tensors:
+                if not isinstance(norm, _BatchNorm):
+                    raise UserError(f"the plan changes {key}, but {name} is not a BatchNorm here")
+                buffer = net.get_buffer(key)
+                buffer.copy_(_tensor(plan, key, buffer))
+                touched.add(key)
+    unknown = sorted(set(plan.tensors) - touched)
+    if unknown:
+        raise UserError(f"the plan changes {unknown[0]}, which this network does not have or does not read components with")
+    return added
+
+
+def _tensor(plan: Plan, name: str, like: Tensor) -> Tensor:
+    """The plan's tensor in the dtype and place of ``like``, or ``like`` itself where the plan has none."""
+    value = plan.tensors.get(name)
+    if value is None:
+        return like
+    if value.shape != like.shape:
+        raise UserError(f"the plan's {name} has shape {tuple(value.shape)}, the network needs {tuple(like.shape)}")
+    return value.to(like)
+
+
+@torch.inference_mode()
+def _compare(masked: nn.Module, removed: nn.Module, example: Tensor) -> None:
+    before, after = masked(example), removed(example)
+    difference = float((before - after).abs().max())
+    if not difference <= _TOLERANCE * max(1e-6, float(before.abs().max())):
+        raise RuntimeError(
+            f"the network with its components removed differs from the masked one by {difference:.3g}: the tracer misread"
+            " how they are connected; please report this network"
+        )
