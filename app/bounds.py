@@ -27,11 +27,8 @@ def in_words(bounds: Sequence[BoundPoint]) -> str:
         return "Nothing measured yet: choose how much remains and press Measure."
     low, high = min(ratios), max(ratios)
     broken = sum(r < 1 for r in ratios)
-    sentence = (
-        f"The bound is {low:.1f} to {high:.1f} times the measured error"
-        if len(ratios) > 1
-        else (f"The bound is {low:.1f} times the measured error")
-    )
+    times = f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
+    sentence = f"The bound is {times} times the measured error"
     if broken:
         return f"{sentence}. In {broken} of {len(ratios)} plans it lies below: the estimated constants were too small."
     return f"{sentence}; every point lies on or above y = x."

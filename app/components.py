@@ -186,7 +186,7 @@ def labelled_data(key: str, default: LabelledData, label: str, split: str | None
 
 def current_plan(session: Session, label: str = "Current plan") -> Point | None:
     """The measured plan that the address names as ``?plan=``, the newest at first; None if nothing was measured yet."""
-    points = {point.id: point for point in reversed(session.points())}
+    points = session.plans()
     if not points:
         return None
     chosen = st.selectbox(
@@ -194,7 +194,6 @@ def current_plan(session: Session, label: str = "Current plan") -> Point | None:
         list(points),
         key="plan",
         bind="query-params",
-        format_func=lambda name: f"{points[name].label} ({percent(points[name].evaluation['accuracy'])})",
         help="The plan that Export hands over. A new measurement becomes the current plan.",
     )
     return points.get(chosen)

@@ -242,7 +242,7 @@ def gains(layers: Sequence[str], maximum: Sequence[float], rms: Sequence[float])
         hovertemplate="<b>%{x}</b><br>root mean square %{y:.3g}<extra></extra>",
     )
     figure.update_xaxes(title="layer, in forward order", showgrid=False, tickangle=-35 if len(names) > 6 else 0)
-    figure.update_yaxes(title="logit error per unit of local error", type="log", tickformat="~g")
+    figure.update_yaxes(title="logit error per unit of local error", type="log", **_log_ticks([*maximum, *rms]))
     return _finish(figure, 320)
 
 
@@ -274,8 +274,8 @@ def bound_scatter(measured: Sequence[float], bound: Sequence[float], remain: Seq
         customdata=list(remain),
         hovertemplate="%{customdata:.0%} remains<br>bound %{y:.3g}<br>measured %{x:.3g}<extra></extra>",
     )
-    figure.update_xaxes(title="measured error, RMS over the logits", type="log", tickformat="~g")
-    figure.update_yaxes(title="bound", type="log", tickformat="~g")
+    figure.update_xaxes(title="measured error, RMS over the logits", type="log", **_log_ticks(values))
+    figure.update_yaxes(title="bound", type="log", **_log_ticks(values))
     return _finish(figure, 320)
 
 
@@ -287,7 +287,7 @@ def tightness(layers: Sequence[str], bound: Sequence[float], measured: Sequence[
     figure.add_bar(x=names, y=list(measured), name="measured", marker={"color": ORANGE, "pattern": {"shape": "/"}})
     figure.update_traces(hovertemplate="<b>%{x}</b><br>%{y:.3g}<extra>%{fullData.name}</extra>")
     figure.update_xaxes(title="layer changed alone", showgrid=False, tickangle=-35 if len(names) > 6 else 0)
-    figure.update_yaxes(title="RMS error of the logits", type="log", tickformat="~g")
+    figure.update_yaxes(title="RMS error of the logits", type="log", **_log_ticks([*bound, *measured]))
     return _finish(figure, 300)
 
 
@@ -332,6 +332,7 @@ def trade_off(points: Sequence[TradeOff], dense: float | None, planned: float | 
         name="measured",
         marker={
             "color": BLUE,
+            "opacity": 1.0,
             "size": [15 if p.id == chosen else 10 for p in points],
             "line": {"width": [3 if p.id == chosen else 0 for p in points], "color": ORANGE},
         },
@@ -359,8 +360,7 @@ def confusion(matrix: Array, classes: Sequence[str]) -> go.Figure:
             z=share,
             x=list(classes),
             y=list(classes),
-            text=np.where(matrix > 0, matrix.astype(int).astype(str), ""),
-            texttemplate="%{text}" if small else None,
+            customdata=matrix,
             colorscale=[[0.0, "rgba(124,135,152,0.08)"], [0.02, "rgba(47,127,224,0.25)"], [1.0, BLUE]],
             zmin=0,
             zmax=100,
@@ -368,9 +368,21 @@ def confusion(matrix: Array, classes: Sequence[str]) -> go.Figure:
             ygap=1 if small else 0,
             showscale=not small,
             colorbar={"title": {"text": "share of the class", "side": "right"}, "ticksuffix": "%", "thickness": 12},
-            hovertemplate="true %{y}, answered %{x}<br>%{text} images, %{z:.1f}%<extra></extra>",
+            hovertemplate="true %{y}, answered %{x}<br>%{customdata} images, %{z:.1f}%<extra></extra>",
         )
     )
+    if small:
+        for strong in (True, False):  # white on blue; on pale cells the colour of the page's text
+            cells = [(t, a) for t, a in np.argwhere(matrix > 0) if (share[t, a] > 40) == strong]
+            figure.add_scatter(
+                x=[classes[a] for _, a in cells],
+                y=[classes[t] for t, _ in cells],
+                text=[str(int(matrix[t, a])) for t, a in cells],
+                mode="text",
+                textfont={"color": "#FFFFFF"} if strong else None,
+                hoverinfo="skip",
+                showlegend=False,
+            )
     figure.update_xaxes(title="answered", type="category", showgrid=False, dtick=1 if small else None)
     figure.update_yaxes(title="true", type="category", autorange="reversed", showgrid=False, dtick=1 if small else None)
     return _finish(figure, 380)
@@ -403,10 +415,26 @@ def _short(names: Sequence[str]) -> list[str]:
     return [".".join(p) for p in parts]
 
 
+def _log_ticks(values: Sequence[float]) -> dict[str, object]:
+    """Ticks at 1, 2 and 5 of each decade, at 1 alone where there are many decades."""
+    positive = [v for v in values if v > 0]
+    if not positive:
+        return {}
+    low, high = int(np.floor(np.log10(min(positive)))), int(np.ceil(np.log10(max(positive))))
+    steps = (1, 2, 5) if high - low <= 3 else (1,)
+    ticks = [step * 10.0**decade for decade in range(low, high + 1) for step in steps]
+    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+
+
 def _finish(figure: go.Figure, height: int) -> go.Figure:
     figure.update_layout(
         height=height,
-        margin={"l": 8, "r": 8, "t": 28, "b": 8},
+        margin={
+            "l": 8,
+            "r": 8,
+            "t": 28 if any(t.showlegend is not False and t.name for t in figure.data) else 8,
+            "b": 8,
+        },
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0.0, "title": None},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",

@@ -55,17 +55,15 @@ def _forget(session: Session, classes: list[str], labelled: LabelledData, test: 
 
 
 def forgotten(session: Session) -> Point | None:
-    """Draws the choice among what was forgotten so far; the newest first."""
-    points = {p.id: p for p in reversed(session.points()) if p.kind == "unlearn"}
-    if not points:
+    """Draws the choice of the current plan; gives it if it forgets."""
+    if not any(point.kind == "unlearn" for point in session.points()):
         st.caption("Nothing forgotten yet: choose one class or several and press Forget.")
         return None
-    current = st.session_state.get("plan")
-    if current in points:
-        st.session_state["forgotten"] = current
-    if len(points) == 1:
-        return next(iter(points.values()))
-    return points[st.selectbox("Result", list(points), key="forgotten", format_func=lambda name: points[name].label)]
+    point = ui.current_plan(session)
+    if point is not None and point.kind == "prune":
+        st.caption("The current plan prunes; choose one that forgets to see how it is judged.")
+        return None
+    return point
 
 
 def numbers_of(point: Point) -> list[Number]:

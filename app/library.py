@@ -7,6 +7,7 @@ reads the study's closed forms or the disk.
 from __future__ import annotations
 
 import shlex
+import shutil
 import tempfile
 import threading
 import zipfile
@@ -74,9 +75,17 @@ class Library:
                 self._keep(self._studies, name, study, 3)
             return name
 
-        if self.study(source) is None:
-            self.jobs.forget(f"analyse {name}")  # its folder may have been deleted since
+        if not self._readable(source):
+            self.jobs.forget(f"analyse {name}")
         return self.jobs.submit(f"analyse {name}", f"Analysis of {source.label}", source.lane, work)
+
+    def _readable(self, source: Source) -> bool:
+        """Whether there is a study; a damaged one is thrown away."""
+        try:
+            return self.study(source) is not None
+        except UserError:
+            shutil.rmtree(self.store.study_path(source.id))
+            return False
 
     # Pruning
 

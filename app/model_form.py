@@ -12,6 +12,7 @@ from modhifi.errors import UserError
 
 from .library import Library
 from .selection import DEFAULT, Source
+from .session import studies
 
 __all__ = ["MODELS", "model_form", "source_from"]
 
@@ -83,7 +84,7 @@ def _begin(library: Library) -> None:
         st.session_state["form-problem"] = str(error)
         return
     library.analyse(source)
-    st.session_state["study"] = source.id
+    st.session_state["study"] = next(words for words, known in studies(library).items() if known == source)
 
 
 def source_from(fields: dict[str, Any]) -> Source:

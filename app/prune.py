@@ -14,7 +14,7 @@ from . import components as ui
 from .figures import TradeOff
 from .library import prune_point
 from .selection import WORDS, Choice, LabelledData
-from .session import Session
+from .session import Session, choose_plan, current
 from .store import Point
 from .tables import overrides_table
 
@@ -170,4 +170,4 @@ def point_from_click() -> None:
     event = st.session_state.get("trade-off")
     points = [p for p in event["selection"]["points"] if p.get("customdata")] if event else []
     if points:
-        st.session_state["plan"] = str(points[0]["customdata"][0])
+        choose_plan(current(), str(points[0]["customdata"][0]))

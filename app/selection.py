@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 import modhifi
 from modhifi.errors import UserError
 
-__all__ = ["DEFAULT", "Choice", "Compensation", "LabelledData", "Source", "WORDS", "digest"]
+__all__ = ["DEFAULT", "Choice", "Compensation", "LabelledData", "Source", "WORDS", "digest", "distinct"]
 
+_Value = TypeVar("_Value")
 Compensation = Literal["none", "scalar", "full"]
 
 WORDS: Mapping[str, str] = {
@@ -38,6 +40,15 @@ class _Frozen(BaseModel):
     @property
     def digest(self) -> str:
         return digest(self.model_dump_json())
+
+
+def distinct(
+    values: Iterable[_Value], words: Callable[[_Value], str], tag: Callable[[_Value], str]
+) -> dict[str, _Value]:
+    """The values by their words, in order; where two have the same words the tag is added."""
+    listed = list(values)
+    count = Counter(words(value) for value in listed)
+    return {words(v) if count[words(v)] == 1 else f"{words(v)} ({tag(v)})": v for v in listed}
 
 
 def digest(value: object) -> str:

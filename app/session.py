@@ -11,10 +11,10 @@ from modhifi.errors import UserError
 
 from .jobs import Job
 from .library import Library
-from .selection import DEFAULT, Source
+from .selection import DEFAULT, Source, distinct
 from .store import Point
 
-__all__ = ["Session", "choose_study", "current", "library"]
+__all__ = ["Session", "choose_plan", "choose_study", "current", "library", "studies"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,16 @@ class Session:
     def points(self) -> list[Point]:
         return self.library.store.points(self.source.id)
 
+    def plans(self) -> dict[str, Point]:
+        """The measured plans by the words that stand in the list and in the address, the newest first."""
+        return distinct(reversed(self.points()), lambda point: point.label, lambda point: point.id)
+
+    @property
+    def plan(self) -> Point | None:
+        """The current plan: the one that was chosen, or measured last."""
+        plans = self.plans()
+        return plans.get(st.session_state.get("plan", ""), next(iter(plans.values()), None))
+
 
 @st.cache_resource(show_spinner=False)
 def library() -> Library:
@@ -44,42 +54,48 @@ def library() -> Library:
 def choose_study() -> None:
     """Draws the choice of the study (``?study=`` in the address), and starts the default on a first visit."""
     shelf = library()
-    sources = _sources(shelf)
+    sources = studies(shelf)
     st.selectbox(
         "Study",
         list(sources),
         key="study",
         bind="query-params",
-        format_func=lambda name: sources[name].label,
         help="A study is one network and what one pass over unlabelled images told about it. All pages show this one. "
         "New ones are made on the Model page.",
     )
-    name = st.session_state["study"]
-    source = sources.get(name, DEFAULT)
+    source = sources.get(st.session_state["study"], DEFAULT)
     if source == DEFAULT and shelf.analysis_job(source) is None and not shelf.store.has_study(source.id):
         shelf.analyse(source)
-    settle(shelf, source)
+    _settle(Session(shelf, source, None))
 
 
 def current() -> Session:
     """For a page: the study in the address, loaded if it is there."""
     shelf = library()
-    source = _sources(shelf).get(st.session_state.get("study", ""), DEFAULT)
+    source = studies(shelf).get(st.session_state.get("study", ""), DEFAULT)
     try:
         return Session(shelf, source, shelf.study(source))
     except UserError as error:
         return Session(shelf, source, None, str(error))
 
 
-def settle(shelf: Library, source: Source) -> None:
+def choose_plan(session: Session, point: str) -> None:
+    """Makes a measured plan the current one, if it is there; before the page draws its choice."""
+    for words, plan in session.plans().items():
+        if plan.id == point:
+            st.session_state["plan"] = words
+
+
+def _settle(session: Session) -> None:
     """Makes the plan that was just measured the current one, as soon as it is there."""
     awaited = st.session_state.get("awaited")
-    if awaited and any(point.id == awaited for point in shelf.store.points(source.id)):
-        st.session_state["plan"] = awaited
+    if awaited and any(point.id == awaited for point in session.points()):
+        choose_plan(session, awaited)
         del st.session_state["awaited"]
 
 
-def _sources(shelf: Library) -> dict[str, Source]:
-    # A name that no longer follows from its source belongs to another version, or to a file that has changed since.
-    known = {name: source for name, source in shelf.store.sources().items() if source.id == name}
-    return {DEFAULT.id: DEFAULT} | known
+def studies(shelf: Library) -> dict[str, Source]:
+    """What was ever analysed here, by the words that stand in the list and in the address; the default first."""
+    # One entry a choice: a study of another version, or of a file that has changed since, is asked for anew.
+    known = {source.id: source for source in (DEFAULT, *shelf.store.sources().values())}
+    return distinct(known.values(), lambda source: source.label, lambda source: source.digest)

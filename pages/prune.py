@@ -54,7 +54,9 @@ with right:
         st.markdown("**What it costs**", help=f"{ui.FORMULAS['accuracy']} Click a point to make it the current plan.")
         dense = pruned[-1].evaluation["accuracy_before"] if pruned else None
         ui.chart(
-            figures.trade_off(measured(pruned), dense, flops if plan else None, st.session_state.get("plan")),
+            figures.trade_off(
+                measured(pruned), dense, flops if plan else None, session.plan.id if session.plan else None
+            ),
             alt=f"Accuracy against FLOPs of {len(pruned)} measured plans",
             key="trade-off",
             on_select=point_from_click,

@@ -1,0 +1,40 @@
+"""A cache of its own for each test, and one with the default study in it that the tests of a run share."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import streamlit as st
+
+from app.library import Library
+from app.selection import DEFAULT
+from app.store import Store
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and a server that has seen nothing yet."""
+    monkeypatch.setenv("MODHIFI_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    st.cache_resource.clear()
+    yield tmp_path / "home"
+    st.cache_resource.clear()
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the default study."""
+    root = tmp_path_factory.mktemp("shelf")
+    library = Library(Store(root))
+    job = library.analyse(DEFAULT)
+    assert job.wait(120)
+    assert job.state == "done", job.error
+    return root
+
+
+@pytest.fixture
+def filled(home: Path, shelf: Path) -> Path:
+    """A cache of this test's own that holds the default study."""
+    shutil.copytree(shelf, home)
+    return home

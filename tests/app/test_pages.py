@@ -1,0 +1,266 @@
+"""Every page in every state: nothing loaded, running, failed, done. In-process, without a browser."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import modhifi
+from app.selection import Source
+from app.session import library
+from modhifi.errors import UserError
+from modhifi.progress import Progress
+
+MAIN = Path(__file__).parents[2] / "app" / "main.py"
+PAGES = ["model", "importance", "bounds", "prune", "forget", "export"]
+OTHER = Source(samples=64)
+
+
+def open_page(name: str, **address: str) -> AppTest:
+    app = AppTest.from_file(str(MAIN), default_timeout=60)
+    for key, value in address.items():
+        app.query_params[key] = value
+    app.run()
+    app.switch_page(f"../pages/{name}.py")
+    return settled(app)
+
+
+def settled(app: AppTest) -> AppTest:
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def words(app: AppTest) -> str:
+    parts = [*app.markdown, *app.caption, *app.info, *app.error, *app.header, *app.subheader, *app.success]
+    return "\n".join(str(part.value) for part in parts)
+
+
+def press(app: AppTest, label: str) -> AppTest:
+    (button,) = [b for b in app.button if b.label == label]
+    button.click()
+    return settled(app)
+
+
+def finish(app: AppTest, kind: str) -> AppTest:
+    """Waits for the page's job, then draws the page again."""
+    job = library().jobs.latest(kind)
+    assert job is not None
+    assert job.wait(120)
+    assert job.state == "done", job.error
+    return settled(app)
+
+
+@pytest.fixture
+def held(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An analysis that reports and goes on until it is cancelled, or the test is over."""
+    end = threading.Event()
+
+    def analyze(*_: Any, progress: Progress, **__: Any) -> None:
+        for done in range(100):
+            progress(done, 100, "collecting statistics")
+            if end.wait(0.1):
+                raise UserError("the test is over")
+
+    monkeypatch.setattr(modhifi, "analyze", analyze)
+    yield
+    end.set()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_loaded(filled: Path, name: str) -> None:
+    library().store.remember(OTHER)
+    app = open_page(name, study=OTHER.label)
+    assert app.selectbox(key="study").value == OTHER.label
+    assert "is not analysed yet: run the analysis" in words(app)
+    assert [b.label for b in app.button if b.label == "Run the analysis"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_running(held: None, name: str) -> None:
+    app = open_page(name)
+    job = library().jobs.latest("analyse")
+    assert job is not None
+    assert job.state == "running", "the first visit starts the default's analysis"
+    assert "This page fills as soon as the analysis is through" in words(app)
+    press(app, "Cancel")
+    assert job.wait(10)
+    assert job.state == "cancelled"
+    app = settled(app)
+    assert "cancelled. Nothing was kept." in words(app)
+    assert "run the analysis" in words(app)
+    assert library().jobs.latest("analyse") is job, "and it is not started again unasked"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_failed(home: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def analyze(*_: Any, **__: Any) -> None:
+        raise UserError("these images are not images; name a folder that holds some")
+
+    monkeypatch.setattr(modhifi, "analyze", analyze)
+    app = open_page(name)
+    job = library().jobs.latest("analyse")
+    assert job is not None
+    assert job.wait(60)
+    app = settled(app)
+    assert [e.value for e in app.error] == ["these images are not images; name a folder that holds some"]
+    assert "Traceback" not in words(app)
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_done(filled: Path, name: str) -> None:
+    app = open_page(name)
+    assert not app.error
+    expected = {
+        "model": "Left whole",
+        "importance": "reach η = 0.80 in every group",
+        "bounds": "Lower bounds of the true constants",
+        "prune": "Nothing measured yet",
+        "forget": "Nothing forgotten yet",
+        "export": "No plan yet",
+    }
+    assert expected[name] in words(app)
+
+
+def test_the_second_start_is_at_once(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def analyze(*_: Any, **__: Any) -> None:
+        raise AssertionError("the study on disk was not used")
+
+    monkeypatch.setattr(modhifi, "analyze", analyze)
+    app = open_page("model")
+    assert not app.error
+    assert library().jobs.latest("analyse") is None
+    assert "Groups" in words(app)
+
+
+def test_a_damaged_study_is_one_line_and_can_be_made_anew(filled: Path) -> None:
+    (study,) = filled.glob("studies/*/study")
+    (study / "study.json").write_text("{")
+    app = open_page("importance")
+    (error,) = app.error
+    assert "damaged" in error.value
+    press(app, "Run the analysis")
+    app = finish(app, "analyse")
+    assert not app.error
+
+
+def test_the_form_starts_an_analysis_and_makes_it_the_study(filled: Path) -> None:
+    app = open_page("model")
+    app.number_input(key="form-samples").set_value(32)
+    press(app, "Analyse")
+    app = finish(app, "analyse")
+    assert app.selectbox(key="study").value == Source(samples=32).label
+    assert [m.value for m in app.metric if m.label == "Samples"] == ["32"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("form-weights", "nowhere.pth", "no checkpoint at"),
+        ("form-root", "nowhere", "no data at"),
+    ],
+)
+def test_a_mistake_in_the_form_is_said_in_place(filled: Path, field: str, value: str, line: str) -> None:
+    app = open_page("model")
+    app.text_input(key=field).set_value(value)
+    press(app, "Analyse")
+    (error,) = app.error
+    assert error.value.startswith(line)
+    assert "\n" not in error.value
+    assert library().jobs.latest("analyse") is None
+
+
+def test_an_unknown_network_is_said_when_the_job_fails(filled: Path) -> None:
+    unknown = Source(model="no-such-network")
+    assert library().analyse(unknown).wait(60)
+    app = open_page("model", study=unknown.label)
+    (error,) = app.error
+    assert "no-such-network" in error.value
+
+
+def test_a_click_in_the_overview_and_the_selectbox_are_equals(filled: Path) -> None:
+    app = open_page("importance")
+    groups = app.selectbox(key="group").options
+    app.selectbox(key="group").set_value(groups[3])
+    app = settled(app)
+    assert groups[3] in [s.value for s in app.subheader]
+
+
+def test_eta_and_compensation_move_the_hifi_set(filled: Path) -> None:
+    def size(app: AppTest) -> int:
+        (line,) = [m.value for m in app.markdown if m.value.startswith("**") and " components** (" in m.value]
+        return int(line[2:].split()[0])
+
+    app = open_page("importance")
+    at_80 = size(app)
+    app.slider(key="eta").set_value(0.95)
+    app = settled(app)
+    assert size(app) > at_80
+    full = size(app)
+    app.segmented_control(key="compensation").set_value("none")
+    app = settled(app)
+    assert size(app) >= full
+
+
+def metric(app: AppTest, label: str) -> str:
+    return next(str(m.value) for m in app.metric if m.label == label)
+
+
+def test_prediction_follows_the_slider(filled: Path) -> None:
+    app = open_page("prune")
+    half = metric(app, "FLOPs")
+    assert 48 <= float(half.rstrip("%")) <= 50.01
+    app.slider(key="remain").set_value(30)
+    app = settled(app)
+    assert 27 <= float(metric(app, "FLOPs").rstrip("%")) <= 30.01
+    assert library().jobs.latest("measure") is None, "nothing was run"
+
+
+def test_a_wish_that_cannot_be_met_is_one_line(filled: Path) -> None:
+    app = open_page("prune")
+    app.slider(key="remain").set_value(5)
+    app = settled(app)
+    if app.error:
+        assert "\n" not in app.error[0].value
+
+
+def test_measure_keeps_the_point_for_this_session_and_the_next(filled: Path) -> None:
+    app = open_page("prune")
+    press(app, "Measure")
+    app = finish(app, "measure")
+    accuracy = metric(app, "Accuracy")
+    assert float(accuracy.rstrip("%")) > 90
+    assert len(app.dataframe) == 1
+    again = open_page("export")
+    assert metric(again, "Accuracy") == accuracy
+    assert "evaluate plan.json --data digits --split test" in again.code[0].value
+
+
+def test_forget_shows_how_it_is_judged(filled: Path) -> None:
+    app = open_page("forget")
+    (pills,) = [p for p in app.button_group if p.key == "classes"]
+    pills.set_value(["3"])
+    app = settled(app)
+    press(app, "Forget")
+    app = finish(app, "forget")
+    for label in ("Forget accuracy", "Retain accuracy", "Linear probe", "Membership inference", "BN recall"):
+        assert metric(app, label)
+    assert float(metric(app, "Forget accuracy").rstrip("%")) < float(metric(app, "Retain accuracy").rstrip("%"))
+
+
+def test_bounds_are_measured_and_kept(filled: Path) -> None:
+    app = open_page("bounds")
+    press(app, "Measure")
+    app = finish(app, "bounds")
+    assert "times the measured error" in words(app)
+    assert "Layer by layer" in words(app)
+
+
+def test_a_shared_address_opens_the_same_view(filled: Path) -> None:
+    app = open_page("prune", remain="30", budget="params", compensate="scalar", allocation="uniform")
+    assert app.slider(key="remain").value == 30
+    assert 27 <= float(metric(app, "Parameters").rstrip("%")) <= 30.01
