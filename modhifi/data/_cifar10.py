@@ -24,7 +24,17 @@ SPLITS = ("train", "calibration", "test")
 _PICKLES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 # All that an array needs. The function comes from an array because its module moved between versions of numpy.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
+
+
+def _encode(text: str, codec: str) -> bytes:
+    """How Python 3 writes bytes into pickles of Python 2."""
+    if codec != "latin1":
+        raise pickle.UnpicklingError(f"the codec {codec} is refused")
+    return text.encode("latin1")
+
+
 _ALLOWED = {
+    ("_codecs", "encode"): _encode,
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,

@@ -21,4 +21,5 @@ def to_tensor(image: Image.Image, spec: InputSpec) -> Tensor:
         resized = F.resize(picture, target, interpolation=InterpolationMode(spec.interpolation), antialias=True)
         picture = F.center_crop(resized, [height, width])
     pixels = F.to_dtype(F.pil_to_tensor(picture), torch.float32, scale=True)
-    return F.normalize(pixels, list(spec.mean), list(spec.std))
+    normalised: Tensor = F.normalize(pixels, list(spec.mean), list(spec.std))
+    return normalised

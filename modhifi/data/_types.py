@@ -37,7 +37,7 @@ class DataRef(BaseModel):
 
 @dataclass(frozen=True)
 class Data:
-    """A fixed sequence of images. ``read(i)`` gives image ``i`` of the source as PIL; ``order`` is which, in which order.
+    """A fixed sequence of images. ``read(i)`` gives image ``i`` of the source as PIL; ``order`` says which, in turn.
 
     ``labels`` (one class index per image of the source, int64) and ``classes`` are None where the source has none.
     Nothing is decoded before it is asked for.
@@ -78,7 +78,7 @@ class Data:
         )
 
     def take(self, samples: int, seed: int = 0) -> Data:
-        """``samples`` images drawn without replacement by ``seed``, in the source's order; all if there are not more."""
+        """``samples`` images drawn without replacement by ``seed``, in the source's order; all if there are no more."""
         if samples < 1:
             raise UserError(f"samples must be at least 1, not {samples}")
         if samples >= len(self):

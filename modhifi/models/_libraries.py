@@ -91,7 +91,9 @@ def torchvision_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
     else:
         with _seeded(0):
             model = models.get_model(architecture, weights=None)
-            heads = [key for key, module in model.named_modules() if getattr(module, "out_features", 0) == 1000]
+            # The last layer with an output for each class; SqueezeNet's is a convolution.
+            layers = [(key, m) for key, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+            heads = [key for key, layer in layers if layer.weight.shape[0] == 1000]
             arguments = _head(state, f"{heads[-1]}.weight") if heads else {}
             if arguments.get("num_classes", 1000) != 1000:
                 model = models.get_model(architecture, weights=None, **arguments)

@@ -102,7 +102,7 @@ def load_model(
 
 
 def _is_folder(spec: str) -> bool:
-    return spec != DEFAULT_MODEL and ":" not in spec and Path(spec).expanduser().is_dir()
+    return bool(spec) and spec != DEFAULT_MODEL and ":" not in spec and Path(spec).expanduser().is_dir()
 
 
 def _build(spec: str, weights: Path | None) -> tuple[nn.Module, InputSpec, tuple[str, ...]]:

@@ -31,9 +31,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            f"checkpoint {path} is a folder; name a file" if path.is_dir() else f"checkpoint {path} is missing"
-        )
+        raise UserError(f"the checkpoint {path} {'is a folder; name a file' if path.is_dir() else 'does not exist'}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     state = _unwrap(content, path)
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
@@ -78,9 +76,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> Any:
     if path.suffix not in _SUFFIXES:
-        raise UserError(
-            f"{path}: a checkpoint is .safetensors, .pt, .pth or .th, not {path.suffix or 'without suffix'}"
-        )
+        raise UserError(f"{path} is not a checkpoint by its name; it must end in .safetensors, .pt, .pth or .th")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -1,0 +1,143 @@
+"""Every way in which a checkpoint can be wrong: one line that says so, and nothing in the file runs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from modhifi import UserError
+from modhifi.models import read_checkpoint
+from modhifi.models.checkpoints import fill
+from modhifi.models.cifar_resnet import cifar_resnet
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return cifar_resnet(20).state_dict()
+
+
+def message(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert str(path) in text
+    return text
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".th"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_formats_and_prefixes(tmp_path: Path, state: dict[str, Tensor], suffix: str, prefix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    named = {prefix + name: value for name, value in state.items()}
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(named, path)
+    else:
+        torch.save(named, path)
+    loaded = read_checkpoint(path)
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("wrap", [lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": {"state_dict": s}}])
+def test_wrappers(tmp_path: Path, state: dict[str, Tensor], wrap: Any) -> None:
+    torch.save(wrap(state), tmp_path / "a.pt")
+    assert read_checkpoint(tmp_path / "a.pt").keys() == state.keys()
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    assert "does not exist" in message(tmp_path / "none.pt")
+    assert "folder" in message(tmp_path)
+
+
+def test_other_suffix(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    assert ".safetensors" in message(tmp_path / "weights.bin")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("kept", [0, 1, 100, 5000, -1])
+def test_truncated_file(tmp_path: Path, state: dict[str, Tensor], suffix: str, kept: int) -> None:
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    assert "truncated" in message(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_file_of_something_else(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_text("these are no weights\n" * 20)
+    assert "damaged" in message(path)
+
+
+class _Writes:
+    """Unpickled without care, it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
+def test_code_in_a_pickle_does_not_run(tmp_path: Path, state: dict[str, Tensor], save: Any) -> None:
+    trace = tmp_path / "ran"
+    path = tmp_path / "evil.pth"
+    save({"state_dict": {"conv1.weight": _Writes(trace)}}, path)
+    assert "code" in message(path)
+    assert not trace.exists()
+
+
+def test_a_whole_module_is_refused(tmp_path: Path) -> None:
+    torch.save(cifar_resnet(20), tmp_path / "module.pt")
+    assert "state_dict()" in message(tmp_path / "module.pt")
+
+
+@pytest.mark.parametrize("content", [{}, [1, 2], {"epoch": 3}, {"state_dict": {"a": 1}}, torch.zeros(3)])
+def test_no_state_dict(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "other.pt")
+    assert "no state dict" in message(tmp_path / "other.pt")
+
+
+def test_checkpoint_of_another_network() -> None:
+    other = cifar_resnet(56).state_dict()
+    with pytest.raises(
+        UserError, match=r"f\.pt is not a checkpoint of cifar10-resnet20: 216 unexpected \(layer1\.3\."
+    ) as e:
+        fill(cifar_resnet(20), other, "cifar10-resnet20", "f.pt")
+    assert str(e.value).endswith(", …)")
+    with pytest.raises(UserError, match=r"180 missing \(layer1\.3\.conv1\.weight, "):
+        fill(cifar_resnet(56), cifar_resnet(20).state_dict(), "cifar10-resnet56", "f.pt")
+
+
+def test_another_number_of_classes_leaves_the_module_unchanged() -> None:
+    module = cifar_resnet(20)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(UserError, match=r"linear\.weight: 100×64 instead of 10×64"):
+        fill(module, cifar_resnet(20, num_classes=100).state_dict(), "cifar10-resnet20", "f.pt")
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_values_that_are_not_finite(state: dict[str, Tensor]) -> None:
+    broken = {name: value.clone() for name, value in state.items()}
+    broken["linear.bias"][3] = float("nan")
+    with pytest.raises(UserError, match=r"not finite.*linear\.bias"):
+        fill(cifar_resnet(20), broken, "cifar10-resnet20", "f.pt")
+
+
+def test_counters_of_batch_normalisation_may_be_missing(state: dict[str, Tensor]) -> None:
+    module = cifar_resnet(20)
+    fill(module, {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}, "it", "f.pt")
+    assert torch.equal(module.conv1.weight, state["conv1.weight"])
