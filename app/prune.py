@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import streamlit as st
 
 import modhifi
 from modhifi.errors import UserError
+from modhifi.pruning import smallest_cost
 
 from . import components as ui
 from .figures import TradeOff
@@ -47,11 +49,12 @@ def prune_controls(session: Session, study: modhifi.Study) -> Wish:
         format_func=WORDS.__getitem__,
         help=f"What is counted. FLOPs: {ui.FORMULAS['flops']} Parameters: {ui.FORMULAS['params']}",
     )
+    least = max(1, math.ceil(100 * smallest_cost(study, budget)))
     remain = st.slider(
         f"{WORDS[budget]} that remain",
-        5,
+        least,
         100,
-        50,
+        max(50, least),
         1,
         format="%d%%",
         key="remain",

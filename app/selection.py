@@ -142,7 +142,6 @@ class Choice(_Frozen):
 
     budget: Literal["flops", "params"] = "flops"
     remain: float = Field(default=0.5, gt=0, le=1)
-    score: Literal["greedy", "naive"] = "greedy"
     allocation: Literal["global", "uniform"] = "global"
     compensate: Compensation = "full"
     recalibrate_bn: bool = False
@@ -153,7 +152,6 @@ class Choice(_Frozen):
         """As `modhifi.pruning.allocate` takes them."""
         return {
             self.budget: self.remain,
-            "score": self.score,
             "allocation": self.allocation,
             "compensate": self.compensate,
             "overrides": dict(self.overrides),

@@ -32,7 +32,7 @@ with right:
                     note=f"{ui.compact(plan.cost.params)} of {ui.compact(study.dense.params)}",
                 ),
                 ui.Number(
-                    "Predicted fidelity", f"{plan.mean_fidelity:.4f}", ui.FORMULAS["fidelity"], note="mean over groups"
+                    "Predicted fidelity", f"{plan.mean_fidelity:.4f}", ui.FORMULAS["fidelity"], note="over all groups"
                 ),
                 ui.Number("Predicted bound", f"{plan.bound:.3g}", ui.FORMULAS["bound"], note="RMS over the logits"),
             ]
