@@ -1,0 +1,49 @@
+# `make app` opens the dashboard, `make test` runs every test; both set up what they need in .venv, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: app test lint default-model clean
+
+# PORT=8600 chooses the port; with CI set no browser is opened.
+app: $(VENV)/.app
+	$(BIN)/python -m streamlit run app/main.py --server.showEmailPrompt=false --browser.gatherUsageStats=false \
+		$(if $(CI),--server.headless=true) $(if $(PORT),--server.port=$(PORT))
+
+# ARGS='-k digits' goes to pytest.
+test: $(VENV)/.dev
+	bash tests/browser/install_chromium.sh
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+default-model: $(VENV)/.app
+	$(BIN)/python assets/digits_resnet20.py --out assets --seed 0
+
+clean:
+	rm -rf $(VENV) build dist artifacts .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is \
+	needed, $(PYTHON) is not; install it, or name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no module venv; install it \
+	(Debian, Ubuntu: apt-get install python3-venv) and run make again" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.app: requirements.txt | $(VENV)/.made
+	@echo "Installing what the app needs into $(VENV); this happens once and takes some minutes."
+	$(PIP) -r requirements.txt
+	@touch $@
+
+# Requirements for development include those of the app, so that one call of pip serves both.
+$(VENV)/.dev: requirements-dev.txt requirements.txt | $(VENV)/.made
+	@echo "Installing what the tests need into $(VENV); this happens once and takes some minutes."
+	$(PIP) -r requirements-dev.txt
+	@touch $(VENV)/.app $@
