@@ -8,13 +8,15 @@ in closed form (ModHiFi, Kashyap et al., NeurIPS 2025).
 """
 
 from .data import Data, load_data
+from .evaluation import Evaluation, evaluate
 from .errors import Cancelled, UserError
 from .models import Model, load_model
 from .plan import Plan
 from .pruning import allocate, prune
 from .study import Study, analyze
 from .surgery import apply
+from .unlearning import unlearn
 
 __version__ = "0.1.0"
 
-__all__ = ["Cancelled", "Data", "Model", "Plan", "Study", "UserError", "allocate", "analyze", "apply", "load_data", "load_model", "prune"]
+__all__ = ["Cancelled", "Data", "Model", "Plan", "Study", "UserError", "allocate", "analyze", "apply", "load_data", "load_model", "prune", "unlearn"]

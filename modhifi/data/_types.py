@@ -90,6 +90,10 @@ class Data:
         """The images for which ``keep`` (N booleans, in this order) is true."""
         return dataclasses.replace(self, order=tuple(i for i, k in zip(self.order, keep, strict=True) if k))
 
+    def relabelled(self, labels: Tensor, classes: tuple[str, ...]) -> Data:
+        """The same images with other labels (one for each image of the source) and class names."""
+        return dataclasses.replace(self, labels=labels, classes=classes)
+
     def batches(self, spec: InputSpec, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor | None]]:
         """(B, 3, H, W) float32 normalised as ``spec`` says, and (B,) int64 labels or None; on the CPU, in order."""
         from ._transform import to_tensor

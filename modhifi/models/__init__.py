@@ -1,6 +1,7 @@
 """Models: specs, loading, the small networks of our own, checkpoints (contract: MODEL)."""
 
 from ._load import DEFAULT_MODEL, list_models, load_model
+from ._reload import reload
 from ._types import InputSpec, Model, ModelRef, fingerprint
 from .checkpoints import read_checkpoint
 
@@ -13,4 +14,5 @@ __all__ = [
     "list_models",
     "load_model",
     "read_checkpoint",
+    "reload",
 ]

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import Data, load_data
 from ..errors import UserError
-from ..models import Model, load_model
+from ..models import Model, reload
 from ..plan import Plan
 from ..progress import Progress, silent
 from ._apply import apply
@@ -54,7 +54,7 @@ def recalibrated(
 
     Raises `UserError` if the network has no BatchNorm, or the calibration images are not the ones the study saw.
     """
-    base = model or load_model(plan.model.spec, plan.model.weights)
+    base = model or reload(plan.model)
     if data is None:
         ref = plan.calibration
         data = load_data(ref.spec, ref.root, ref.split).take(ref.samples, ref.seed)

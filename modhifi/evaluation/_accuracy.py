@@ -1,0 +1,112 @@
+"""What a network answers on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Data
+from ..errors import UserError
+from ..models import Model
+from ..progress import Progress, silent
+
+__all__ = ["Prediction", "classifier_of", "match_labels", "predict"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Per image, on the CPU: ``label`` true class (N,), ``answer`` predicted class (N,), ``loss`` cross-entropy (N,)
+    float32, ``features`` the classifier's input (N, F) float32 or None.
+    """
+
+    label: Tensor
+    answer: Tensor
+    loss: Tensor
+    features: Tensor | None
+
+    def accuracy(self, classes: Sequence[int] | None = None) -> float | None:
+        """The fraction answered rightly, over all images or those of ``classes``; None without images."""
+        right = self.answer == self.label
+        if classes is not None:
+            right = right[torch.isin(self.label, torch.tensor(list(classes)))]
+        return float(right.double().mean()) if len(right) else None
+
+    def confusion(self, classes: int) -> list[list[int]]:
+        """(K, K) counts, true classes in rows, answers in columns."""
+        flat = torch.bincount(self.label * classes + self.answer, minlength=classes * classes)
+        return [[int(count) for count in row] for row in flat.reshape(classes, classes)]
+
+
+def match_labels(data: Data, model: Model) -> Data:
+    """``data`` with its labels as indices into ``model.classes``: by name where the names are known, else by position
+    where there are equally many. Raises `UserError` if neither fits, or there are no labels.
+    """
+    if data.labels is None or data.classes is None:
+        raise UserError(f"{data.spec} has no labels; measuring accuracy needs labelled images (class folders, or a label column)")
+    if not len(data):
+        raise UserError(f"{data.spec} has no images in its {data.split} split")
+    if data.classes == model.classes:
+        return data
+    if set(data.classes) <= set(model.classes):
+        table = torch.tensor([model.classes.index(name) for name in data.classes])
+        return data.relabelled(table[data.labels], model.classes)
+    if len(data.classes) == len(model.classes):
+        return data.relabelled(data.labels, model.classes)
+    missing = next(name for name in data.classes if name not in model.classes)
+    raise UserError(
+        f"{data.spec} has {len(data.classes)} classes and the network {len(model.classes)}, and {missing!r} is not one of"
+        " them; name the network's classes with --classes FILE"
+    )
+
+
+def classifier_of(model: Model) -> str | None:
+    """The last linear layer with one output a class, whose input are the penultimate features; None if there is none."""
+    found = None
+    for name, layer in model.module.named_modules():
+        if isinstance(layer, nn.Linear) and layer.out_features == len(model.classes):
+            found = name
+    return found
+
+
+def predict(
+    model: Model,
+    data: Data,
+    *,
+    batch_size: int = 250,
+    features: bool = False,
+    progress: Progress = silent,
+    what: str = "evaluating",
+) -> Prediction:
+    """Runs the network over all of ``data``, whose labels must be the model's (`match_labels`).
+
+    Raises `UserError` if features are asked of a network without a linear classifier.
+    """
+    kept: list[Tensor] = []
+    handle = None
+    if features:
+        name = classifier_of(model)
+        if name is None:
+            raise UserError(f"{model.spec} has no linear classifier, so there are no penultimate features to probe")
+        handle = model.module.get_submodule(name).register_forward_pre_hook(
+            lambda _, args: kept.append(args[0].detach().flatten(1).float().cpu())
+        )
+    labels, answers, losses = [], [], []
+    done = 0
+    try:
+        with torch.inference_mode():
+            for images, label in data.batches(model.input, batch_size):
+                progress(done, len(data), what)
+                assert label is not None
+                logits = model.module(images.to(model.device)).float().cpu()
+                labels.append(label)
+                answers.append(logits.argmax(1))
+                losses.append(nn.functional.cross_entropy(logits, label, reduction="none"))
+                done += len(label)
+    finally:
+        if handle is not None:
+            handle.remove()
+    progress(done, len(data), what)
+    return Prediction(torch.cat(labels), torch.cat(answers), torch.cat(losses), torch.cat(kept) if features else None)

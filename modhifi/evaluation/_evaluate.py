@@ -1,0 +1,186 @@
+"""Before and after, in one value (contract: ``evaluate --json``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from ..data import Data, DataRef, load_data
+from ..models import Model
+from ..progress import Progress, silent
+from ._accuracy import Prediction, classifier_of, match_labels, predict
+from ._cost import count_cost, measure_latency, tensor_bytes
+from ._forgetting import bn_recall, membership, probe_accuracy
+
+__all__ = ["ClassAccuracy", "Evaluation", "evaluate"]
+
+_FORGETTING = ("forget", "retain", "probe", "mia", "bn_recall")
+
+
+class ClassAccuracy(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    before: float | None
+    after: float
+    samples: int
+
+
+class Evaluation(BaseModel):
+    """Fractions are in [0, 1]; ``flops`` are multiply-accumulates of one sample; ``bytes`` those of the weights. Fields that
+    end in ``_before`` are the baseline's, None without one. The last block is there for unlearning plans only; see
+    `modhifi.evaluation._forgetting` for what each number means.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    data: DataRef
+    samples: int
+    accuracy: float
+    accuracy_before: float | None
+    per_class: dict[str, ClassAccuracy]
+    confusion: list[list[int]]
+    confusion_before: list[list[int]] | None
+    params: int
+    params_before: int | None
+    flops: int
+    flops_before: int | None
+    bytes: int
+    bytes_before: int | None
+    latency_ms: float | None
+    latency_ms_before: float | None
+    latency_batch: int
+    device: str
+
+    forget: list[str] | None = None
+    forget_accuracy: float | None = None
+    forget_accuracy_before: float | None = None
+    retain_accuracy: float | None = None
+    retain_accuracy_before: float | None = None
+    probe_accuracy: float | None = None
+    probe_accuracy_before: float | None = None
+    mia: float | None = None
+    mia_before: float | None = None
+    bn_recall_accuracy: float | None = None
+    bn_recall_retain_accuracy: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the unlearning block only where there is one."""
+        values = self.model_dump(mode="json")
+        if self.forget is not None:
+            return values
+        return {name: value for name, value in values.items() if not name.startswith(_FORGETTING)}
+
+
+def evaluate(
+    model: Model,
+    data: Data,
+    baseline: Model | None = None,
+    *,
+    latency: bool = True,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Measures ``model`` on labelled ``data``, and ``baseline`` beside it.
+
+    For a model made by an unlearning plan: forget and retain accuracy, and the attacks. Membership needs the data's own
+    training images (``data.splits``), and is None where there are none.
+
+    Raises:
+        UserError: if the data has no labels, none that the network knows, or too few for the probe.
+    """
+    data = match_labels(data, model)
+    forget = None if model.plan is None or model.plan.kind != "unlearn" else model.plan.forget
+    features = forget is not None and classifier_of(model) is not None
+    after = predict(model, data, features=features, progress=progress, what="evaluating the changed network")
+    before = (
+        predict(baseline, match_labels(data, baseline), features=features, progress=progress, what="evaluating before")
+        if baseline is not None
+        else None
+    )
+    cost = count_cost(model)
+    cost_before = count_cost(baseline) if baseline is not None else None
+    times: list[float | None] = [None, None]
+    if latency:
+        pair = [model] if baseline is None else [model, baseline]
+        times[: len(pair)] = measure_latency(pair, progress=progress)
+    classes = model.classes
+    result = Evaluation(
+        model=model.spec,
+        data=data.ref,
+        samples=len(data),
+        accuracy=after.accuracy() or 0.0,
+        accuracy_before=before.accuracy() if before else None,
+        per_class=_per_class(classes, after, before),
+        confusion=after.confusion(len(classes)),
+        confusion_before=before.confusion(len(classes)) if before else None,
+        params=cost.params,
+        params_before=cost_before.params if cost_before else None,
+        flops=cost.flops,
+        flops_before=cost_before.flops if cost_before else None,
+        bytes=tensor_bytes(model.module),
+        bytes_before=tensor_bytes(baseline.module) if baseline is not None else None,
+        latency_ms=times[0],
+        latency_ms_before=times[1],
+        latency_batch=1,
+        device=str(model.device),
+    )
+    if forget is not None:
+        _judge(result, model, baseline, data, [classes.index(name) for name in forget], after, before, progress)
+    return result
+
+
+def _per_class(classes: Sequence[str], after: Prediction, before: Prediction | None) -> dict[str, ClassAccuracy]:
+    table = {}
+    for index, name in enumerate(classes):
+        now = after.accuracy([index])
+        if now is not None:
+            table[name] = ClassAccuracy(
+                before=before.accuracy([index]) if before else None,
+                after=now,
+                samples=int((after.label == index).sum()),
+            )
+    return table
+
+
+def _judge(
+    result: Evaluation,
+    model: Model,
+    baseline: Model | None,
+    data: Data,
+    forget: list[int],
+    after: Prediction,
+    before: Prediction | None,
+    progress: Progress,
+) -> None:
+    """Fills the unlearning block of ``result``."""
+    retain = [index for index in range(len(model.classes)) if index not in forget]
+    result.forget = [model.classes[index] for index in forget]
+    result.forget_accuracy, result.retain_accuracy = after.accuracy(forget), after.accuracy(retain)
+    if before is not None:
+        result.forget_accuracy_before, result.retain_accuracy_before = before.accuracy(forget), before.accuracy(retain)
+    if after.features is not None:
+        progress(0, 2, "linear probe")
+        result.probe_accuracy = probe_accuracy(after, forget)
+        progress(1, 2, "linear probe")
+        result.probe_accuracy_before = probe_accuracy(before, forget) if before is not None else None
+        progress(2, 2, "linear probe")
+    if "train" in data.splits and data.split != "train":
+        seen = match_labels(load_data(data.spec, data.root, "train"), model)
+        assert seen.targets is not None
+        members = seen.where(torch.isin(seen.targets, torch.tensor(forget)))
+        if len(members):
+            inside = predict(model, members, progress=progress, what="membership")
+            result.mia = membership(inside, after, forget)
+            if baseline is not None and before is not None:
+                known = predict(baseline, match_labels(members, baseline), progress=progress, what="membership")
+                result.mia_before = membership(known, before, forget)
+    source = load_data(data.spec, data.root, "calibration") if "calibration" in data.splits else data
+    source = match_labels(source.take(1000), model)
+    assert source.targets is not None
+    retained = source.where(torch.isin(source.targets, torch.tensor(retain)))
+    if len(retained) > 1:
+        recall = bn_recall(model, retained, data, forget, progress)
+        result.bn_recall_accuracy, result.bn_recall_retain_accuracy = recall

@@ -1,0 +1,30 @@
+"""The same network again, from what a study or a plan remembers of it."""
+
+from pathlib import Path
+
+from ..errors import UserError
+from ..progress import Progress, silent
+from ._load import load_model
+from ._types import Model, ModelRef
+
+__all__ = ["reload"]
+
+
+def reload(
+    ref: ModelRef, weights: str | Path | None = None, *, device: str = "auto", progress: Progress = silent
+) -> Model:
+    """Loads the network that ``ref`` names, from ``weights`` if its checkpoint has moved.
+
+    Raises `UserError` if the checkpoint is missing, or its weights are not those that ``ref`` was made for.
+    """
+    path = weights or ref.weights
+    if path is not None and not Path(path).expanduser().exists():
+        raise UserError(f"the checkpoint {path} of {ref.spec} is not there; say where it is with --weights FILE")
+    model = load_model(ref.spec, path, classes=ref.classes, device=device, progress=progress)
+    if model.fingerprint != ref.fingerprint:
+        raise UserError(
+            f"made for other weights: {ref.spec} with fingerprint {ref.fingerprint[:12]}, but"
+            f" {path or 'the spec'} gives {model.fingerprint[:12]}; name the right checkpoint with --weights FILE"
+        )
+    model.input = ref.input
+    return model
