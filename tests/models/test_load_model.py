@@ -160,6 +160,13 @@ def test_hub_out_of_reach(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
         modhifi.load_model(spec)
 
 
+def test_network_without_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    headless = timm.create_model("resnet10t", num_classes=0)
+    monkeypatch.setattr("timm.create_model", lambda *args, **kwargs: headless)
+    with pytest.raises(UserError, match="only computes features"):
+        modhifi.load_model("timm:resnet10t")
+
+
 def test_list_models_names_every_form() -> None:
     forms = " ".join(form for form, _ in list_models())
     assert all(part in forms for part in ("digits-resnet20", "cifar10-resnetN", "timm:", "torchvision:", "FOLDER"))
