@@ -2,14 +2,20 @@
 
     model = modhifi.load_model("digits-resnet20")
     study = modhifi.analyze(model, modhifi.load_data("digits"), samples=512)
+    plan = modhifi.prune(study, flops=0.5)
+    smaller = modhifi.apply(plan, model)
+    print(modhifi.evaluate(smaller, modhifi.load_data("digits", split="test"), baseline=model))
 
 One pass over unlabelled data leaves sufficient statistics; importance, pruning, bounds and unlearning are decided from them
 in closed form (ModHiFi, Kashyap et al., NeurIPS 2025).
 """
 
+from . import bounds, fidelity
 from .data import Data, load_data
-from .evaluation import Evaluation, evaluate
 from .errors import Cancelled, UserError
+from .evaluation import Evaluation, evaluate
+from .export import export
+from .export import report_html as export_report
 from .models import Model, load_model
 from .plan import Plan
 from .pruning import allocate, prune
@@ -19,4 +25,24 @@ from .unlearning import unlearn
 
 __version__ = "0.1.0"
 
-__all__ = ["Cancelled", "Data", "Model", "Plan", "Study", "UserError", "allocate", "analyze", "apply", "load_data", "load_model", "prune", "unlearn"]
+__all__ = [
+    "Cancelled",
+    "Data",
+    "Evaluation",
+    "Model",
+    "Plan",
+    "Study",
+    "UserError",
+    "allocate",
+    "analyze",
+    "apply",
+    "bounds",
+    "evaluate",
+    "export",
+    "export_report",
+    "fidelity",
+    "load_data",
+    "load_model",
+    "prune",
+    "unlearn",
+]

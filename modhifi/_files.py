@@ -42,10 +42,12 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield temporary
-        # mkdtemp makes the folder private; the result gets the permissions any new folder here would have.
+        # mkdtemp and safetensors make private files; the result gets the permissions that any new one here would have.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
+        for file in temporary.iterdir():
+            file.chmod(0o666 & ~umask)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
             path.replace(old / "x")

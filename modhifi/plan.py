@@ -53,7 +53,9 @@ class Settings(_Frozen):
     recalibrate_bn: bool = False
     overrides: dict[str, int] = Field(default_factory=dict, description="group -> components kept, set by hand")
     method: str | None = Field(default=None, description="unlearning: the method's name")
-    strength: float | None = Field(default=None, description="unlearning: fraction of the (output, component) pairs edited")
+    strength: float | None = Field(
+        default=None, description="unlearning: fraction of the (output, component) pairs edited"
+    )
     layers: list[str] = Field(default_factory=list, description="unlearning: the layers edited")
 
 

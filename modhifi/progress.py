@@ -16,5 +16,5 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int, what: str) -> None: ...
 
 
-def silent(done: int, total: int, what: str) -> None:  # noqa: ARG001
+def silent(done: int, total: int, what: str) -> None:
     """The default: nobody watches."""

@@ -29,10 +29,11 @@ __all__ = ["BoundReport", "BoundRow", "measure"]
 
 
 class BoundRow(BaseModel):
-    """One modified layer. ``gain``: K_l, the largest on these samples with the later layers modified; ``gain_rms``: its
-    root-mean-square; ``local``: √E‖Y − Ŷ‖² at the layer; ``bound``: gain · local; ``measured``: √E‖f − f̂‖² of the logits with this
-    layer alone modified; ``alone_bound``: the bound for that, with the gain of the unmodified rest; ``tightness``: ``alone_bound / measured``,
-    None where nothing was measured.
+    """One modified layer; errors are root-mean-squares over samples.
+
+    ``gain``: K_l, the largest on these samples with the later layers modified; ``gain_rms``: its root-mean-square; ``local``:
+    √E‖Y − Ŷ‖² at the layer; ``bound``: gain · local. With this layer alone modified: ``measured`` √E‖f − f̂‖² of the logits,
+    ``alone_bound`` the bound for it, ``tightness`` their ratio (None where nothing was measured).
     """
 
     model_config = ConfigDict(extra="forbid")

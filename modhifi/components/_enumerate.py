@@ -66,7 +66,7 @@ def _trace(module: nn.Module, example: Tensor) -> _Trace:
         trace.positions[name] = output.numel() // (int(width) * example.shape[0])  # type: ignore[arg-type]
 
     hooks = [
-        layer.register_forward_hook(lambda layer, _, output, name=name: note(name, layer, output))  # type: ignore[misc]
+        layer.register_forward_hook(lambda layer, _, output, name=name: note(name, layer, output))
         for name, layer in module.named_modules()
         if isinstance(layer, Producer)
     ]
@@ -98,7 +98,7 @@ def enumerate_components(module: nn.Module, example: Tensor) -> Structure:
     for name in dict.fromkeys(trace.order):
         if name in seen:
             continue
-        taken = _group(name, net, modules, names, graph, trace, seen)
+        taken = _group(name, modules, names, graph, trace, seen)
         if isinstance(taken, Group):
             groups.append(taken)
         elif taken is not None:
@@ -120,7 +120,6 @@ def _width(layer: nn.Module) -> int:
 
 def _group(
     name: str,
-    net: nn.Module,
     modules: dict[str, nn.Module],
     names: dict[nn.Module, str],
     graph: Any,
@@ -170,7 +169,9 @@ def _group(
     shown = ", ".join(producers[:3]) + (", …" if len(producers) > 3 else "")
     if len(set(producers)) > 1:
         grouped = [p for p in producers if isinstance(modules[p], nn.Conv2d) and modules[p].groups != 1]
-        reason = f"shared with a grouped convolution: {grouped[0]}" if grouped else f"written by several layers: {shown}"
+        reason = (
+            f"shared with a grouped convolution: {grouped[0]}" if grouped else f"written by several layers: {shown}"
+        )
     elif not readers:
         reason = "no layer reads it"
     if any(trace.calls[layer] != 1 for layer in [name, *readers]):
@@ -224,7 +225,7 @@ def _layer_costs(groups: list[Group], modules: dict[str, nn.Module], trace: _Tra
             continue
         layer = modules[name]
         assert isinstance(layer, Producer)
-        convolution = isinstance(layer, nn.Conv2d)
+        split = 1 if isinstance(layer, nn.Linear) else layer.groups
         inputs = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
         pixels = layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else 1
         out, read = writes.get(name), reads.get(name)
@@ -238,8 +239,8 @@ def _layer_costs(groups: list[Group], modules: dict[str, nn.Module], trace: _Tra
                 in_group=read[0].name if read else None,
                 in_block=inputs // read[0].size if read else 1,
                 out_group=out.name if out else None,
-                macs=pixels * trace.positions[name] / (layer.groups if convolution else 1),
-                params=pixels / (layer.groups if convolution else 1),
+                macs=pixels * trace.positions[name] / split,
+                params=pixels / split,
                 per_output=(layer.bias is not None) + affine,
             )
         )

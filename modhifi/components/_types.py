@@ -92,9 +92,9 @@ class Structure(_Value):
         params, flops = float(self.other.params), float(self.other.flops)
         for layer in self.layers:
             inputs, outputs = layer.inputs, layer.outputs
-            if layer.in_group in counts:
+            if layer.in_group is not None and layer.in_group in counts:
                 inputs = counts[layer.in_group] * layer.in_block
-            if layer.out_group in counts:
+            if layer.out_group is not None and layer.out_group in counts:
                 outputs = counts[layer.out_group]
             params += layer.params * inputs * outputs + layer.per_output * outputs
             flops += layer.macs * inputs * outputs

@@ -45,7 +45,9 @@ def match_labels(data: Data, model: Model) -> Data:
     where there are equally many. Raises `UserError` if neither fits, or there are no labels.
     """
     if data.labels is None or data.classes is None:
-        raise UserError(f"{data.spec} has no labels; measuring accuracy needs labelled images (class folders, or a label column)")
+        raise UserError(
+            f"{data.spec} has no labels; measuring accuracy needs labelled images (class folders, or a label column)"
+        )
     if not len(data):
         raise UserError(f"{data.spec} has no images in its {data.split} split")
     if data.classes == model.classes:

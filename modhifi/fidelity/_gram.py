@@ -36,7 +36,7 @@ def _indices(subset: Tensor | Sequence[int], components: int, device: torch.devi
     index = index.to(torch.int64)
     if index.numel() and (int(index.min()) < 0 or int(index.max()) >= components):
         raise ValueError(f"subset has indices outside 0..{components - 1}")
-    if index.unique().numel() != index.numel():
+    if len(set(index.tolist())) != index.numel():
         raise ValueError("subset names a component twice")
     return index
 
@@ -77,7 +77,8 @@ def compensation(gram: Tensor, subset: Tensor | Sequence[int]) -> Tensor:
     inner = g[:, index][:, :, index]
     if not index.numel():
         return b[..., 0].to(gram)
-    return (torch.linalg.pinv(inner, hermitian=True) @ b)[..., 0].to(gram)
+    best: Tensor = torch.linalg.pinv(inner, hermitian=True) @ b
+    return best[..., 0].to(gram)
 
 
 def subset_fidelity(gram: Tensor, subset: Tensor | Sequence[int]) -> Tensor:

@@ -57,7 +57,7 @@ def timm_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
             _say_random(f"timm:{name}", f"a name with a tag ({tags[0]})" if tags else "none")
     if model.num_classes < 1:
         raise UserError(f"timm:{name} has no classes, it only computes features; choose a classifier")
-    data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    data = resolve_model_data_config(model)
     interpolation = data["interpolation"]
     spec = InputSpec(
         size=tuple(data["input_size"][1:]),

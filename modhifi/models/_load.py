@@ -22,7 +22,7 @@ from ._types import InputSpec, Model, fingerprint
 from .checkpoints import fill, read_checkpoint
 from .cifar_resnet import DEPTHS, cifar_resnet
 
-__all__ = ["DEFAULT_MODEL", "list_models", "load_model"]
+__all__ = ["DEFAULT_MODEL", "architecture", "list_models", "load_model"]
 
 DEFAULT_MODEL = "digits-resnet20"
 # The normalisation of the published checkpoints (github.com/akamaster/pytorch_resnet_cifar10), not CIFAR-10's own.
@@ -126,6 +126,24 @@ def _build(spec: str, weights: Path | None) -> tuple[nn.Module, InputSpec, tuple
     if state is not None:
         fill(module, state, spec, weights or "the shipped checkpoint")
     return module, given, names
+
+
+def architecture(spec: str, state: Mapping[str, Tensor]) -> nn.Module:
+    """The network of ``spec`` with as many classes as ``state`` has, untrained, on the CPU; nothing is fetched. ``state`` may be
+    of a network with fewer components than ``spec`` has.
+
+    Raises `UserError` for an unknown spec.
+    """
+    family, _, name = spec.partition(":")
+    own = re.fullmatch(r"cifar10-resnet(\d+)", spec)
+    if family == "timm":
+        return timm_model(name, state)[0]
+    if family == "torchvision":
+        return torchvision_model(name, state)[0]
+    if spec == DEFAULT_MODEL or own:
+        classes = state["linear.weight"].shape[0] if "linear.weight" in state else len(CIFAR10_CLASSES)
+        return cifar_resnet(int(own[1]) if own else 20, classes)
+    raise UserError(f"unknown architecture {spec!r}")
 
 
 def _default() -> tuple[nn.Module, InputSpec, tuple[str, ...], dict[str, Tensor]]:

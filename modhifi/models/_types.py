@@ -13,7 +13,7 @@ from torch import nn
 if TYPE_CHECKING:
     from ..plan import Plan
 
-__all__ = ["InputSpec", "Model", "ModelRef", "fingerprint"]
+__all__ = ["InputSpec", "Model", "ModelRef", "Step", "fingerprint"]
 
 
 class InputSpec(BaseModel):
@@ -47,6 +47,15 @@ class ModelRef(BaseModel):
     classes: tuple[str, ...]
 
 
+class Step(BaseModel):
+    """One change of shape: for each group the components that stay, and the layers that got a bias."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keep: dict[str, tuple[int, ...]]
+    added_biases: tuple[str, ...] = ()
+
+
 @dataclass
 class Model:
     """``module`` is a plain `torch.nn.Module` in evaluation mode; it maps (B, 3, H, W) float32 to (B, classes) logits."""
@@ -59,8 +68,13 @@ class Model:
     fingerprint: str
     plan: Plan | None = None
     """The plan that made this network, None for one as it was loaded."""
-    added_biases: tuple[str, ...] = ()
-    """Layers that got a bias from the plan which the architecture does not have."""
+    architecture: str = ""
+    """The spec whose untrained network has this one's shape before ``steps``; ``spec`` itself unless it is an exported folder."""
+    steps: tuple[Step, ...] = ()
+    """How the shape differs from the architecture's, in order: one step a plan."""
+
+    def __post_init__(self) -> None:
+        self.architecture = self.architecture or self.spec
 
     @property
     def device(self) -> torch.device:

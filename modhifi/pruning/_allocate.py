@@ -11,6 +11,7 @@ taken at the current widths. The budget is met from above: the last removal is t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def _hull_slopes(error: np.ndarray) -> np.ndarray:
             hull.pop()
         hull.append(size)
     slopes = np.empty(len(error) - 1)
-    for high, low in zip(hull, hull[1:], strict=False):
+    for high, low in itertools.pairwise(hull):
         slopes[low:high] = (error[low] - error[high]) / (high - low)
     return slopes
 

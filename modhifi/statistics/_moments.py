@@ -51,7 +51,9 @@ class _Sum:
         if draw < self.positions:
             self.at = torch.randint(self.positions, (self.samples, draw), generator=self.generator)
         self.second = torch.zeros(inputs, inputs, dtype=torch.float32, device=x.device)
-        self.mean = torch.zeros(inputs, dtype=torch.float32 if x.device.type == "mps" else torch.float64, device=x.device)
+        self.mean = torch.zeros(
+            inputs, dtype=torch.float32 if x.device.type == "mps" else torch.float64, device=x.device
+        )
 
     def take(self, layer: Operator, x: Tensor) -> None:
         if self.second is None or self.mean is None:
@@ -92,7 +94,7 @@ def collect(
     device = next(module.parameters()).device
     sums = {}
     for name in layers:
-        outputs = module.get_submodule(name).weight.shape[0]  # type: ignore[index,union-attr]
+        outputs = module.get_submodule(name).weight.shape[0]  # type: ignore[index]
         sums[name] = _Sum(name, int(outputs), samples, seed)
     done = 0
     tf32 = torch.backends.cuda.matmul.allow_tf32

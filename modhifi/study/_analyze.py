@@ -85,7 +85,9 @@ def analyze(
     study = Study(model.ref, drawn.ref, structure, layers, {}, tables, ridge, 0.0)
     # The direction in which a constant is estimated: half of the group's components removed, the rest compensated.
     halves = {
-        consumer.layer: study.edit(consumer, study.order(group.name, centred=True)[: (group.size + 1) // 2].tolist(), "full")
+        consumer.layer: study.edit(
+            consumer, study.order(group.name, centred=True)[: (group.size + 1) // 2].tolist(), "full"
+        )
         for group in structure.groups
         for consumer in group.consumers
     }

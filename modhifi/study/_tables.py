@@ -45,9 +45,7 @@ def tabulate(group: Group, layers: dict[str, LayerStats], ridge: float) -> dict[
     return tables
 
 
-def _singletons(
-    group: Group, layers: dict[str, LayerStats], seconds: dict[str, Tensor]
-) -> tuple[Tensor, float]:
+def _singletons(group: Group, layers: dict[str, LayerStats], seconds: dict[str, Tensor]) -> tuple[Tensor, float]:
     """Singleton fidelity (C,), energy-weighted over the outputs of all consumers, and that energy per sample."""
     total = torch.zeros(group.size, dtype=torch.float64)
     energy = 0.0

@@ -197,7 +197,9 @@ class Study:
         """Reads a study's folder. Raises `UserError` if it is missing, damaged or of another schema."""
         path = Path(path)
         if not path.is_dir():
-            raise UserError(f"{path} is not a study's folder; make one with: modhifi analyze MODEL --data DATA --out {path}")
+            raise UserError(
+                f"{path} is not a study's folder; make one with: modhifi analyze MODEL --data DATA --out {path}"
+            )
         if not (path / _MANIFEST).exists():
             raise UserError(f"{path} is not a study: it has no {_MANIFEST}; make one with modhifi analyze")
         raw = read_json(path / _MANIFEST, "a study")

@@ -10,7 +10,6 @@ Names in a plan's tensors, all in the coordinates of the unchanged network:
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .._operators import get_operator
 from ..components import Structure, dependency_graph, enumerate_components, prune_out
 from ..errors import UserError
-from ..models import Model, fingerprint
-from ..plan import GroupPlan, Plan
+from ..models import Model, Step, fingerprint
+from ..plan import Plan
 
 __all__ = ["apply", "restructure"]
 
@@ -49,9 +48,14 @@ def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
     _check(plan, structure)
     net = copy.deepcopy(model.module)
     added = _mask(net, plan, structure)
-    if not masked and any(len(group.keep) < group.total for group in plan.groups.values()):
+    keep = (
+        {}
+        if masked
+        else {name: tuple(group.keep) for name, group in plan.groups.items() if len(group.keep) < group.total}
+    )
+    if keep:
         small = copy.deepcopy(net)
-        restructure(small, model.example(), plan.groups)
+        restructure(small, model.example(), Step(keep=keep))
         _compare(net, small, model.example(2))
         net = small
     return Model(
@@ -62,21 +66,26 @@ def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
         weights=model.weights,
         fingerprint=fingerprint(net),
         plan=plan,
-        added_biases=tuple(added),
+        architecture=model.architecture,
+        steps=(*model.steps, Step(keep=keep, added_biases=tuple(added))),
     )
 
 
-def restructure(
-    module: nn.Module, example: Tensor, groups: Mapping[str, GroupPlan], added_biases: Sequence[str] = ()
-) -> None:
-    """Takes the components that do not stay out of ``module``, in place, and adds zero biases to the layers that need one."""
-    for name in added_biases:
+def restructure(module: nn.Module, example: Tensor, step: Step) -> None:
+    """Takes the components that do not stay out of ``module``, in place, and adds zero biases to the layers that need one.
+
+    Raises `UserError` if the step does not fit the network.
+    """
+    for name in step.added_biases:
         _add_bias(get_operator(module, name))
     graph = dependency_graph(module, example)
-    for name, group in groups.items():
-        gone = sorted(set(range(group.total)) - set(group.keep))
+    for name, keep in step.keep.items():
+        layer = get_operator(module, name)
+        size = layer.weight.shape[0]
+        gone = sorted(set(range(size)) - set(keep))
+        if len(gone) + len(set(keep)) != size or not keep:
+            raise UserError(f"group {name} has {size} components here, which those to keep do not fit")
         if gone:
-            layer = get_operator(module, name)
             graph.get_pruning_group(layer, prune_out(layer), idxs=gone).prune()
 
 
@@ -136,7 +145,9 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
                 touched.add(key)
     unknown = sorted(set(plan.tensors) - touched)
     if unknown:
-        raise UserError(f"the plan changes {unknown[0]}, which this network does not have or does not read components with")
+        raise UserError(
+            f"the plan changes {unknown[0]}, which this network does not have or does not read components with"
+        )
     return added
 
 

@@ -73,5 +73,7 @@ def recalibrated(
 
     found = recalibrate(twin.module, batches())
     if not found:
-        raise UserError(f"{plan.model.spec} has no BatchNorm whose statistics could be re-estimated; leave that step away")
+        raise UserError(
+            f"{plan.model.spec} has no BatchNorm whose statistics could be re-estimated; leave that step away"
+        )
     return found

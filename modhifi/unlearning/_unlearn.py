@@ -91,7 +91,9 @@ def unlearn(
     chosen = torch.isin(drawn.targets, torch.tensor(wanted))
     names = [net.classes[index] for index in wanted]
     if not bool(chosen.any()):
-        raise UserError(f"{data.spec} has no image of {', '.join(names)} in its {data.split} split; nothing to forget it by")
+        raise UserError(
+            f"{data.spec} has no image of {', '.join(names)} in its {data.split} split; nothing to forget it by"
+        )
     if bool(chosen.all()):
         raise UserError(f"{data.spec} has only images of {', '.join(names)}; some of the other classes are needed too")
     images = torch.cat([batch for batch, _ in drawn.batches(net.input)])
@@ -108,7 +110,12 @@ def unlearn(
         model=study.model,
         calibration=drawn.ref,
         settings=Settings(
-            score="fidelity", compensate="none", method=search.method, strength=strength, layers=layers, ridge=study.ridge
+            score="fidelity",
+            compensate="none",
+            method=search.method,
+            strength=strength,
+            layers=layers,
+            ridge=study.ridge,
         ),
         forget=names,
         predicted={"forget_accuracy": forgot, "retain_accuracy": kept},
@@ -135,7 +142,12 @@ class _Search:
         self.factor = -1.0 if negate else 0.0
         forget_images = images[chosen]
         moments = collect(
-            model.module, self.layers, forget_images.split(128), len(forget_images), progress=progress, what="forget samples"
+            model.module,
+            self.layers,
+            forget_images.split(128),
+            len(forget_images),
+            progress=progress,
+            what="forget samples",
         )
         self.weights = {name: study.layers[name].weight.double() for name in self.layers}
         self.blocks = {name: consumers[name].block for name in self.layers}

@@ -1,0 +1,303 @@
+"""One function for each call: from parsed arguments to a JSON value and the text for people."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import modhifi
+
+from ..data import Data, DataRef, load_data
+from ..errors import UserError
+from ..evaluation import Evaluation
+from ..models import Model, list_models, reload
+from ..plan import Plan
+from ..progress import Progress
+from ..study import Study
+
+Answer = tuple[dict[str, Any], str]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as their widest cell, the first to the left and the others to the right."""
+    cells = [[str(cell) for cell in row] for row in [head, *rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2%}"
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _data(asked: argparse.Namespace, known: DataRef, samples: int | None = None) -> Data:
+    """The data that was named, or that the study was made on."""
+    if asked.data is None:
+        return load_data(known.spec, asked.data_root or known.root, asked.split, samples, asked.seed)
+    return load_data(asked.data, asked.data_root, asked.split, samples, asked.seed)
+
+
+def _changed(plan_path: str, weights: str | None, device: str, progress: Progress) -> tuple[Plan, Model, Model]:
+    """The plan, the network it was made for, and the one it makes."""
+    plan = Plan.load(plan_path)
+    model = reload(plan.model, weights, device=device, progress=progress)
+    return plan, model, modhifi.apply(plan, model)
+
+
+def models(asked: argparse.Namespace, progress: Progress) -> Answer:  # noqa: ARG001
+    forms = list_models()
+    return {"models": [{"spec": spec, "what": what} for spec, what in forms]}, _table(["MODEL", ""], forms)
+
+
+def analyze(asked: argparse.Namespace, progress: Progress) -> Answer:
+    model = modhifi.load_model(
+        asked.model,
+        asked.weights,
+        mean=asked.mean,
+        std=asked.std,
+        classes=asked.classes,
+        device=asked.device,
+        progress=progress,
+    )
+    data = load_data(asked.data, asked.data_root, asked.split)
+    study = modhifi.analyze(model, data, asked.samples, seed=asked.seed, out=asked.out, progress=progress)
+    value = {
+        "study": asked.out,
+        "model": study.model.spec,
+        "fingerprint": study.model.fingerprint,
+        "samples": study.data.samples,
+        "groups": len(study.groups),
+        "components": sum(group.size for group in study.groups),
+        "skipped": [skip.model_dump() for skip in study.skipped],
+        "params": study.dense.params,
+        "flops": study.dense.flops,
+        "seconds": study.seconds,
+    }
+    text = (
+        f"{study.model.spec}: {value['components']} components in {value['groups']} groups, {len(study.skipped)} left whole;"
+        f" {study.data.samples} images in {study.seconds:.1f} s\nwritten to {asked.out}"
+    )
+    return value, text
+
+
+def show(asked: argparse.Namespace, progress: Progress) -> Answer:  # noqa: ARG001
+    study = Study.load(asked.study)
+    if asked.group is not None:
+        return _show_group(study, asked.group)
+    rows = []
+    for group in study.groups:
+        one_less = study.cost({group.name: group.size - 1})
+        gains = [study.gains[consumer.layer] for consumer in group.consumers]
+        rows.append(
+            {
+                "group": group.name,
+                "components": group.size,
+                "read_by": [consumer.layer for consumer in group.consumers],
+                "fidelity_mean": float(study.scores(group.name)["fidelity"].mean()),
+                "fidelity_half": float(study.curve(group.name)[(group.size + 1) // 2]),
+                "hifi_size": study.hifi_size(group.name, asked.eta),
+                "hifi_size_scalar": study.hifi_size(group.name, asked.eta, compensate="scalar"),
+                "lipschitz": max(gain.maximum for gain in gains),
+                "lipschitz_rms": max(gain.rms for gain in gains),
+                "params_per_component": study.dense.params - one_less.params,
+                "flops_per_component": study.dense.flops - one_less.flops,
+            }
+        )
+    value = {
+        "study": asked.study,
+        "model": study.model.spec,
+        "eta": asked.eta,
+        "params": study.dense.params,
+        "flops": study.dense.flops,
+        "groups": rows,
+        "skipped": [skip.model_dump() for skip in study.skipped],
+    }
+    head = [
+        "group",
+        "components",
+        f"HiFi {asked.eta:g}",
+        "… scalar",
+        "fidelity of half",
+        "Lipschitz ≥",
+        "params each",
+        "FLOPs each",
+    ]
+    text = _table(
+        head,
+        [
+            [
+                row["group"],
+                row["components"],
+                row["hifi_size"],
+                row["hifi_size_scalar"],
+                f"{row['fidelity_half']:.4f}",
+                f"{row['lipschitz']:.3g}",
+                _number(row["params_per_component"]),  # type: ignore[arg-type]
+                _number(row["flops_per_component"]),  # type: ignore[arg-type]
+            ]
+            for row in rows
+        ],
+    )
+    whole = "\n".join(f"left whole: {skip.name}: {skip.reason}" for skip in study.skipped)
+    return value, f"{text}\n{whole}".rstrip()
+
+
+def _show_group(study: Study, name: str) -> Answer:
+    group = study.group(name)
+    scores = {key: values.tolist() for key, values in study.scores(name).items()}
+    curves = {level: study.curve(name, compensate=level).tolist() for level in ("none", "scalar", "full")}
+    order = study.order(name).tolist()
+    value = {"group": name, "components": group.size, "scores": scores, "order": order, "curves": curves}
+    rows = [
+        [
+            index,
+            f"{scores['fidelity'][index]:.4f}",
+            f"{scores['greedy'][index]:.5f}",
+            place + 1,
+            f"{curves['full'][place + 1]:.4f}",
+        ]
+        for place, index in enumerate(order)
+    ]
+    return value, _table(["component", "fidelity", "cost of removal", "rank", "fidelity up to here"], rows)
+
+
+def prune(asked: argparse.Namespace, progress: Progress) -> Answer:
+    study = Study.load(asked.study)
+    if asked.flops is None and asked.params is None and not asked.keep:
+        raise UserError("say how much remains: --flops R, --params R or --keep GROUP=COUNT")
+    plan = modhifi.prune(
+        study,
+        flops=asked.flops,
+        params=asked.params,
+        overrides=dict(asked.keep),
+        score=asked.score,
+        allocation=asked.allocation,
+        compensate=asked.compensate,
+        centred=not asked.raw,
+        recalibrate_bn=asked.recalibrate_bn,
+        progress=progress,
+    )
+    plan.note = asked.note
+    plan.save(asked.out)
+    kept = {name: len(group.keep) for name, group in plan.groups.items()}
+    value = {
+        "plan": asked.out,
+        "predicted": plan.predicted,
+        "kept": kept,
+        "settings": plan.settings.model_dump(mode="json"),
+    }
+    p = plan.predicted
+    rows = [[name, f"{count} of {plan.groups[name].total}"] for name, count in kept.items()]
+    text = (
+        f"{_table(['group', 'kept'], rows)}\n"
+        f"FLOPs {_number(p['flops_before'])} → {_number(p['flops'])} ({p['flops'] / p['flops_before']:.2%}),"
+        f" parameters {_number(p['params_before'])} → {_number(p['params'])} ({p['params'] / p['params_before']:.2%})\n"
+        f"predicted fidelity {p['fidelity']:.4f}, estimated bound on the RMS error of the logits {p['bound']:.3g}\n"
+        f"written to {asked.out}"
+    )
+    return value, text
+
+
+def unlearn(asked: argparse.Namespace, progress: Progress) -> Answer:
+    study = Study.load(asked.study)
+    plan = modhifi.unlearn(
+        study,
+        asked.forget.split(","),
+        _data(asked, study.data),
+        target=asked.target,
+        samples=asked.samples,
+        seed=asked.seed,
+        progress=progress,
+    )
+    plan.save(asked.out)
+    value = {
+        "plan": asked.out,
+        "forget": plan.forget,
+        "predicted": plan.predicted,
+        "settings": plan.settings.model_dump(mode="json"),
+    }
+    text = (
+        f"{', '.join(plan.forget)}: {plan.settings.method}, {plan.settings.strength:.2%} of the slices in"
+        f" {', '.join(plan.settings.layers)}\non the calibration images: forget accuracy"
+        f" {_percent(plan.predicted['forget_accuracy'])}, retain accuracy {_percent(plan.predicted['retain_accuracy'])}\n"
+        f"written to {asked.out}; judge it with: modhifi evaluate {asked.out} --data DATA --split test"
+    )
+    return value, text
+
+
+def bound(asked: argparse.Namespace, progress: Progress) -> Answer:
+    study, plan = Study.load(asked.study), Plan.load(asked.plan)
+    report = modhifi.bounds.measure(
+        study, plan, _data(asked, study.data), samples=asked.samples, seed=asked.seed, progress=progress
+    )
+    rows = [
+        [
+            row.layer,
+            f"{row.local:.3g}",
+            f"{row.gain:.3g}",
+            f"{row.bound:.3g}",
+            f"{row.measured:.3g}",
+            "–" if row.tightness is None else f"{row.tightness:.2f}",
+        ]
+        for row in report.rows
+    ]
+    predicted = "" if report.predicted is None else f"; the study predicted {report.predicted:.3g}"
+    tightness = "–" if report.tightness is None else f"{report.tightness:.2f}"
+    text = (
+        f"{_table(['layer', 'local error', 'gain', 'bound', 'alone: measured', 'tightness'], rows)}\n"
+        f"whole plan: bound {report.bound:.3g}, measured {report.measured:.3g}, tightness {tightness}"
+        f" (RMS logits {report.logits:.3g}{predicted})\n"
+        f"gains are the largest seen on these {report.samples} images: lower bounds of the Lipschitz constants"
+    )
+    return report.model_dump(mode="json"), text
+
+
+def evaluate(asked: argparse.Namespace, progress: Progress) -> Answer:
+    plan, model, changed = _changed(asked.plan, asked.weights, asked.device, progress)
+    data = _data(asked, plan.calibration, asked.samples)
+    result = modhifi.evaluate(changed, data, model, progress=progress)
+    return result.to_json(), _evaluation_text(result)
+
+
+def _evaluation_text(e: Evaluation) -> str:
+    rows = [
+        ["accuracy", _percent(e.accuracy_before), _percent(e.accuracy)],
+        ["parameters", _number(e.params_before), _number(e.params)],
+        ["FLOPs (MACs)", _number(e.flops_before), _number(e.flops)],
+        ["bytes", _number(e.bytes_before), _number(e.bytes)],
+        [
+            f"latency, ms ({e.device}, batch {e.latency_batch})",
+            _number(e.latency_ms_before, 2),
+            _number(e.latency_ms, 2),
+        ],
+    ]
+    if e.forget is not None:
+        rows += [
+            ["forget accuracy", _percent(e.forget_accuracy_before), _percent(e.forget_accuracy)],
+            ["retain accuracy", _percent(e.retain_accuracy_before), _percent(e.retain_accuracy)],
+            ["linear probe on the forgotten", _percent(e.probe_accuracy_before), _percent(e.probe_accuracy)],
+            ["membership inference (AUC)", _percent(e.mia_before), _percent(e.mia)],
+            ["forget accuracy after BatchNorm recall", "", _percent(e.bn_recall_accuracy)],
+        ]
+    rows += [[f"class {name}", _percent(row.before), _percent(row.after)] for name, row in e.per_class.items()]
+    return f"{_table([f'{e.samples} images', 'before', 'after'], rows)}"
+
+
+def export(asked: argparse.Namespace, progress: Progress) -> Answer:
+    formats = [name.strip() for name in asked.format.split(",") if name.strip()]
+    _, _, changed = _changed(asked.plan, asked.weights, "auto", progress)
+    folder = modhifi.export(changed, asked.out, formats, progress=progress)
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    value = {"out": asked.out, "files": files, "params": sum(p.numel() for p in changed.module.parameters())}
+    return value, _table([asked.out, "bytes"], [[name, _number(size)] for name, size in files.items()])

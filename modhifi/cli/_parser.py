@@ -1,0 +1,113 @@
+"""What can be asked, and how."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from ..errors import UserError
+
+__all__ = ["build_parser"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake, like every other mistake, instead of the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _three(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _override(text: str) -> tuple[str, int]:
+    name, equals, count = text.rpartition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not GROUP=COUNT")
+    return name, int(count)
+
+
+def _data(parser: argparse.ArgumentParser, split: str | None, default: str | None = None) -> None:
+    parser.add_argument("--data", metavar="DATA", default=default, help="digits, cifar10, a folder or a .parquet file")
+    parser.add_argument("--data-root", metavar="DIR", help="where the data lies")
+    parser.add_argument("--split", default=split, help=f"which part of it (default: {split})")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of samples")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every call in the contract that this version answers."""
+    parser = _Parser(
+        prog="modhifi", description="Prune a trained network or make it forget a class, without labels or loss."
+    )
+    from .. import __version__
+
+    parser.add_argument("--version", action="version", version=__version__)
+    calls = parser.add_subparsers(dest="call", required=True, metavar="CALL", parser_class=_Parser)
+
+    def call(name: str, text: str) -> argparse.ArgumentParser:
+        made = calls.add_parser(name, help=text, description=text)
+        made.add_argument("--json", action="store_true", help="one JSON object on standard output")
+        return made
+
+    call("models", "List what can be loaded.")
+
+    analyze = call("analyze", "One pass over unlabelled data; writes a study folder.")
+    analyze.add_argument("model", metavar="MODEL")
+    _data(analyze, "calibration", "digits")
+    analyze.add_argument("--samples", type=int, default=512, metavar="N")
+    analyze.add_argument("--weights", metavar="FILE", help=".safetensors, or .pt/.pth/.th with tensors only")
+    analyze.add_argument("--mean", type=_three, metavar="R,G,B")
+    analyze.add_argument("--std", type=_three, metavar="R,G,B")
+    analyze.add_argument("--classes", metavar="FILE", help="one class name a line")
+    analyze.add_argument("--device", default="auto")
+    analyze.add_argument("--out", required=True, metavar="STUDY")
+
+    show = call("show", "Per group: components, fidelity, HiFi set size, Lipschitz estimate, cost.")
+    show.add_argument("study", metavar="STUDY")
+    show.add_argument("--group", metavar="G", help="one group, component by component")
+    show.add_argument("--eta", type=float, default=0.8, help="fidelity of a HiFi set (default: 0.8)")
+
+    prune = call("prune", "ModHiFi-P: decide what stays; writes a plan.")
+    prune.add_argument("study", metavar="STUDY")
+    budget = prune.add_mutually_exclusive_group()
+    budget.add_argument("--flops", type=float, metavar="R", help="fraction of the FLOPs that remains")
+    budget.add_argument("--params", type=float, metavar="R", help="fraction of the parameters that remains")
+    prune.add_argument("--score", choices=("greedy", "fidelity"), default="greedy")
+    prune.add_argument("--allocation", choices=("global", "uniform"), default="global")
+    prune.add_argument("--compensate", choices=("none", "scalar", "full"), default="full")
+    prune.add_argument("--raw", action="store_true", help="raw instead of centred moments (Def. 3.1 as written)")
+    prune.add_argument("--recalibrate-bn", action="store_true", help="re-estimate BatchNorm on the calibration images")
+    prune.add_argument(
+        "--keep", type=_override, action="append", default=[], metavar="GROUP=COUNT", help="set a group by hand"
+    )
+    prune.add_argument("--note", default="", help="kept in the plan")
+    prune.add_argument("--out", required=True, metavar="PLAN", help="a .json or .zip file")
+
+    unlearn = call("unlearn", "ModHiFi-U: make the network forget classes; writes a plan.")
+    unlearn.add_argument("study", metavar="STUDY")
+    unlearn.add_argument("--forget", required=True, metavar="NAMES", help="classes by name or index, comma separated")
+    _data(unlearn, "calibration")
+    unlearn.add_argument("--samples", type=int, default=1000, metavar="N")
+    unlearn.add_argument("--target", type=float, default=0.0, help="forget accuracy that is low enough (default: 0)")
+    unlearn.add_argument("--out", required=True, metavar="PLAN", help="a .json or .zip file")
+
+    bound = call("bound", "Bound, measured global error and tightness, per layer and whole.")
+    bound.add_argument("study", metavar="STUDY")
+    bound.add_argument("plan", metavar="PLAN")
+    _data(bound, "calibration")
+    bound.add_argument("--samples", type=int, default=128, metavar="N")
+
+    evaluate = call("evaluate", "Before and after: accuracy, per class, parameters, FLOPs, latency.")
+    evaluate.add_argument("plan", metavar="PLAN")
+    _data(evaluate, "test")
+    evaluate.add_argument("--samples", type=int, metavar="N", help="all if left out")
+    evaluate.add_argument("--weights", metavar="FILE", help="where the plan's checkpoint is now, if it has moved")
+    evaluate.add_argument("--device", default="auto")
+
+    export = call("export", "Write the changed network and its plan into a folder.")
+    export.add_argument("plan", metavar="PLAN")
+    export.add_argument("--out", required=True, metavar="DIR")
+    export.add_argument("--format", default="safetensors", metavar="NAMES", help="safetensors,onnx,pt2")
+    export.add_argument("--weights", metavar="FILE", help="where the plan's checkpoint is now, if it has moved")
+    return parser

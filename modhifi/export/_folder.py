@@ -1,0 +1,209 @@
+"""A folder with the changed network: ``manifest.json`` (what it is and how its shape comes about), ``model.safetensors`` (its
+weights), ``plan.json`` with its tensors, and if asked ``model.onnx`` and ``model.pt2``. No pickle anywhere.
+
+`read_export` builds the architecture untrained, takes out what the plans took out, and fills in the weights; nothing but
+this folder is needed. ``model.onnx`` and ``model.pt2`` run without this project.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from .._files import atomic_folder, file_sha256, read_json
+from ..errors import UserError
+from ..models import InputSpec, Model, Step, architecture, fingerprint, read_checkpoint
+from ..plan import Plan
+from ..progress import Progress, silent
+
+__all__ = ["FORMATS", "export", "read_export"]
+
+FORMATS = ("safetensors", "onnx", "pt2")
+EXPORT_SCHEMA = 1
+_MANIFEST = "manifest.json"
+_TOLERANCE = 1e-4
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int
+    architecture: str
+    steps: list[Step]
+    input: InputSpec
+    classes: list[str]
+    fingerprint: str
+    sha256: dict[str, str]
+    bytes: dict[str, int]
+
+
+def export(
+    model: Model, out: str | Path, formats: Sequence[str] = ("safetensors",), *, progress: Progress = silent
+) -> Path:
+    """Writes ``model`` and its plan into the folder ``out``, whole or not at all.
+
+    Args:
+        model: usually made by `modhifi.apply`.
+        out: a new or empty folder, or one that an export wrote.
+        formats: ``safetensors`` (always written), ``onnx``, ``pt2`` (`torch.export`); these two take a batch of any
+            size and are run once to see that they answer as the network does, to 1e-4.
+        progress: see `modhifi.progress`.
+
+    Raises:
+        UserError: for an unknown format, a folder that holds something else, or a network that the format cannot express.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise UserError(f"unknown format {', '.join(unknown) or 'none'!r}; formats are {', '.join(FORMATS)}")
+    net = copy.deepcopy(model.module).cpu().eval()
+    with atomic_folder(Path(out), _MANIFEST) as folder:
+        wanted = ["safetensors", *dict.fromkeys(name for name in formats if name != "safetensors")]
+        for done, name in enumerate(wanted):
+            progress(done, len(wanted), f"writing {name}")
+            target = folder / f"model.{name}"
+            if name == "safetensors":
+                state = {key: value.contiguous().clone() for key, value in net.state_dict().items()}
+                safetensors.torch.save_file(state, target)
+            elif name == "onnx":
+                _write_onnx(net, model, target)
+            else:
+                _write_pt2(net, model, target)
+        if model.plan is not None:
+            model.plan.save(folder / "plan.json")
+        files = sorted(path for path in folder.iterdir())
+        manifest = _Manifest(
+            schema_version=EXPORT_SCHEMA,
+            architecture=model.architecture,
+            steps=list(model.steps),
+            input=model.input,
+            classes=list(model.classes),
+            fingerprint=model.fingerprint,
+            sha256={path.name: file_sha256(path) for path in files},
+            bytes={path.name: path.stat().st_size for path in files},
+        )
+        text = json.dumps(manifest.model_dump(mode="json"), indent=1, allow_nan=False)
+        (folder / _MANIFEST).write_text(text + "\n", encoding="utf-8")
+        progress(len(wanted), len(wanted), "written")
+    return Path(out)
+
+
+def read_export(folder: Path, device: torch.device) -> Model:
+    """The network that `export` wrote into ``folder``, on ``device``. Raises `UserError` if it is missing or damaged."""
+    from ..surgery import restructure
+
+    path = folder / _MANIFEST
+    if not path.exists():
+        raise UserError(f"{folder} is not an exported model: it has no {_MANIFEST}; write one with modhifi export")
+    raw = read_json(path, "an exported model's manifest")
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != EXPORT_SCHEMA:
+        raise UserError(f"{folder} has export schema {version}, this version reads {EXPORT_SCHEMA}; export it again")
+    try:
+        manifest = _Manifest.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged: {error.errors()[0]['msg']}; export it again") from error
+    state = read_checkpoint(folder / "model.safetensors")
+    net = architecture(manifest.architecture, state).eval()
+    example = torch.zeros(1, *manifest.input.shape)
+    try:
+        for step in manifest.steps:
+            restructure(net, example, step)
+        net.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise UserError(f"{folder} is damaged: its weights do not fit its manifest; export it again") from error
+    if fingerprint(net) != manifest.fingerprint:
+        raise UserError(
+            f"{folder} is damaged: model.safetensors holds other weights than the manifest says; export it again"
+        )
+    plan = folder / "plan.json"
+    return Model(
+        spec=str(folder.resolve()),
+        module=net.requires_grad_(False).to(device),
+        input=manifest.input,
+        classes=tuple(manifest.classes),
+        weights=None,
+        fingerprint=manifest.fingerprint,
+        plan=Plan.load(plan) if plan.exists() else None,
+        architecture=manifest.architecture,
+        steps=tuple(manifest.steps),
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporters write to standard output and warn of their own internals; neither is for the caller."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _example(model: Model) -> torch.Tensor:
+    return model.example(2).cpu()  # a batch of one would be taken for a constant
+
+
+def _check(answers: torch.Tensor, net: nn.Module, example: torch.Tensor, what: str) -> None:
+    with torch.inference_mode():
+        own = net(example)
+    difference = float((answers - own).abs().max())
+    if not difference <= _TOLERANCE * max(1.0, float(own.abs().max())):
+        raise RuntimeError(
+            f"the {what} file answers differently from the network, by {difference:.3g}; it was not kept"
+        )
+
+
+def _write_onnx(net: nn.Module, model: Model, target: Path) -> None:
+    import onnxruntime
+
+    example = _example(model)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                net,
+                (example,),
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+            )
+            assert program is not None
+            program.save(str(target), external_data=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise UserError(
+            f"{model.spec} cannot be written as ONNX ({str(error).splitlines()[0]}); leave that format away"
+        ) from error
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": example.numpy()})
+    _check(torch.from_numpy(np.asarray(logits)), net, example, "ONNX")
+
+
+def _write_pt2(net: nn.Module, model: Model, target: Path) -> None:
+    example = _example(model)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            torch.export.save(program, target)
+    except (torch._dynamo.exc.TorchDynamoException, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{model.spec} cannot be written by torch.export ({reason}); leave pt2 away") from error
+    with _quiet(), torch.no_grad():
+        _check(torch.export.load(target).module()(example), net, example, "torch.export")

@@ -1,0 +1,151 @@
+"""A report that opens without a server and without this project: one HTML file, no script, no request."""
+
+from __future__ import annotations
+
+from html import escape
+
+from ..evaluation import Evaluation
+from ..plan import Plan
+from ..study import Study
+
+__all__ = ["report_html"]
+
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--line:#d1d9e0;--bar:#0072b2;--page:#fff}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--line:#3d444d;--bar:#56b4e9;--page:#0d1117}}
+body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:60rem;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem;margin-bottom:0}h2{font-size:1.15rem;margin-top:2rem}p.soft{color:var(--soft);margin-top:.25rem}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:right}th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:600}
+.bar{display:block;height:.6rem;background:var(--bar);border-radius:2px}code{font-size:.9em;overflow-wrap:anywhere}
+""".strip()
+
+
+def report_html(plan: Plan, evaluation: Evaluation | None = None, study: Study | None = None) -> str:
+    """The plan as a page: what was asked, what it costs and gives, what stays of each group. With an evaluation, measured
+    figures beside the predicted ones; with the study, the fidelity of each group.
+    """
+    settings = plan.settings
+    if plan.kind == "prune":
+        asked = (
+            f"{settings.remain:.1%} of the {settings.budget}"
+            if settings.remain is not None
+            else "components set by hand"
+        )
+        title = f"{plan.model.spec}, pruned to {asked}"
+        how = f"score {settings.score}, allocation {settings.allocation}, compensation {settings.compensate}"
+    else:
+        title = f"{plan.model.spec} without {', '.join(plan.forget)}"
+        how = f"{settings.method}, {settings.strength or 0:.2%} of the slices in {', '.join(settings.layers)}"
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>",
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>",
+        f"<h1>{escape(title)}</h1><p class=soft>{escape(how)}</p>",
+    ]
+    if plan.note:
+        parts.append(f"<p>{escape(plan.note)}</p>")
+    parts.append(_costs(plan, evaluation))
+    if evaluation is not None:
+        parts.append(_forgetting(evaluation))
+        parts.append(_classes(evaluation))
+    if plan.kind == "prune":
+        parts.append(_groups(plan, study))
+    parts.append(_provenance(plan, evaluation))
+    return "\n".join(parts) + "\n"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """Cells are HTML; the caller escapes."""
+    top = "".join(f"<th scope=col>{cell}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2%}"
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _costs(plan: Plan, evaluation: Evaluation | None) -> str:
+    rows = []
+    if evaluation is not None:
+        e = evaluation
+        rows += [
+            ["Accuracy", _percent(e.accuracy_before), _percent(e.accuracy)],
+            [
+                f"Latency, ms (batch {e.latency_batch}, {escape(e.device)})",
+                _number(e.latency_ms_before, 2),
+                _number(e.latency_ms, 2),
+            ],
+            ["Parameters", _number(e.params_before), _number(e.params)],
+            ["Multiply-accumulates of one sample", _number(e.flops_before), _number(e.flops)],
+            ["Bytes of the weights", _number(e.bytes_before), _number(e.bytes)],
+        ]
+    elif "params" in plan.predicted:
+        p = plan.predicted
+        rows += [
+            ["Parameters (predicted)", _number(p["params_before"]), _number(p["params"])],
+            ["Multiply-accumulates of one sample (predicted)", _number(p["flops_before"]), _number(p["flops"])],
+        ]
+    if "fidelity" in plan.predicted:
+        rows.append(["Fidelity of the layers (predicted)", _percent(1.0), _percent(plan.predicted["fidelity"])])
+        rows.append(["Bound on the RMS error of the logits (estimated)", "0", _number(plan.predicted["bound"], 3)])
+    return "<h2>Before and after</h2>" + _table(["", "before", "after"], rows) if rows else ""
+
+
+def _forgetting(e: Evaluation) -> str:
+    if e.forget is None:
+        return ""
+    rows = [
+        ["Accuracy on the forgotten classes", _percent(e.forget_accuracy_before), _percent(e.forget_accuracy)],
+        ["Accuracy on the others", _percent(e.retain_accuracy_before), _percent(e.retain_accuracy)],
+        [
+            "Linear probe: accuracy on the forgotten classes",
+            _percent(e.probe_accuracy_before),
+            _percent(e.probe_accuracy),
+        ],
+        ["Membership inference, area under the curve (50%: no trace)", _percent(e.mia_before), _percent(e.mia)],
+        ["Accuracy on the forgotten classes after BatchNorm recall", "–", _percent(e.bn_recall_accuracy)],
+    ]
+    return "<h2>Is it forgotten?</h2>" + _table(["", "before", "after"], rows)
+
+
+def _classes(e: Evaluation) -> str:
+    rows = [
+        [escape(name), _number(row.samples), _percent(row.before), _percent(row.after)]
+        for name, row in e.per_class.items()
+    ]
+    return "<h2>Per class</h2>" + _table(["class", "images", "before", "after"], rows)
+
+
+def _groups(plan: Plan, study: Study | None) -> str:
+    rows = []
+    for name, group in plan.groups.items():
+        kept = len(group.keep)
+        share = kept / group.total
+        fidelity = "–"
+        if study is not None:
+            order = "naive" if plan.settings.score == "fidelity" else "greedy"
+            curve = study.curve(name, order, plan.settings.compensate, plan.settings.centred)  # type: ignore[arg-type]
+            fidelity = _percent(float(curve[kept]))
+        bar = f"<span class=bar style='width:{share:.1%}'></span>"
+        rows.append([f"<code>{escape(name)}</code>", f"{kept} of {group.total}", bar, fidelity])
+    return "<h2>What stays</h2>" + _table(["group", "components", "share", "fidelity (predicted)"], rows)
+
+
+def _provenance(plan: Plan, evaluation: Evaluation | None) -> str:
+    data = plan.calibration
+    rows = [
+        ["Network", f"<code>{escape(plan.model.spec)}</code>"],
+        ["Fingerprint of its weights (sha256)", f"<code>{plan.model.fingerprint}</code>"],
+        ["Decided on", f"{data.samples:,} images of {escape(data.spec)}, split {escape(data.split)}, seed {data.seed}"],
+    ]
+    if evaluation is not None:
+        measured = evaluation.data
+        rows.append(
+            ["Measured on", f"{measured.samples:,} images of {escape(measured.spec)}, split {escape(measured.split)}"]
+        )
+    return "<h2>Where it comes from</h2>" + _table(["", ""], rows)
