@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,8 +162,8 @@ def test_hub_out_of_reach(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_network_without_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    headless = timm.create_model("resnet10t", num_classes=0)
-    monkeypatch.setattr("timm.create_model", lambda *args, **kwargs: headless)
+    headless = functools.partial(timm.create_model, num_classes=0)
+    monkeypatch.setattr("timm.create_model", headless)
     with pytest.raises(UserError, match="only computes features"):
         modhifi.load_model("timm:resnet10t")
 
