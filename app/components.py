@@ -91,7 +91,10 @@ def start(ask: Callable[..., Job], *arguments: Any) -> None:
 def job_card(job: Job) -> None:
     """Progress and a way to stop it while it runs; its one line if it failed; nothing once it is done."""
     if job.state == "running":
-        _poll(job)
+        # The container belongs to the page, not to the fragment: when a slow server has not yet sent the page as the
+        # fragment runs again, Streamlit drops what the fragment drew first, and the browser would miss its place.
+        with st.container():
+            _poll(job)
     elif job.state == "error":
         st.error(job.error, icon=":material/error:")
     elif job.state == "cancelled":
@@ -106,7 +109,7 @@ def latest_job(session: Session, kind: str) -> Job | None:
     return job
 
 
-@st.fragment(run_every=0.4)
+@st.fragment(run_every=0.7)
 def _poll(job: Job) -> None:
     if job.state != "running":
         st.rerun()

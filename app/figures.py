@@ -44,7 +44,7 @@ _SCALE = "Cividis"
 
 @dataclass(frozen=True)
 class Strip:
-    """One group of the overview: ``fidelity`` of its components, most important first, and its HiFi set's size."""
+    """One group of the overview: (C,) ``fidelity``, in the order from the bottom up, and the size of its HiFi set."""
 
     name: str
     fidelity: Array
@@ -62,32 +62,35 @@ class TradeOff:
     latency: float | None = None
 
 
-def overview(strips: Sequence[Strip], focus: str | None, eta: float) -> go.Figure:
+def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: bool = False) -> go.Figure:
     """Every component of every group: a column a group, in forward order, best at the bottom; colour is fidelity.
 
-    A click on any mark gives ``customdata[0]``, the group's name.
+    Each component's own by default; with ``together`` the fidelity of all components up to it. A click on any mark gives
+    ``customdata[0]``, the group's name.
     """
     per_group = max(4, _LARGEST // max(1, len(strips)))
     x: list[int] = []
     base: list[float] = []
     height: list[float] = []
-    colour: list[float] = []
+    value: list[float] = []
     custom: list[tuple[str, str, float]] = []
     for column, strip in enumerate(strips):
-        pieces = np.array_split(strip.fidelity, min(len(strip.fidelity), per_group))
-        rank = 0
-        for piece in pieces:
-            value = float(piece.mean())
-            ranks = f"rank {rank + 1}" if len(piece) == 1 else f"ranks {rank + 1} to {rank + len(piece)}, mean"
+        size, rank = len(strip.fidelity), 0
+        for piece in np.array_split(strip.fidelity, min(size, per_group)):
+            one = float(piece[-1] if together else piece.mean())
+            last = rank + len(piece)
+            number = f"number {last}" if len(piece) == 1 else f"numbers {rank + 1} to {last}"
             x.append(column)
-            base.append(100 * rank / len(strip.fidelity))
-            height.append(100 * len(piece) / len(strip.fidelity))
-            colour.append(value)
-            custom.append((strip.name, f"{ranks} of {len(strip.fidelity)}", value))
-            rank += len(piece)
-    top = max(colour, default=1.0)
-    # Square roots spread the many small values; the bar names the true ones.
-    ticks = [top * t * t for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+            base.append(100 * rank / size)
+            height.append(100 * len(piece) / size)
+            value.append(one)
+            custom.append((strip.name, f"the best {last}" if together else number, one))
+            rank = last
+    # Square roots spread the many small values of single components; the bar names the true ones.
+    colour = np.maximum(value, 0.0) if together else np.sqrt(np.maximum(value, 0.0))
+    top = 1.0 if together else max(value, default=1.0) or 1.0
+    ticks = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+    scale = {"color": colour, "colorscale": _SCALE, "cmin": 0.0, "cmax": 1.0 if together else float(np.sqrt(top))}
     figure = go.Figure(
         go.Bar(
             x=x,
@@ -96,22 +99,13 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float) -> go.Figur
             width=0.86,
             customdata=custom,
             marker={
-                "color": np.sqrt(np.maximum(colour, 0.0)),
-                "colorscale": _SCALE,
-                "cmin": 0.0,
-                "cmax": float(np.sqrt(top)) or 1.0,
+                **scale,
                 # In the colour of the mark, or thin gaps between neighbours let the background through.
-                "line": {
-                    "width": 0.8,
-                    "color": np.sqrt(np.maximum(colour, 0.0)),
-                    "colorscale": _SCALE,
-                    "cmin": 0.0,
-                    "cmax": float(np.sqrt(top)) or 1.0,
-                },
+                "line": {"width": 0.8, **scale},
                 "colorbar": {
                     "title": {"text": "fidelity", "side": "right"},
-                    "tickvals": [float(np.sqrt(t)) for t in ticks],
-                    "ticktext": [f"{t:.2g}" for t in ticks],
+                    "tickvals": list(ticks * scale["cmax"]),
+                    "ticktext": [f"{tick if together else top * tick**2:.2g}" for tick in ticks],
                     "thickness": 12,
                     "len": 1.0,
                 },
@@ -128,7 +122,7 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float) -> go.Figur
         y=[end for h in heights for end in (h, h, None)],
         mode="lines",
         line={"width": 3, "color": ORANGE},
-        name=f"HiFi set, η = {eta:.2f}",
+        name=f"size of the HiFi set, η = {eta:.2f}",
         hoverinfo="skip",
     )
     names = [s.name for s in strips]
@@ -242,7 +236,7 @@ def gains(layers: Sequence[str], maximum: Sequence[float], rms: Sequence[float])
         hovertemplate="<b>%{x}</b><br>root mean square %{y:.3g}<extra></extra>",
     )
     figure.update_xaxes(title="layer, in forward order", showgrid=False, tickangle=-35 if len(names) > 6 else 0)
-    figure.update_yaxes(title="logit error per unit of local error", type="log", **_log_ticks([*maximum, *rms]))
+    figure.update_yaxes(title="logit error per unit of local error", **_log_axis([*maximum, *rms]))
     return _finish(figure, 320)
 
 
@@ -251,18 +245,17 @@ def bound_scatter(measured: Sequence[float], bound: Sequence[float], remain: Seq
     figure = go.Figure()
     values = [v for v in (*measured, *bound) if v > 0]
     if values:
-        low, high = min(values) / 1.6, max(values) * 1.6
+        ends = [min(values) / 1.6, max(values) * 1.6]
         figure.add_scatter(
-            x=[low, high],
-            y=[low, high],
+            x=ends,
+            y=ends,
             mode="lines",
             name="y = x, a perfect bound",
             line={"color": GREY, "width": 1.5, "dash": "dash"},
             hoverinfo="skip",
         )
-        ends = [float(np.log10(low)), float(np.log10(high))]
-        figure.update_xaxes(range=ends)
-        figure.update_yaxes(range=ends)
+    else:
+        _say(figure, "Measured plans appear here")
     figure.add_scatter(
         x=list(measured),
         y=list(bound),
@@ -274,8 +267,8 @@ def bound_scatter(measured: Sequence[float], bound: Sequence[float], remain: Seq
         customdata=list(remain),
         hovertemplate="%{customdata:.0%} remains<br>bound %{y:.3g}<br>measured %{x:.3g}<extra></extra>",
     )
-    figure.update_xaxes(title="measured error, RMS over the logits", type="log", **_log_ticks(values))
-    figure.update_yaxes(title="bound", type="log", **_log_ticks(values))
+    figure.update_xaxes(title="measured error, RMS over the logits", **_log_axis(values))
+    figure.update_yaxes(title="bound", **_log_axis(values))
     return _finish(figure, 320)
 
 
@@ -287,7 +280,7 @@ def tightness(layers: Sequence[str], bound: Sequence[float], measured: Sequence[
     figure.add_bar(x=names, y=list(measured), name="measured", marker={"color": ORANGE, "pattern": {"shape": "/"}})
     figure.update_traces(hovertemplate="<b>%{x}</b><br>%{y:.3g}<extra>%{fullData.name}</extra>")
     figure.update_xaxes(title="layer changed alone", showgrid=False, tickangle=-35 if len(names) > 6 else 0)
-    figure.update_yaxes(title="RMS error of the logits", type="log", **_log_ticks([*bound, *measured]))
+    figure.update_yaxes(title="RMS error of the logits", **_log_axis([*bound, *measured]))
     return _finish(figure, 300)
 
 
@@ -345,8 +338,7 @@ def trade_off(points: Sequence[TradeOff], dense: float | None, planned: float | 
     margin = max(0.12 * (high - low), 1.0)
     figure.update_yaxes(title="accuracy", ticksuffix="%", range=[max(0.0, low - margin), min(101.0, high + margin)])
     if not shown:
-        words = "Measured plans appear here"
-        figure.add_annotation(x=0.5, y=0.5, xref="paper", yref="paper", text=words, showarrow=False)
+        _say(figure, "Measured plans appear here")
     figure.update_layout(clickmode="event+select", dragmode=False)
     return _finish(figure, 270)
 
@@ -415,15 +407,24 @@ def _short(names: Sequence[str]) -> list[str]:
     return [".".join(p) for p in parts]
 
 
-def _log_ticks(values: Sequence[float]) -> dict[str, object]:
-    """Ticks at 1, 2 and 5 of each decade, at 1 alone where there are many decades."""
+def _log_axis(values: Sequence[float]) -> dict[str, object]:
+    """A logarithmic axis around the values, with as many round ticks as are readable."""
     positive = [v for v in values if v > 0]
     if not positive:
-        return {}
-    low, high = int(np.floor(np.log10(min(positive)))), int(np.ceil(np.log10(max(positive))))
-    steps = (1, 2, 5) if high - low <= 3 else (1,)
-    ticks = [step * 10.0**decade for decade in range(low, high + 1) for step in steps]
-    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+        return {"type": "log", "showticklabels": False, "showgrid": False, "range": [0, 1]}
+    low, high = min(positive) / 1.6, max(positive) * 1.6
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    for steps in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+        ticks = [t for decade in decades for step in steps if low <= (t := step * 10.0**decade) <= high]
+        if len(ticks) <= 7:
+            break
+    ends = [float(np.log10(low)), float(np.log10(high))]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks], "range": ends}
+
+
+def _say(figure: go.Figure, words: str) -> None:
+    """Words in the middle of a figure that has nothing to show yet."""
+    figure.add_annotation(x=0.5, y=0.5, xref="paper", yref="paper", text=words, showarrow=False)
 
 
 def _finish(figure: go.Figure, height: int) -> go.Figure:

@@ -12,7 +12,7 @@ import modhifi
 
 from .figures import Array, Strip
 
-__all__ = ["GroupView", "focus_from_click", "group_in_focus", "read_group"]
+__all__ = ["GroupView", "colour_choice", "focus_from_click", "group_in_focus", "read_group"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,23 @@ def group_in_focus(study: modhifi.Study) -> str:
     return chosen
 
 
+def colour_choice() -> str:
+    """Draws the choice of what the overview's colours mean: ``alone`` or ``together``."""
+    words = {"alone": "Each alone", "together": "Together so far"}
+    chosen: str = st.segmented_control(
+        "Colour",
+        list(words),
+        default="alone",
+        key="colour",
+        bind="query-params",
+        required=True,
+        format_func=words.__getitem__,
+        label_visibility="collapsed",
+        help="The fidelity of each component alone, sorted; or that of all components from the bottom up to it, greedy.",
+    )
+    return chosen
+
+
 def focus_from_click() -> None:
     """The overview's callback: the clicked column becomes the group in focus."""
     clicked = clicked_group(st.session_state.get("overview"))
@@ -55,11 +72,12 @@ def clicked_group(event: Any) -> str | None:
     return str(points[0]["customdata"][0]) if points else None
 
 
-def read_group(study: modhifi.Study, name: str, eta: float, compensate: Any) -> GroupView:
+def read_group(study: modhifi.Study, name: str, eta: float, compensate: Any, together: bool) -> GroupView:
+    """Everything the page shows of a group; ``together`` as in `app.figures.overview`."""
     strips = [
         Strip(
             group.name,
-            study.scores(group.name)["fidelity"][study.order(group.name, "greedy")],
+            study.curve(group.name, "greedy", compensate)[1:] if together else _alone(study, group.name),
             study.hifi_size(group.name, eta, "greedy", compensate),
         )
         for group in study.groups
@@ -69,7 +87,7 @@ def read_group(study: modhifi.Study, name: str, eta: float, compensate: Any) -> 
     naive = study.curve(name, "naive", compensate)
     hifi = study.hifi_size(name, eta, "greedy", compensate)
     naive_size = study.hifi_size(name, eta, "naive", compensate)
-    singles = np.sort(study.scores(name)["fidelity"])[::-1]
+    singles = _alone(study, name)
     total, kept = sum(len(s.fidelity) for s in strips), sum(s.hifi for s in strips)
     small = sum(s.hifi < 0.2 * len(s.fidelity) for s in strips)
     more = "the naive ranking needs as many" if naive_size == hifi else f"the naive ranking needs {naive_size}"
@@ -87,3 +105,7 @@ def read_group(study: modhifi.Study, name: str, eta: float, compensate: Any) -> 
         singletons_in_words=f"Singleton fidelity of {name}, sorted: the best has {singles[0]:.3f}, the median "
         f"{np.median(singles):.3f}.",
     )
+
+
+def _alone(study: modhifi.Study, name: str) -> Array:
+    return np.sort(study.scores(name)["fidelity"])[::-1]

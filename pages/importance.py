@@ -4,7 +4,7 @@ import streamlit as st
 
 from app import components as ui
 from app import figures
-from app.importance import focus_from_click, group_in_focus, read_group
+from app.importance import colour_choice, focus_from_click, group_in_focus, read_group
 
 session, study = ui.analysed()
 
@@ -16,11 +16,17 @@ with middle:
 with right:
     compensate = ui.compensation("compensation")
 
-view = read_group(study, name, eta, compensate)
 with st.container(border=True):
-    st.subheader("The whole network", anchor=False, help=f"{ui.FORMULAS['singleton']} Click a column to look into it.")
+    title, colour = st.columns([1, 1], vertical_alignment="center")
+    with title:
+        st.subheader(
+            "The whole network", anchor=False, help="One column a group, best at the bottom. Click to look into it."
+        )
+    with colour, st.container(horizontal=True, horizontal_alignment="right"):
+        together = colour_choice() == "together"
+    view = read_group(study, name, eta, compensate, together)
     ui.chart(
-        figures.overview(view.strips, name, eta),
+        figures.overview(view.strips, name, eta, together),
         alt=view.overview_in_words,
         key="overview",
         on_select=focus_from_click,
