@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ __all__ = [
     "analysed",
     "before_and_after",
     "chart",
+    "choice",
     "compact",
     "compensation",
     "current_plan",
@@ -158,18 +159,24 @@ def _say_what_is_missing(session: Session) -> None:
 # Choices
 
 
-def compensation(key: str, label: str = "Compensation") -> Any:
-    """None, scalar or full."""
+def choice(label: str, words: Mapping[str, str], key: str, default: str, help_: str, hide_label: bool = False) -> Any:
+    """One of a few named values, all in sight; the address carries it under ``key``."""
     return st.segmented_control(
         label,
-        ["none", "scalar", "full"],
-        default="full",
+        list(words),
+        default=default,
         key=key,
         bind="query-params",
         required=True,
-        format_func={"none": "None", "scalar": WORDS["scalar"], "full": WORDS["full"]}.__getitem__,
-        help=FORMULAS["compensation"],
+        format_func=words.__getitem__,
+        label_visibility="collapsed" if hide_label else "visible",
+        help=help_,
     )
+
+
+def compensation(key: str) -> Any:
+    words = {"none": "None", "scalar": WORDS["scalar"], "full": WORDS["full"]}
+    return choice("Compensation", words, key, "full", FORMULAS["compensation"])
 
 
 def labelled_data(key: str, default: LabelledData, label: str, split: str | None) -> LabelledData:

@@ -15,7 +15,7 @@ from .selection import LabelledData
 from .session import Session
 from .store import Point
 
-__all__ = ["forget_controls", "forgotten", "numbers_of"]
+__all__ = ["forget_controls", "forgotten", "in_words", "numbers_of"]
 
 
 def forget_controls(session: Session, study: modhifi.Study) -> None:
@@ -31,7 +31,7 @@ def forget_controls(session: Session, study: modhifi.Study) -> None:
         else:
             chosen = st.multiselect("Classes to forget", classes, key="classes", bind="query-params", help=words)
     with middle, st.container(horizontal=True):
-        labelled = ui.labelled_data("forget-data", session.source.labelled, "Decided on", "train")
+        labelled = ui.labelled_data("forget-data", session.source.labelled, "Decided on", "calibration")
         test = ui.labelled_data("test", session.source.labelled, "Measured on", "test")
     point = forget_point(chosen, labelled, test)
     known = any(p.id == point for p in session.points())
@@ -66,13 +66,31 @@ def forgotten(session: Session) -> Point | None:
     return point
 
 
+def in_words(point: Point) -> str:
+    """What the numbers say together."""
+    e = point.evaluation
+    found = [
+        f"{words} in {percent(e[name])}"
+        for name, words in (
+            ("probe_accuracy", "a linear probe finds it"),
+            ("bn_recall_accuracy", "BN recall brings it back"),
+        )
+        if e.get(name) is not None and e[name] > 0.5
+    ]
+    if e["forget_accuracy"] > 0.1:
+        return "The class is still answered; more layers or a stronger edit are needed."
+    if found:
+        return f"The answer is gone, the knowledge is not: {' and '.join(found)} of its images."
+    return "The answer is gone, and neither a linear probe nor BN recall brings it back for most of its images."
+
+
 def numbers_of(point: Point) -> list[Number]:
     """How forgetting is judged: accuracy alone proves nothing."""
     e = point.evaluation
 
     def change(name: str) -> str | None:
         before = e.get(f"{name}_before")
-        return None if before is None else f"{100 * (e[name] - before):+.1f} points"
+        return None if before is None or e[name] is None else f"{100 * (e[name] - before):+.1f} points"
 
     return [
         Number(
@@ -90,6 +108,11 @@ def numbers_of(point: Point) -> list[Number]:
             "up",
         ),
         Number("Linear probe", percent(e["probe_accuracy"]), FORMULAS["probe"], change("probe_accuracy"), "down"),
-        Number("Membership inference", f"{e['mia']:.3f}", FORMULAS["mia"], None),
-        Number("BN recall", percent(e.get("bn_recall_accuracy")), FORMULAS["recall"], None),
+        Number(
+            "Membership inference",
+            "n/a" if e["mia"] is None else f"{e['mia']:.3f}",
+            FORMULAS["mia"],
+            note=None if e["mia_before"] is None else f"{e['mia_before']:.3f} before",
+        ),
+        Number("BN recall", percent(e["bn_recall_accuracy"]), FORMULAS["recall"], note="after the attack"),
     ]

@@ -10,6 +10,7 @@ import streamlit as st
 
 import modhifi
 
+from . import components as ui
 from .figures import Array, Strip
 
 __all__ = ["GroupView", "colour_choice", "focus_from_click", "group_in_focus", "read_group"]
@@ -45,17 +46,8 @@ def group_in_focus(study: modhifi.Study) -> str:
 def colour_choice() -> str:
     """Draws the choice of what the overview's colours mean: ``alone`` or ``together``."""
     words = {"alone": "Each alone", "together": "Together so far"}
-    chosen: str = st.segmented_control(
-        "Colour",
-        list(words),
-        default="alone",
-        key="colour",
-        bind="query-params",
-        required=True,
-        format_func=words.__getitem__,
-        label_visibility="collapsed",
-        help="The fidelity of each component alone, sorted; or that of all components from the bottom up to it, greedy.",
-    )
+    text = "The fidelity of each component alone, sorted; or that of all from the bottom up to it, in the greedy order."
+    chosen: str = ui.choice("Colour", words, "colour", "alone", text, hide_label=True)
     return chosen
 
 

@@ -112,6 +112,7 @@ class Library:
                 choice=choice,
                 predicted=plan.predicted,
             )
+            plan.measured.append(evaluation.to_json())
             self.store.add_point(source.id, point, plan)
             return point
 
@@ -123,7 +124,7 @@ class Library:
         """Bound and measured error of a plan for each of ``choices``, each kept as soon as it is there."""
 
         def work(progress: Progress) -> int:
-            study, _ = self._study_and_model(source, progress)
+            study, model = self._study_and_model(source, progress)
             data = modhifi.load_data(source.data, root=source.root, split=source.split)
             for number, choice in enumerate(choices):
                 prefix = f"{choice.remain:.0%} remains ({number + 1} of {len(choices)}): "
@@ -132,7 +133,7 @@ class Library:
                     progress(done, total, prefix + what)
 
                 plan = modhifi.prune(study, **choice.arguments, progress=report)
-                measured = modhifi.bounds.measure(study, plan, data, samples=samples, progress=report)
+                measured = modhifi.bounds.measure(study, plan, data, samples=samples, model=model, progress=report)
                 self.store.add_bound(
                     source.id,
                     BoundPoint(
@@ -142,7 +143,9 @@ class Library:
                         bound=measured.bound,
                         measured=measured.measured,
                         tightness=measured.tightness,
-                        rows=[dict(row) for row in measured.rows],
+                        predicted=measured.predicted,
+                        logits=measured.logits,
+                        rows=[row.model_dump() for row in measured.rows],
                     ),
                 )
             return len(choices)
@@ -158,7 +161,7 @@ class Library:
 
         def work(progress: Progress) -> Point:
             study, model = self._study_and_model(source, progress)
-            plan = modhifi.unlearn(study, forget=list(classes), data=_load(data), progress=progress)
+            plan = modhifi.unlearn(study, forget=list(classes), data=_load(data), model=model, progress=progress)
             changed = modhifi.apply(plan, model)
             evaluation = modhifi.evaluate(changed, _load(test), baseline=model, progress=progress)
             point = Point(
@@ -166,10 +169,12 @@ class Library:
                 kind="unlearn",
                 label="Without " + ", ".join(classes),
                 measured_on=test,
+                decided_on=data,
                 evaluation=evaluation.model_dump(mode="json"),
                 forget=classes,
                 predicted=plan.predicted,
             )
+            plan.measured.append(evaluation.to_json())
             self.store.add_point(source.id, point, plan)
             return point
 
@@ -279,23 +284,26 @@ def _load(data: LabelledData) -> Data:
     return loaded
 
 
-def commands(source: Source, plan: Plan, test: LabelledData) -> str:
+def commands(source: Source, plan: Plan, point: Point) -> str:
     """The command lines that do the same without the dashboard."""
     data = ["--data", source.data, *_options({"--data-root": source.root, "--split": source.split})]
     analyze = ["analyze", source.model, *_options({"--weights": source.weights}), *data]
     analyze += ["--samples", str(source.samples), "--seed", str(source.seed), "--out", "study"]
     settings = plan.settings
     if plan.kind == "unlearn":
-        make = ["unlearn", "study", "--forget", ",".join(plan.forget), *data, "--out", "plan.json"]
+        make = ["unlearn", "study", "--forget", ",".join(plan.forget), *_where(point.decided_on or source.labelled)]
     else:
-        make = ["prune", "study", f"--{settings.budget}", str(settings.remain), "--score", settings.score]
-        make += ["--compensate", settings.compensate]
-        make += ["--recalibrate-bn"] if settings.recalibrate_bn else []
-        make += ["--out", "plan.json"]
-    where = ["--data", test.data, *_options({"--data-root": test.root, "--split": test.split})]
-    evaluate = ["evaluate", "plan.json", *where]
+        make = ["prune", "study", f"--{settings.budget}", str(settings.remain), "--allocation", settings.allocation]
+        make += ["--compensate", settings.compensate, *(["--recalibrate-bn"] if settings.recalibrate_bn else [])]
+        make += [word for name, count in settings.overrides.items() for word in ("--keep", f"{name}={count}")]
+    make += ["--out", "plan.json"]
+    evaluate = ["evaluate", "plan.json", *_where(point.measured_on)]
     export = ["export", "plan.json", "--out", "model"]
     return "\n".join(shlex.join(["python", "-m", "modhifi", *line]) for line in (analyze, make, evaluate, export))
+
+
+def _where(data: LabelledData) -> list[str]:
+    return ["--data", data.data, *_options({"--data-root": data.root, "--split": data.split})]
 
 
 def _options(pairs: dict[str, str | None]) -> list[str]:

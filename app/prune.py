@@ -39,16 +39,8 @@ class Wish:
 
 def prune_controls(session: Session, study: modhifi.Study) -> Wish:
     """Draws budget, allocation, compensation and overrides, and *Measure*."""
-    budget = st.segmented_control(
-        "Budget",
-        ["flops", "params"],
-        default="flops",
-        key="budget",
-        bind="query-params",
-        required=True,
-        format_func=WORDS.__getitem__,
-        help=f"What is counted. FLOPs: {ui.FORMULAS['flops']} Parameters: {ui.FORMULAS['params']}",
-    )
+    text = f"What is counted. FLOPs: {ui.FORMULAS['flops']} Parameters: {ui.FORMULAS['params']}"
+    budget = ui.choice("Budget", {name: WORDS[name] for name in ("flops", "params")}, "budget", "flops", text)
     least = max(1, math.ceil(100 * smallest_cost(study, budget)))
     remain = st.slider(
         f"{WORDS[budget]} that remain",
@@ -62,17 +54,12 @@ def prune_controls(session: Session, study: modhifi.Study) -> Wish:
         help="The fraction of the whole network's that stays; met to within one component.",
     )
     compensate = ui.compensation("compensate")
-    spread = st.segmented_control(
-        "Spread over the layers",
-        ["global", "uniform"],
-        default="global",
-        key="allocation",
-        bind="query-params",
-        required=True,
-        format_func=WORDS.__getitem__,
-        help="**Global** takes next what raises the bound least for the budget it frees. **Uniform** takes the same "
-        "share of every group.",
+    text = (
+        "**Global** takes next what raises the bound least for the budget it frees. **Uniform** takes the same share of "
+        "every group."
     )
+    spreads = {name: WORDS[name] for name in ("global", "uniform")}
+    spread = ui.choice("Spread over the layers", spreads, "allocation", "global", text)
     recalibrate = st.toggle(
         "Re-estimate BatchNorm",
         key="bn",
@@ -123,9 +110,7 @@ def _overrides(session: Session) -> dict[str, int]:
         words = ", ".join(f"{name}: {count}" for name, count in by_hand.items())
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(f"By hand: {words}")
-            st.button(
-                "Clear", type="tertiary", on_click=held.pop, args=(session.source.id, None), key="clear-overrides"
-            )
+            st.button("Clear", type="tertiary", on_click=by_hand.clear, key="clear-overrides")
     return by_hand
 
 
@@ -142,9 +127,15 @@ def _edit_overrides(session: Session, study: modhifi.Study, counts: dict[str, in
         alt="Components of each group, with a column to set by hand",
     )
     if st.button("Apply", type="primary"):
+        filled = edited[edited["By hand"].notna()]
         st.session_state["overrides"][session.source.id] = {
-            str(row.Group): min(int(row.hand), int(row.Components))
-            for row in edited.rename(columns={"By hand": "hand"}).dropna(subset=["hand"]).itertuples()
+            name: min(count, total)
+            for name, count, total in zip(
+                filled["Group"].astype(str).tolist(),
+                filled["By hand"].astype(int).tolist(),
+                filled["Components"].astype(int).tolist(),
+                strict=True,
+            )
         }
         st.rerun()
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -148,7 +148,7 @@ class Choice(_Frozen):
     overrides: tuple[tuple[str, int], ...] = ()
 
     @property
-    def arguments(self) -> dict[str, object]:
+    def arguments(self) -> dict[str, Any]:
         """As `modhifi.pruning.allocate` takes them."""
         return {
             self.budget: self.remain,

@@ -47,6 +47,7 @@ class Point(BaseModel):
     kind: Literal["prune", "unlearn"]
     label: str
     measured_on: LabelledData
+    decided_on: LabelledData | None = None
     evaluation: dict[str, Any]
     choice: Choice | None = None
     forget: tuple[str, ...] = ()
@@ -65,6 +66,8 @@ class BoundPoint(BaseModel):
     bound: float
     measured: float
     tightness: float | None
+    predicted: float | None = None
+    logits: float | None = None
     rows: list[dict[str, Any]]
     made: float = Field(default_factory=time.time)
 

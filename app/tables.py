@@ -64,8 +64,9 @@ def layers_table(bound: BoundPoint) -> tuple[pd.DataFrame, Columns]:
         "layer": "Layer",
         "gain": "Lipschitz, lower bound",
         "local": "Local error",
-        "bound": "Bound",
-        "measured": "Measured",
+        "bound": "Share of the bound",
+        "alone_bound": "Bound, alone",
+        "measured": "Measured, alone",
         "tightness": "Tightness",
     }
     table = pd.DataFrame(bound.rows)[list(names)].rename(columns=names)

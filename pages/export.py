@@ -21,4 +21,4 @@ for card, draw in zip(cards, (plan_download, model_download, report_download), s
 st.subheader("The same from the command line", anchor=False)
 st.caption("The downloaded plan is measured again by `python -m modhifi evaluate plan.zip`, with the same result.")
 plan = session.library.store.plan(session.source.id, point.id)
-st.code(commands(session.source, plan, point.measured_on), language="bash", wrap_lines=True)
+st.code(commands(session.source, plan, point), language="bash", wrap_lines=True)

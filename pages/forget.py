@@ -5,7 +5,7 @@ import streamlit as st
 
 from app import components as ui
 from app import figures
-from app.forget import forget_controls, forgotten, numbers_of
+from app.forget import forget_controls, forgotten, in_words, numbers_of
 
 session, study = ui.analysed()
 with st.container(border=True):
@@ -15,6 +15,7 @@ point = forgotten(session)
 if point is not None:
     st.subheader(point.label, anchor=False)
     ui.numbers(numbers_of(point))
+    st.markdown(in_words(point))
     result = point.evaluation
     classes = list(result["per_class"])
     before, after = st.columns(2, gap="medium")
