@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import nn
 
 import modhifi
-from modhifi import Model
+from modhifi import Data, Model, Study
+from modhifi.models import InputSpec, fingerprint
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +26,59 @@ def shared() -> Path:
 def digits_model() -> Model:
     """The default model on the CPU. Tests share it and must not change it."""
     return modhifi.load_model(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def digits_study(digits_model: Model) -> Study:
+    """The default model's study on all 512 calibration images. Tests share it and must not change it."""
+    return modhifi.analyze(digits_model, modhifi.load_data("digits"), samples=512)
+
+
+@pytest.fixture(scope="session")
+def digits_test() -> Data:
+    return modhifi.load_data("digits", split="test")
+
+
+class Chain(nn.Module):
+    """A small VGG-like network: two convolutions, a flattening, two linear layers; no BatchNorm behind the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.b = nn.Conv2d(6, 5, 3, stride=2, padding=1, bias=False)
+        self.c = nn.Linear(5 * 4 * 4, 7)
+        self.d = nn.Linear(7, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.a(x)))
+        x = torch.relu(self.b(x)).flatten(1)
+        return self.d(torch.relu(self.c(x)))
+
+
+@pytest.fixture
+def chain() -> Model:
+    """`Chain` with random weights and BatchNorm statistics, for 8×8 images and four classes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = Chain().eval().requires_grad_(False)
+        net.norm.running_mean.uniform_(-0.5, 0.5)
+        net.norm.running_var.uniform_(0.5, 2.0)
+    spec = InputSpec(size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    return Model("chain", net, spec, ("a", "b", "c", "d"), None, fingerprint(net))
+
+
+@pytest.fixture
+def pictures() -> Data:
+    """96 random pictures of 8×8 pixels with labels of `chain`'s classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 3), dtype=np.uint8)
+    return Data(
+        spec="pictures",
+        root=None,
+        split="test",
+        read=lambda i: Image.fromarray(pixels[i]),
+        order=tuple(range(96)),
+        labels=torch.arange(96) % 4,
+        classes=("a", "b", "c", "d"),
+        source="pictures",
+    )

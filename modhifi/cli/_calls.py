@@ -57,7 +57,9 @@ def _changed(plan_path: str, weights: str | None, device: str, progress: Progres
 
 def models(asked: argparse.Namespace, progress: Progress) -> Answer:  # noqa: ARG001
     forms = list_models()
-    return {"models": [{"spec": spec, "what": what} for spec, what in forms]}, _table(["MODEL", ""], forms)
+    width = max(len(spec) for spec, _ in forms)
+    text = "\n".join(f"{spec.ljust(width)}  {what}" for spec, what in forms)
+    return {"models": [{"spec": spec, "what": what} for spec, what in forms]}, text
 
 
 def analyze(asked: argparse.Namespace, progress: Progress) -> Answer:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..components import Cost
@@ -36,6 +35,9 @@ def measure_latency(
     """Milliseconds of one forward pass of each model on ``batch`` samples of noise: the median over ``rounds``, in each of which
     every model runs for about ``seconds``, one after the other, so that a machine that slows down slows all of them.
     """
+    # Imported here: it looks for a compiler and may say so on standard error, which only a measurement should.
+    from torch.utils.benchmark import Timer
+
     timers = [
         Timer(
             "with torch.inference_mode(): net(x)",

@@ -1,0 +1,173 @@
+"""What follows from second moments, against Gram matrices and least squares on the samples themselves."""
+
+import numpy as np
+import pytest
+import torch
+
+from modhifi.fidelity import (
+    aggregate_gram,
+    centre,
+    compensation,
+    eliminate,
+    error_curve,
+    full_compensation,
+    gram,
+    output_energy,
+    ridged,
+    scalar_compensation,
+    singleton_fidelity,
+    singleton_from_moments,
+)
+
+OUTPUTS, COMPONENTS, BLOCK = 4, 5, 3
+
+
+@pytest.fixture
+def layer() -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """Samples x (N, n) that are correlated and not centred, their second moment, and a weight."""
+    rng = np.random.default_rng(0)
+    n = COMPONENTS * BLOCK
+    x = rng.normal(size=(300, n)) @ rng.normal(size=(n, n)) + rng.normal(size=n)
+    return x, torch.from_numpy(x.T @ x / len(x)), torch.from_numpy(rng.normal(size=(OUTPUTS, n)))
+
+
+def contributions(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """(O, N, C): what each component adds to each output."""
+    parts = [x[:, i * BLOCK : (i + 1) * BLOCK] @ w[:, i * BLOCK : (i + 1) * BLOCK].T for i in range(COMPONENTS)]
+    return np.stack(parts, 2).transpose(1, 0, 2)
+
+
+def measured_error(x: np.ndarray, w: torch.Tensor, new: torch.Tensor) -> float:
+    return float((((x @ (w - new).numpy().T) ** 2).sum(1)).mean())
+
+
+def columns(keep: list[int]) -> list[int]:
+    return [i * BLOCK + k for i in keep for k in range(BLOCK)]
+
+
+def test_gram_and_its_shortcuts(layer) -> None:
+    x, h, w = layer
+    a = contributions(x, w.numpy())
+    expected = np.einsum("oni,onj->oij", a, a) / len(x)
+    np.testing.assert_allclose(gram(h, w, BLOCK), expected, rtol=1e-9)
+    np.testing.assert_allclose(aggregate_gram(h, w, BLOCK), expected.sum(0), rtol=1e-9)
+    np.testing.assert_allclose(output_energy(h, w), (a.sum(2) ** 2).mean(1), rtol=1e-9)
+    torch.testing.assert_close(singleton_from_moments(h, w, BLOCK), singleton_fidelity(torch.from_numpy(expected)))
+
+
+def test_full_compensation_is_least_squares(layer) -> None:
+    x, h, w = layer
+    keep = [0, 3, 4]
+    new = full_compensation(h, w, BLOCK, keep)
+    fitted, *_ = np.linalg.lstsq(x[:, columns(keep)], x @ w.numpy().T, rcond=None)
+    np.testing.assert_allclose(new[:, columns(keep)], fitted.T, rtol=1e-7)
+    assert float(new[:, columns([1, 2])].abs().max()) == 0.0
+
+
+def test_scalar_compensation_scales_whole_slices(layer) -> None:
+    _, h, w = layer
+    keep = [1, 2]
+    new = scalar_compensation(h, w, BLOCK, keep)
+    delta = compensation(gram(h, w, BLOCK), keep)
+    for position, component in enumerate(keep):
+        torch.testing.assert_close(new[:, columns([component])], w[:, columns([component])] * delta[:, position, None])
+
+
+@pytest.mark.parametrize("level", ["none", "scalar", "full"])
+def test_error_curve_against_measuring_every_size(layer, level: str) -> None:
+    x, h, w = layer
+    order = torch.tensor([2, 0, 4, 1, 3])
+    curve = error_curve(h, w, BLOCK, order, level)
+    for size in range(COMPONENTS + 1):
+        keep = order[:size].tolist()
+        if level == "full":
+            new = full_compensation(h, w, BLOCK, keep)
+        elif level == "scalar":
+            new = scalar_compensation(h, w, BLOCK, keep)
+        else:
+            new = torch.zeros_like(w)
+            new[:, columns(keep)] = w[:, columns(keep)]
+        assert float(curve[size]) == pytest.approx(measured_error(x, w, new), rel=1e-7, abs=1e-9)
+
+
+def test_full_is_never_worse_than_scalar_than_none_with_the_best_scalars(layer) -> None:
+    _, h, w = layer
+    order = torch.tensor([1, 4, 0, 3, 2])
+    none, scalar, full = (error_curve(h, w, BLOCK, order, level) for level in ("none", "scalar", "full"))
+    assert bool((full <= scalar + 1e-9).all())
+    assert bool((scalar <= none + 1e-9).all())
+
+
+def test_elimination_costs_are_the_growth_of_the_optimal_error(layer) -> None:
+    """Each removal costs what refitting from scratch says, and is the cheapest one there was."""
+    _, h, w = layer
+
+    def error(keep: list[int]) -> float:
+        delta = w - full_compensation(h, w, BLOCK, keep)
+        return float(((delta @ h) * delta).sum())
+
+    order, costs = eliminate([(h, w, BLOCK)])
+    left = list(range(COMPONENTS))
+    for component in order.flip(0).tolist():
+        growth = {i: error([j for j in left if j != i]) - error(left) for i in left}
+        assert component == min(growth, key=growth.__getitem__)
+        assert float(costs[component]) == pytest.approx(growth[component], rel=1e-6)
+        left.remove(component)
+
+
+def test_elimination_over_two_consumers_adds_their_costs(layer) -> None:
+    _, h, w = layer
+    generator = torch.Generator().manual_seed(1)
+    other = torch.randn(2, COMPONENTS, generator=generator, dtype=torch.float64)
+    small = torch.randn(50, COMPONENTS, generator=generator, dtype=torch.float64)
+    second = small.T @ small / 50
+    order, costs = eliminate([(h, w, BLOCK), (second, other, 1)])
+
+    def error(keep: list[int]) -> float:
+        total = 0.0
+        for moment, weight, block in ((h, w, BLOCK), (second, other, 1)):
+            delta = weight - full_compensation(moment, weight, block, keep)
+            total += float(((delta @ moment) * delta).sum())
+        return total
+
+    first = int(order[-1])
+    assert float(costs[first]) == pytest.approx(min(error([j for j in range(5) if j != i]) for i in range(5)), rel=1e-6)
+    with pytest.raises(ValueError, match="same ones"):
+        eliminate([(h, w, BLOCK), (h, w, 1)])
+
+
+def test_centred_never_reconstructs_worse_than_raw(layer) -> None:
+    x, h, w = layer
+    mean = torch.from_numpy(x.mean(0))
+    keep = [0, 2]
+    raw = full_compensation(h, w, BLOCK, keep)
+    centred = full_compensation(centre(h, mean), w, BLOCK, keep)
+    shift = ((w - centred) @ mean).numpy()
+    with_shift = ((x @ (w - centred).numpy().T - shift) ** 2).sum(1).mean()
+    assert with_shift <= measured_error(x, w, raw) + 1e-9
+
+
+def test_the_ridge_pulls_towards_the_old_weights(layer) -> None:
+    _, h, w = layer
+    keep = list(range(COMPONENTS))
+    torch.testing.assert_close(full_compensation(ridged(h, 10.0), w, BLOCK, keep), w)
+    strong = full_compensation(ridged(h, 1e9), w, BLOCK, [0, 1])
+    torch.testing.assert_close(strong[:, columns([0, 1])], w[:, columns([0, 1])], rtol=1e-5, atol=1e-5)
+
+
+def test_dead_inputs_are_solved_with_a_ridge(layer) -> None:
+    _, h, w = layer
+    h = h.clone()
+    h[columns([2]), :] = h[:, columns([2])] = 0.0
+    order, costs = eliminate([(ridged(h, 1e-6), w, BLOCK)])
+    assert int(order[-1]) == 2
+    assert float(costs[2]) < 1e-3 * float(output_energy(h, w).sum())
+    assert bool(torch.isfinite(full_compensation(ridged(h * 0, 1e-6), w, BLOCK, [0, 1])).all())
+
+
+def test_shapes_that_do_not_belong_together_are_refused(layer) -> None:
+    _, h, w = layer
+    with pytest.raises(ValueError, match="belong together"):
+        gram(h, w[:, 1:], BLOCK)
+    with pytest.raises(ValueError, match="belong together"):
+        gram(h, w, 2)

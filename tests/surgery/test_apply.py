@@ -1,0 +1,173 @@
+"""The removed network equals the masked one, and both equal what the plan says."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import modhifi
+from modhifi import Data, Model, Plan, Study, UserError
+from modhifi.components import enumerate_components
+from modhifi.evaluation import count_cost
+from modhifi.models import InputSpec, fingerprint
+from modhifi.plan import GroupPlan, Settings
+from modhifi.surgery import recalibrate
+
+
+def agree(plan: Plan, model: Model, tolerance: float = 1e-4) -> tuple[Model, Model]:
+    masked, removed = modhifi.apply(plan, model, masked=True), modhifi.apply(plan, model)
+    example = model.example(4)
+    with torch.inference_mode():
+        torch.testing.assert_close(removed.module(example), masked.module(example), atol=tolerance, rtol=tolerance)
+    return masked, removed
+
+
+@pytest.mark.parametrize("compensate", ["none", "scalar", "full"])
+@pytest.mark.parametrize("centred", [True, False])
+def test_removed_equals_masked_and_costs_what_was_predicted(
+    digits_study: Study, digits_model: Model, compensate: str, centred: bool
+) -> None:
+    plan = modhifi.prune(digits_study, flops=0.5, compensate=compensate, centred=centred)
+    _, removed = agree(plan, digits_model)
+    cost = count_cost(removed)
+    assert (cost.params, cost.flops) == (plan.predicted["params"], plan.predicted["flops"])
+
+
+@pytest.mark.parametrize("compensate", ["none", "scalar", "full"])
+def test_a_chain_in_which_consumers_are_producers_and_a_bias_is_added(
+    chain: Model, pictures: Data, compensate: str
+) -> None:
+    study = modhifi.analyze(chain, pictures)
+    plan = modhifi.prune(study, overrides={"a": 3, "b": 2, "c": 4}, compensate=compensate)
+    masked, removed = agree(plan, chain)
+    assert removed.module.b.weight.shape == (2, 3, 3, 3)
+    assert (removed.module.b.bias is not None) == (compensate != "none")
+    if compensate == "none":
+        return
+    # The masked network, built by hand from the study.
+    net = copy.deepcopy(chain.module).double()
+    for layer, group in (("b", "a"), ("c", "b"), ("d", "c")):
+        consumer = study.group(group).consumers[0]
+        edit = study.edit(consumer, plan.groups[group].keep, compensate)
+        target = net.get_submodule(layer)
+        target.weight.copy_(edit.weight.reshape(target.weight.shape))
+        if target.bias is None:
+            target.bias = nn.Parameter(edit.shift)
+        else:
+            target.bias.add_(edit.shift)
+    with torch.inference_mode():
+        example = chain.example(4)
+        torch.testing.assert_close(masked.module(example), net(example.double()).float(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("resnet18", 32), ("vgg11_bn", 32), ("vit_tiny_patch16_224", 224), ("convnext_atto", 64), ("mobilenetv2_050", 64)],
+)
+def test_half_of_every_group_at_random_in_other_families(name: str, size: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = (
+            torchvision.models.vgg11_bn(num_classes=10, dropout=0.0)
+            if name == "vgg11_bn"
+            else timm.create_model(name, num_classes=10)
+        )
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+    net = net.eval().requires_grad_(False).double()
+    spec = InputSpec(size=(size, size), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    model = Model(name, net, spec, tuple("0123456789"), None, fingerprint(net))
+    model.example = lambda batch=1: torch.randn(  # type: ignore[method-assign]
+        batch, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    structure = enumerate_components(net, model.example())
+    generator = torch.Generator().manual_seed(1)
+    keep = {
+        g.name: sorted(torch.randperm(g.size, generator=generator)[: (g.size + 1) // 2].tolist())
+        for g in structure.groups
+    }
+    plan = Plan(
+        kind="prune",
+        model=model.ref,
+        calibration=modhifi.load_data("digits").ref,
+        settings=Settings(budget="manual", compensate="none"),
+        groups={g.name: GroupPlan(total=g.size, keep=keep[g.name]) for g in structure.groups},
+    )
+    _, removed = agree(plan, model, 1e-10)
+    predicted = structure.cost({name: len(kept) for name, kept in keep.items()})
+    assert predicted.params == sum(p.numel() for p in removed.module.parameters())
+    assert predicted.params < structure.cost().params
+
+
+def test_the_model_itself_is_left_as_it_was(digits_study: Study, digits_model: Model) -> None:
+    before = fingerprint(digits_model.module)
+    modhifi.apply(modhifi.prune(digits_study, flops=0.6), digits_model)
+    assert fingerprint(digits_model.module) == before
+
+
+def test_a_plan_for_other_weights_is_refused(digits_study: Study, digits_model: Model) -> None:
+    plan = modhifi.prune(digits_study, flops=0.6)
+    other = copy.deepcopy(digits_model.module)
+    other.linear.bias.add_(1.0)
+    changed = Model("x", other, digits_model.input, digits_model.classes, None, fingerprint(other))
+    with pytest.raises(UserError, match="other weights"):
+        modhifi.apply(plan, changed)
+
+
+def test_a_plan_that_does_not_fit_is_refused(digits_study: Study, digits_model: Model) -> None:
+    plan = modhifi.prune(digits_study, flops=0.6)
+    odd = plan.model_copy(deep=True).with_tensors(plan.tensors | {"linear.weight": torch.zeros(10, 64)})
+    with pytest.raises(UserError, match=r"linear\.weight"):
+        modhifi.apply(odd, digits_model)
+    odd = plan.model_copy(deep=True)
+    odd.groups["nothing"] = GroupPlan(total=4, keep=[0])
+    with pytest.raises(UserError, match="nothing"):
+        modhifi.apply(odd, digits_model)
+    name = "layer1.0.conv2.weight"
+    odd = plan.model_copy(deep=True).with_tensors(plan.tensors | {name: torch.zeros(2, 2)})
+    with pytest.raises(UserError, match="shape"):
+        modhifi.apply(odd, digits_model)
+
+
+def test_a_misread_network_is_noticed(chain: Model, pictures: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If removal took out another channel than the one masked, apply must not return."""
+    from modhifi.surgery import _apply
+
+    right = _apply.restructure
+
+    def wrong(module, example, step):
+        moved = {name: tuple(i for i in range(6) if i not in (keep[0],)) for name, keep in step.keep.items()}
+        right(module, example, step.model_copy(update={"keep": moved}))
+
+    plan = modhifi.prune(modhifi.analyze(chain, pictures), overrides={"a": 5})
+    monkeypatch.setattr(_apply, "restructure", wrong)
+    with pytest.raises(RuntimeError, match="differs from the masked one"):
+        modhifi.apply(plan, chain)
+
+
+def test_recalibration_is_the_average_over_batches(chain: Model) -> None:
+    net = copy.deepcopy(chain.module)
+    batches = [torch.randn(8, 3, 8, 8), torch.randn(8, 3, 8, 8) + 1]
+    found = recalibrate(net, batches)
+    with torch.no_grad():
+        inputs = [net.a(batch).transpose(0, 1).flatten(1) for batch in batches]
+    torch.testing.assert_close(found["norm.running_mean"], torch.stack([x.mean(1) for x in inputs]).mean(0))
+    torch.testing.assert_close(found["norm.running_var"], torch.stack([x.var(1) for x in inputs]).mean(0))
+    assert not net.training
+    assert not net.norm.training
+    assert net.norm.momentum == 0.1
+
+
+def test_recalibrated_statistics_travel_with_the_plan(digits_study: Study, digits_model: Model, tmp_path) -> None:
+    plan = modhifi.prune(digits_study, flops=0.5, recalibrate_bn=True)
+    masked, removed = agree(plan, digits_model)
+    assert not torch.equal(masked.module.bn1.running_var, digits_model.module.bn1.running_var) or not torch.equal(
+        masked.module.layer1[0].bn2.running_mean, digits_model.module.layer1[0].bn2.running_mean
+    )
+    again = modhifi.apply(Plan.load(plan.save(tmp_path / "plan.json")), digits_model)
+    assert again.fingerprint == removed.fingerprint
