@@ -11,17 +11,6 @@ ROOT = HERE.parent
 sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry not in (str(HERE), str(ROOT)))]
 
 import streamlit as st  # noqa: E402
-import torch  # noqa: E402
-
-from app.session import choose_study  # noqa: E402
-
-
-@st.cache_resource(show_spinner=False)
-def use_threads() -> int:
-    """Once for the server: changing the number while a network runs would disturb it."""
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    torch.set_num_threads(threads)
-    return threads
 
 
 def page(name: str, title: str, icon: str, text: str, default: bool = False) -> st.Page:
@@ -29,9 +18,18 @@ def page(name: str, title: str, icon: str, text: str, default: bool = False) -> 
     return st.Page(path, title=title, icon=f":material/{icon}:", url_path=name, default=default, help=text)
 
 
+@st.cache_resource(show_spinner=False)
+def use_threads() -> int:
+    """Once for the server: changing the number while a network runs would disturb it."""
+    import torch
+
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    torch.set_num_threads(threads)
+    return threads
+
+
 st.set_page_config(page_title="ModHiFi Studio", page_icon=str(HERE / "icon.svg"), layout="wide")
 st.logo(str(HERE / "logo.svg"), size="large", icon_image=str(HERE / "logo.svg"))
-use_threads()
 pages = [
     page("model", "Model", "deployed_code", "One pass over unlabelled images: no labels, no loss, no gradients.", True),
     page("importance", "Importance", "bar_chart_4_bars", "The fewest components that carry a layer are its HiFi set."),
@@ -52,6 +50,12 @@ left, right = st.columns([1.7, 1], gap="medium", vertical_alignment="bottom")
 with left:
     st.header(chosen.title, anchor=False)
     st.caption(chosen.help)
+if "modhifi" not in sys.modules:  # seconds, on the first visit only: the frame of the page is there already
+    with st.spinner("Loading PyTorch, once for this server"):
+        import modhifi  # noqa: F401
+use_threads()
 with right:
+    from app.session import choose_study
+
     choose_study()
 chosen.run()

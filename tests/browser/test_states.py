@@ -11,7 +11,7 @@ PAGES = ["", "importance", "bounds", "prune", "forget", "export"]
 
 def ready(someone: Visitor, path: str = "") -> Visitor:
     someone.open(path)
-    someone.page.get_by_text("This page fills as soon as").wait_for(state="hidden", timeout=120_000)
+    someone.page.get_by_text("This page fills as soon as").wait_for(state="hidden", timeout=300_000)
     someone.settle()
     return someone
 
