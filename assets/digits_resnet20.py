@@ -3,8 +3,8 @@
     python assets/digits_resnet20.py --out assets --seed 0
 
 Writes ``digits-resnet20.safetensors`` and the model card ``digits-resnet20.json``. Only the training split is trained
-on; the network is the one after the last epoch, and the test split is looked at once, when it is finished. The same
-seed, number of threads and version of torch give the same bytes.
+on; the network is the one after the last epoch, and the test split is looked at once, when it is finished. The
+training is seeded; another number of threads or version of torch rounds differently and ends in other weights.
 """
 
 from __future__ import annotations
