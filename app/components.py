@@ -32,6 +32,7 @@ __all__ = [
     "latest_job",
     "numbers",
     "percent",
+    "points",
     "start",
 ]
 
@@ -196,38 +197,55 @@ def labelled_data(key: str, default: LabelledData, label: str, split: str | None
 
 def current_plan(session: Session, label: str = "Current plan") -> Point | None:
     """The measured plan that the address names as ``?plan=``, the newest at first; None if nothing was measured yet."""
-    points = session.plans()
-    if not points:
+    plans = session.plans()
+    if not plans:
         return None
     chosen = st.selectbox(
         label,
-        list(points),
+        list(plans),
         key="plan",
         bind="query-params",
         help="The plan that Export hands over. A new measurement becomes the current plan.",
     )
-    return points.get(chosen)
+    return plans.get(chosen)
+
+
+def points(
+    label: str, e: Mapping[str, Any], name: str, help_: str, good: Literal["up", "down"], digits: int = 1
+) -> Number:
+    """An accuracy of an evaluation, with its change in percentage points."""
+    value, before = e[name], e.get(f"{name}_before")
+    change = None if value is None or before is None else f"{100 * (value - before):+.{digits}f}"
+    if change is None or float(change) == 0:
+        return Number(label, percent(value, digits), help_, note=None if change is None else "unchanged")
+    return Number(label, percent(value, digits), help_, f"{change} points", good)
 
 
 def before_and_after(point: Point) -> None:
     """What a measured plan costs and saves."""
     e = point.evaluation
-
-    def saved(name: str, value: str, label: str) -> Number:
-        change = 100 * (e[name] / e[f"{name}_before"] - 1)
-        words = {"note": "unchanged"} if round(change, 1) == 0 else {"delta": f"{change:+.1f}%"}
-        return Number(label, value, FORMULAS[name], good="down", **words)
-
-    row = [
-        Number(
-            "Accuracy",
-            percent(e["accuracy"], 2),
-            f"{FORMULAS['accuracy']} Here {e['samples']}; before: {percent(e['accuracy_before'], 2)}.",
-            f"{100 * (e['accuracy'] - e['accuracy_before']):+.2f} points",
-        ),
-        saved("flops", compact(e["flops"]), "FLOPs"),
-        saved("params", compact(e["params"]), "Parameters"),
-    ]
-    if e.get("latency_ms") is not None and e.get("latency_ms_before"):
-        row.append(saved("latency_ms", f"{e['latency_ms']:.2f} ms", "Latency"))
+    same = e["flops"] == e["flops_before"]
+    text = f"{FORMULAS['accuracy']} Here {e['samples']}; before: {percent(e['accuracy_before'], 2)}."
+    row = [points("Accuracy", e, "accuracy", text, "up", 2)]
+    if point.kind == "unlearn":
+        row.append(points("Forget accuracy", e, "forget_accuracy", "Accuracy on the forgotten classes.", "down"))
+        row.append(points("Retain accuracy", e, "retain_accuracy", "Accuracy on the other classes.", "up"))
+    if point.kind == "prune" or not same:
+        row.append(_saved("FLOPs", e, "flops", compact(e["flops"])))
+        row.append(_saved("Parameters", e, "params", compact(e["params"])))
+    if e["latency_ms"] is not None and e["latency_ms_before"] is not None:
+        value, before = f"{e['latency_ms']:.2f} ms", f"{e['latency_ms_before']:.2f} ms before"
+        # A network of the same shape takes the same time: a difference would be noise, and is not painted as a change.
+        row.append(
+            Number("Latency", value, FORMULAS["latency_ms"], note=before)
+            if same
+            else _saved("Latency", e, "latency_ms", value)
+        )
     numbers(row)
+
+
+def _saved(label: str, e: Mapping[str, Any], name: str, value: str) -> Number:
+    change = f"{100 * (e[name] / e[f'{name}_before'] - 1):+.1f}"
+    if float(change) == 0:
+        return Number(label, value, FORMULAS[name], note="unchanged")
+    return Number(label, value, FORMULAS[name], f"{change}%", "down")

@@ -16,6 +16,7 @@ _FORMATS = {"safetensors": "safetensors", "onnx": "ONNX", "pt2": "torch.export"}
 def plan_download(session: Session, point: Point) -> None:
     st.markdown("**Plan**")
     st.caption("What stays, the new weights and the settings: `plan.zip` with a JSON and a safetensors file.")
+    st.space("stretch")
     st.download_button(
         "Download the plan",
         lambda: session.library.plan_zip(session.source, point),
@@ -67,6 +68,7 @@ def model_download(session: Session, point: Point) -> None:
 def report_download(session: Session, point: Point) -> None:
     st.markdown("**Report**")
     st.caption("One page that stands alone: what was done, what it cost, layer by layer. Opens in any browser.")
+    st.space("stretch")
     st.download_button(
         "Download the report",
         lambda: session.library.report(session.source, point),

@@ -86,11 +86,8 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: b
             value.append(one)
             custom.append((strip.name, f"the best {last}" if together else number, one))
             rank = last
-    # Square roots spread the many small values of single components; the bar names the true ones.
-    colour = np.maximum(value, 0.0) if together else np.sqrt(np.maximum(value, 0.0))
-    top = 1.0 if together else max(value, default=1.0) or 1.0
-    ticks = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
-    scale = {"color": colour, "colorscale": _SCALE, "cmin": 0.0, "cmax": 1.0 if together else float(np.sqrt(top))}
+    top = 1.0 if together else max(value, default=0.0) or 1.0
+    scale = {"color": np.maximum(value, 0.0), "colorscale": _SCALE, "cmin": 0.0, "cmax": top}
     figure = go.Figure(
         go.Bar(
             x=x,
@@ -102,13 +99,7 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: b
                 **scale,
                 # In the colour of the mark, or thin gaps between neighbours let the background through.
                 "line": {"width": 0.8, **scale},
-                "colorbar": {
-                    "title": {"text": "fidelity", "side": "right"},
-                    "tickvals": list(ticks * scale["cmax"]),
-                    "ticktext": [f"{tick if together else top * tick**2:.2g}" for tick in ticks],
-                    "thickness": 12,
-                    "len": 1.0,
-                },
+                "colorbar": {"title": {"text": "fidelity", "side": "right"}, "thickness": 12, "len": 1.0},
             },
             hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]}<br>fidelity %{customdata[2]:.4f}<extra></extra>",
             showlegend=False,
@@ -141,22 +132,23 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: b
     return _finish(figure, 340)
 
 
-def singletons(fidelity: Array, hifi: int) -> go.Figure:
-    """Sorted singleton fidelity of one group; those within the HiFi set's size are filled in blue.
+def singletons(fidelity: Array, chosen: NDArray[np.bool_]) -> go.Figure:
+    """Singleton fidelity of one group, (C,) in the order shown; ``chosen`` (C,) says which are in the HiFi set.
 
-    ``fidelity`` (C,) in the order shown. Above 1,000 components neighbours are averaged.
+    Above 1,000 components neighbours are averaged.
     """
-    pieces = np.array_split(fidelity, min(len(fidelity), 1000))
-    first = np.cumsum([0, *(len(p) for p in pieces)])[:-1] + 1
-    figure = go.Figure(
-        go.Bar(
-            x=first,
-            y=[float(p.mean()) for p in pieces],
-            marker={"color": [BLUE if f <= hifi else GREY for f in first], "line": {"width": 0}},
-            hovertemplate="rank %{x}<br>fidelity %{y:.4f}<extra></extra>",
-            showlegend=False,
+    pieces = np.array_split(np.arange(len(fidelity)), min(len(fidelity), 1000))
+    figure = go.Figure()
+    for inside, name, colour in ((True, "in the HiFi set", BLUE), (False, "the others", GREY)):
+        mine = [piece for piece in pieces if bool(chosen[piece].mean() >= 0.5) == inside]
+        figure.add_bar(
+            x=[int(piece[0]) + 1 for piece in mine],
+            y=[float(fidelity[piece].mean()) for piece in mine],
+            name=name,
+            marker={"color": colour, "line": {"width": 0}},
+            hovertemplate="rank %{x}<br>fidelity %{y:.4f}<extra>%{fullData.name}</extra>",
         )
-    )
+    figure.update_layout(barmode="overlay")
     figure.update_xaxes(title="component, by its own fidelity", showgrid=False)
     figure.update_yaxes(title="singleton fidelity", rangemode="tozero")
     return _finish(figure, 300)
@@ -167,9 +159,16 @@ def curves(greedy: Array, naive: Array, eta: float, hifi: int) -> go.Figure:
     figure = go.Figure()
     k = np.arange(len(greedy))
     hover = "%{x} components<br>fidelity %{y:.4f}"
-    figure.add_scatter(x=k, y=greedy, name="greedy", line={"color": BLUE, "width": 2.5}, hovertemplate=hover)
     figure.add_scatter(
-        x=k, y=naive, name="naive", line={"color": ORANGE, "width": 2, "dash": "dash"}, hovertemplate=hover
+        x=k, y=greedy, mode="lines", name="greedy", line={"color": BLUE, "width": 2.5}, hovertemplate=hover
+    )
+    figure.add_scatter(
+        x=k,
+        y=naive,
+        mode="lines",
+        name="naive",
+        line={"color": ORANGE, "width": 2, "dash": "dash"},
+        hovertemplate=hover,
     )
     figure.add_hline(y=eta, line={"color": GREY, "width": 1, "dash": "dot"})
     figure.add_scatter(
@@ -182,7 +181,8 @@ def curves(greedy: Array, naive: Array, eta: float, hifi: int) -> go.Figure:
     )
     figure.add_annotation(x=len(greedy) - 1, y=eta, text=f"η = {eta:.2f}", showarrow=False, yshift=-10, xanchor="right")
     figure.update_xaxes(title="components kept", rangemode="tozero")
-    figure.update_yaxes(title="subset fidelity", range=[0, 1.02])
+    low = min(0.0, *greedy, *naive)  # below 0 only without compensation: then nothing at all would be closer
+    figure.update_yaxes(title="subset fidelity", range=[max(low, -1.0) * 1.02, 1.02])
     return _finish(figure, 300)
 
 

@@ -88,26 +88,10 @@ def numbers_of(point: Point) -> list[Number]:
     """How forgetting is judged: accuracy alone proves nothing."""
     e = point.evaluation
 
-    def change(name: str) -> str | None:
-        before = e.get(f"{name}_before")
-        return None if before is None or e[name] is None else f"{100 * (e[name] - before):+.1f} points"
-
     return [
-        Number(
-            "Forget accuracy",
-            percent(e["forget_accuracy"]),
-            "Accuracy on the forgotten classes. Low is meant.",
-            change("forget_accuracy"),
-            "down",
-        ),
-        Number(
-            "Retain accuracy",
-            percent(e["retain_accuracy"]),
-            "Accuracy on the other classes. High is meant.",
-            change("retain_accuracy"),
-            "up",
-        ),
-        Number("Linear probe", percent(e["probe_accuracy"]), FORMULAS["probe"], change("probe_accuracy"), "down"),
+        ui.points("Forget accuracy", e, "forget_accuracy", "Accuracy on the forgotten classes. Low is meant.", "down"),
+        ui.points("Retain accuracy", e, "retain_accuracy", "Accuracy on the other classes. High is meant.", "up"),
+        ui.points("Linear probe", e, "probe_accuracy", FORMULAS["probe"], "down"),
         Number(
             "Membership inference",
             "n/a" if e["mia"] is None else f"{e['mia']:.3f}",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
+from numpy.typing import NDArray
 
 import modhifi
 
@@ -18,12 +19,14 @@ __all__ = ["GroupView", "colour_choice", "focus_from_click", "group_in_focus", "
 
 @dataclass(frozen=True)
 class GroupView:
-    """``greedy`` and ``naive`` (C+1,) curves, ``singletons`` (C,) sorted, and the sentences that go with them."""
+    """``greedy`` and ``naive`` (C+1,) curves, ``singletons`` (C,) sorted, ``chosen`` (C,) those of them in the HiFi
+    set, and the sentences that go with them."""
 
     strips: list[Strip]
     greedy: Array
     naive: Array
     singletons: Array
+    chosen: NDArray[np.bool_]
     hifi: int
     consumer: str
     in_words: str
@@ -79,7 +82,8 @@ def read_group(study: modhifi.Study, name: str, eta: float, compensate: Any, tog
     naive = study.curve(name, "naive", compensate)
     hifi = study.hifi_size(name, eta, "greedy", compensate)
     naive_size = study.hifi_size(name, eta, "naive", compensate)
-    singles = _alone(study, name)
+    ranks = np.argsort(-study.scores(name)["fidelity"], kind="stable")
+    singles = study.scores(name)["fidelity"][ranks]
     total, kept = sum(len(s.fidelity) for s in strips), sum(s.hifi for s in strips)
     small = sum(s.hifi < 0.2 * len(s.fidelity) for s in strips)
     more = "the naive ranking needs as many" if naive_size == hifi else f"the naive ranking needs {naive_size}"
@@ -88,10 +92,11 @@ def read_group(study: modhifi.Study, name: str, eta: float, compensate: Any, tog
         greedy=greedy,
         naive=naive,
         singletons=singles,
+        chosen=np.isin(ranks, study.order(name, "greedy")[:hifi]),
         hifi=hifi,
         consumer=group.consumers[0].layer,
-        in_words=f"**{hifi} of {group.size} components** ({hifi / group.size:.0%}) keep {eta:.0%} of what "
-        f"{', '.join(c.layer for c in group.consumers)} hears; {more}.",
+        in_words=f"**{hifi} of {group.size} components** ({hifi / group.size:.0%}) carry {eta:.0%} of the output of "
+        f"{', '.join(c.layer for c in group.consumers)}; {more}.",
         overview_in_words=f"{kept} of {total} components ({kept / total:.0%}) reach η = {eta:.2f} in every group; "
         f"in {small} of {len(strips)} groups fewer than a fifth do.",
         singletons_in_words=f"Singleton fidelity of {name}, sorted: the best has {singles[0]:.3f}, the median "

@@ -62,11 +62,10 @@ def gains_table(study: modhifi.Study) -> tuple[pd.DataFrame, Columns]:
 def layers_table(bound: BoundPoint) -> tuple[pd.DataFrame, Columns]:
     names = {
         "layer": "Layer",
-        "gain": "Lipschitz, lower bound",
+        "gain": "Lipschitz, ≥",
         "local": "Local error",
-        "bound": "Share of the bound",
-        "alone_bound": "Bound, alone",
-        "measured": "Measured, alone",
+        "alone_bound": "Bound",
+        "measured": "Measured",
         "tightness": "Tightness",
     }
     table = pd.DataFrame(bound.rows)[list(names)].rename(columns=names)

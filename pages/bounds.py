@@ -45,7 +45,7 @@ if bounds:
     one, two = st.columns(2, gap="medium")
     with one:
         ui.chart(
-            figures.tightness(table["Layer"], table["Bound, alone"], table["Measured, alone"]),
+            figures.tightness(table["Layer"], table["Bound"], table["Measured"]),
             alt=f"Bound and measured error for each layer of {chosen.choice.label}",
             key="tightness",
         )

@@ -16,7 +16,7 @@ if point is None:
 ui.before_and_after(point)
 cards = st.columns(3, gap="medium", border=True)
 for card, draw in zip(cards, (plan_download, model_download, report_download), strict=True):
-    with card:
+    with card, st.container(height="stretch"):
         draw(session, point)
 st.subheader("The same from the command line", anchor=False)
 st.caption("The downloaded plan is measured again by `python -m modhifi evaluate plan.zip`, with the same result.")

@@ -13,7 +13,6 @@ with st.container(border=True):
 ui.latest_job(session, "forget")
 point = forgotten(session)
 if point is not None:
-    st.subheader(point.label, anchor=False)
     ui.numbers(numbers_of(point))
     st.markdown(in_words(point))
     result = point.evaluation

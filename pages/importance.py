@@ -42,7 +42,7 @@ with one, st.container(border=True):
     ui.chart(figures.curves(view.greedy, view.naive, eta, view.hifi), alt=view.in_words, key="curves")
 with two, st.container(border=True):
     st.markdown("**Each component alone**", help=ui.FORMULAS["singleton"])
-    ui.chart(figures.singletons(view.singletons, view.hifi), alt=view.singletons_in_words, key="singletons")
+    ui.chart(figures.singletons(view.singletons, view.chosen), alt=view.singletons_in_words, key="singletons")
 if st.toggle("Show each output on its own", key="outputs", bind="query-params"):
     with st.container(border=True):
         st.markdown(

@@ -24,7 +24,7 @@ def marks(figure: go.Figure) -> int:
 CLASSES = [str(i) for i in range(10)]
 PLAIN: list[Callable[[], go.Figure]] = [
     lambda: f.overview(strips(9, 32), "layer3.0.conv1", 0.8),
-    lambda: f.singletons(np.linspace(1, 0, 64), 10),
+    lambda: f.singletons(np.linspace(1, 0, 64), np.arange(64) % 3 == 0),
     lambda: f.curves(np.linspace(0, 1, 65), np.linspace(0, 1, 65) ** 2, 0.8, 52),
     lambda: f.outputs(RNG.random((16, 16))),
     lambda: f.gains(["a.conv1", "b.conv1"], [10, 3], [4, 2]),
@@ -50,7 +50,7 @@ def test_every_figure_is_whole(draw: Callable[[], go.Figure]) -> None:
 
 def test_large_networks_are_aggregated() -> None:
     assert marks(f.overview(strips(120, 2048), None, 0.8)) < 6000
-    assert marks(f.singletons(np.linspace(1, 0, 20_000), 10)) <= 1000
+    assert marks(f.singletons(np.linspace(1, 0, 20_000), np.arange(20_000) < 90)) <= 1000
     assert marks(f.outputs(RNG.random((2048, 2048)))) <= 5000
 
 
