@@ -123,7 +123,9 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: b
         figure.add_shape(**box, line={"color": ORANGE, "width": 2})
     figure.update_layout(barmode="overlay", bargap=0.1, dragmode=False, clickmode="event+select")
     figure.update_xaxes(
-        tickvals=list(range(len(strips))), ticktext=_short(names), tickangle=-35 if len(names) > 8 else 0
+        tickvals=list(range(len(strips)))[:: -(-len(strips) // 32)],
+        ticktext=_short(names)[:: -(-len(strips) // 32)],
+        tickangle=-35 if len(names) > 8 else 0,
     )
     figure.update_xaxes(title="group of components, in forward order", showgrid=False, range=[-0.6, len(strips) - 0.4])
     figure.update_yaxes(
@@ -142,8 +144,9 @@ def singletons(fidelity: Array, chosen: NDArray[np.bool_]) -> go.Figure:
     for inside, name, colour in ((True, "in the HiFi set", BLUE), (False, "the others", GREY)):
         mine = [piece for piece in pieces if bool(chosen[piece].mean() >= 0.5) == inside]
         figure.add_bar(
-            x=[int(piece[0]) + 1 for piece in mine],
+            x=[1 + float(piece.mean()) for piece in mine],
             y=[float(fidelity[piece].mean()) for piece in mine],
+            width=[0.86 * len(piece) for piece in mine],
             name=name,
             marker={"color": colour, "line": {"width": 0}},
             hovertemplate="rank %{x}<br>fidelity %{y:.4f}<extra>%{fullData.name}</extra>",
@@ -235,7 +238,7 @@ def gains(layers: Sequence[str], maximum: Sequence[float], rms: Sequence[float])
         marker={"color": ORANGE, "size": 9, "symbol": "diamond"},
         hovertemplate="<b>%{x}</b><br>root mean square %{y:.3g}<extra></extra>",
     )
-    figure.update_xaxes(title="layer, in forward order", showgrid=False, tickangle=-35 if len(names) > 6 else 0)
+    figure.update_xaxes(title="layer, in forward order", **_names_axis(names))
     figure.update_yaxes(title="logit error per unit of local error", **_log_axis([*maximum, *rms]))
     return _finish(figure, 320)
 
@@ -279,7 +282,7 @@ def tightness(layers: Sequence[str], bound: Sequence[float], measured: Sequence[
     figure.add_bar(x=names, y=list(bound), name="bound", marker={"color": BLUE})
     figure.add_bar(x=names, y=list(measured), name="measured", marker={"color": ORANGE, "pattern": {"shape": "/"}})
     figure.update_traces(hovertemplate="<b>%{x}</b><br>%{y:.3g}<extra>%{fullData.name}</extra>")
-    figure.update_xaxes(title="layer changed alone", showgrid=False, tickangle=-35 if len(names) > 6 else 0)
+    figure.update_xaxes(title="layer changed alone", **_names_axis(names))
     figure.update_yaxes(title="RMS error of the logits", **_log_axis([*bound, *measured]))
     return _finish(figure, 300)
 
@@ -295,7 +298,7 @@ def allocation(names: Sequence[str], kept: Sequence[int], total: Sequence[int]) 
     )
     if len(names) <= 16:
         figure.update_traces(text=[str(k) for k in kept], textposition="auto", textangle=0)
-    figure.update_xaxes(showgrid=False, tickangle=-35 if len(names) > 6 else 0)
+    figure.update_xaxes(**_names_axis(_short(names)))
     figure.update_yaxes(title="components that stay", ticksuffix="%", range=[0, 105])
     return _finish(figure, 270)
 
@@ -405,6 +408,12 @@ def _short(names: Sequence[str]) -> list[str]:
     while len(names) > 1 and all(len(p) > 1 for p in parts) and len({p[-1] for p in parts}) == 1:
         parts = [p[:-1] for p in parts]
     return [".".join(p) for p in parts]
+
+
+def _names_axis(names: Sequence[str], room: int = 14) -> dict[str, object]:
+    """An axis of names, of which every second or third is written where there is no room for all."""
+    step = -(-len(names) // room)
+    return {"showgrid": False, "tickvals": list(names[::step]), "tickangle": -35 if len(names) > 6 else 0}
 
 
 def _log_axis(values: Sequence[float]) -> dict[str, object]:

@@ -113,8 +113,8 @@ class Source(_Frozen):
 
     @property
     def label(self) -> str:
-        where = Path(self.root).name if self.root and self.data not in ("digits",) else ""
-        data = f"{self.data} {where}".strip()
+        where = Path(self.root).name if self.root else ""
+        data = Path(self.data).name if where in ("", self.data) else f"{Path(self.data).name} in {where}"
         weights = f" ({Path(self.weights).name})" if self.weights else ""
         seed = f", seed {self.seed}" if self.seed else ""
         return f"{Path(self.model).name}{weights} · {data}, {self.samples}{seed}"

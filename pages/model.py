@@ -34,7 +34,8 @@ with left:
     )
 with right:
     st.subheader("Left whole", anchor=False)
-    st.dataframe(skipped_table(study), hide_index=True, height=320, alt="Channels that are left whole, and why")
+    with st.container(height=320, border=False):
+        st.table(skipped_table(study), border="horizontal", hide_index=True, alt="Channels left whole, and why")
 st.caption(
     f"The study is kept in `{session.library.store.study_path(session.source.id)}`; the command line reads it too."
 )
