@@ -339,7 +339,11 @@ def trade_off(points: Sequence[TradeOff], dense: float | None, planned: float | 
     shown = [100 * p.accuracy for p in points] + ([100 * dense] if dense is not None else [])
     low, high = (min(shown), max(shown)) if shown else (0.0, 100.0)
     margin = max(0.12 * (high - low), 1.0)
-    figure.update_yaxes(title="accuracy", ticksuffix="%", range=[max(0.0, low - margin), min(101.0, high + margin)])
+    figure.update_yaxes(
+        title="accuracy",
+        ticksuffix="%",
+        range=[max(0.0, low - margin), min(high + margin, 100.0 + 0.08 * (high - low + margin))],
+    )
     if not shown:
         _say(figure, "Measured plans appear here")
     figure.update_layout(clickmode="event+select", dragmode=False)
