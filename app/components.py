@@ -180,19 +180,16 @@ def compensation(key: str) -> Any:
     return choice("Compensation", words, key, "full", FORMULAS["compensation"])
 
 
-def labelled_data(key: str, default: LabelledData, label: str, split: str | None) -> LabelledData:
+def labelled_data(session: Session, key: str, label: str, split: str) -> LabelledData:
     """Which labelled images; folded away, because the default is the source of the study."""
-    with st.popover(label, icon=":material/label:", help="The labelled images that are used here"):
+    default = session.source.labelled
+    key = f"{key}-{session.source.digest}"  # another study has other images
+    with st.popover(label, icon=":material/label:"):
+        st.caption("Labelled images; those of the study's own source if nothing is changed.")
         data = st.text_input("Data", default.data, key=f"{key}-data", persist_state="session")
         root = st.text_input("Folder or file", default.root or "", key=f"{key}-root", persist_state="session")
-        part = st.text_input(
-            "Split",
-            split or "",
-            key=f"{key}-split",
-            persist_state="session",
-            help="Leave empty for a source that has only one part.",
-        )
-    return LabelledData(data=data.strip() or default.data, root=root.strip() or None, split=part.strip() or None)
+        part = st.text_input("Split", split, key=f"{key}-split", persist_state="session")
+    return LabelledData(data=data.strip() or default.data, root=root.strip() or None, split=part.strip() or split)
 
 
 def current_plan(session: Session, label: str = "Current plan") -> Point | None:

@@ -31,8 +31,8 @@ def forget_controls(session: Session, study: modhifi.Study) -> None:
         else:
             chosen = st.multiselect("Classes to forget", classes, key="classes", bind="query-params", help=words)
     with middle, st.container(horizontal=True):
-        labelled = ui.labelled_data("forget-data", session.source.labelled, "Decided on", "calibration")
-        test = ui.labelled_data("test", session.source.labelled, "Measured on", "test")
+        labelled = ui.labelled_data(session, "decide", "Decided on", "calibration")
+        test = ui.labelled_data(session, "test", "Measured on", "test")
     point = forget_point(chosen, labelled, test)
     known = any(p.id == point for p in session.points())
     with right:

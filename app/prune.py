@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,6 @@ from .library import prune_point
 from .selection import WORDS, Choice, LabelledData
 from .session import Session, choose_plan, current
 from .store import Point
-from .tables import overrides_table
 
 __all__ = ["Wish", "measured", "point_from_click", "prune_controls"]
 
@@ -67,7 +67,7 @@ def prune_controls(session: Session, study: modhifi.Study) -> Wish:
         help="Runs the unlabelled images through the pruned network once more. Helps a poor reconstruction, can hurt "
         "a good one.",
     )
-    by_hand = _overrides(session)
+    by_hand = overrides(session)
     choice = Choice(
         budget=budget,
         remain=remain / 100,
@@ -82,11 +82,10 @@ def prune_controls(session: Session, study: modhifi.Study) -> Wish:
     except UserError as error:
         problem = str(error)
     with st.container(horizontal=True):
-        if st.button("By hand", icon=":material/tune:", help="Set how many components single groups keep."):
-            _edit_overrides(
-                session, study, allocation.counts if allocation else {g.name: g.size for g in study.groups}, by_hand
-            )
-        data = ui.labelled_data("test", session.source.labelled, "Measured on", "test")
+        _by_hand(study, allocation.counts if allocation else {}, by_hand)
+        data = ui.labelled_data(session, "test", "Measured on", "test")
+    if by_hand:
+        st.caption("By hand: " + ", ".join(f"{name} keeps {count}" for name, count in by_hand.items()))
     wish = Wish(choice, data, allocation, problem)
     known = any(point.id == wish.point for point in session.points())
     st.button(
@@ -103,41 +102,35 @@ def prune_controls(session: Session, study: modhifi.Study) -> Wish:
     return wish
 
 
-def _overrides(session: Session) -> dict[str, int]:
+def overrides(session: Session) -> dict[str, int]:
+    """What was set by hand for this study, in this tab."""
     held: dict[str, dict[str, int]] = st.session_state.setdefault("overrides", {})
-    by_hand = held.get(session.source.id, {})
-    if by_hand:
-        words = ", ".join(f"{name}: {count}" for name, count in by_hand.items())
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.caption(f"By hand: {words}")
-            st.button("Clear", type="tertiary", on_click=by_hand.clear, key="clear-overrides")
-    return by_hand
+    return held.setdefault(session.source.id, {})
 
 
-@st.dialog("Components by hand", width="medium")
-def _edit_overrides(session: Session, study: modhifi.Study, counts: dict[str, int], by_hand: dict[str, int]) -> None:
-    st.caption("A group with a number keeps exactly so many; the budget is spent on the others.")
-    table, columns = overrides_table(study, counts, by_hand)
-    edited = st.data_editor(
-        table,
-        column_config=columns,
-        disabled=["Group", "Components", "Planned"],
-        hide_index=True,
-        key="overrides-editor",
-        alt="Components of each group, with a column to set by hand",
-    )
-    if st.button("Apply", type="primary"):
-        filled = edited[edited["By hand"].notna()]
-        st.session_state["overrides"][session.source.id] = {
-            name: min(count, total)
-            for name, count, total in zip(
-                filled["Group"].astype(str).tolist(),
-                filled["By hand"].astype(int).tolist(),
-                filled["Components"].astype(int).tolist(),
-                strict=True,
-            )
-        }
-        st.rerun()
+def _by_hand(study: modhifi.Study, planned: Mapping[str, int], by_hand: dict[str, int]) -> None:
+    """Draws the choice of one group and how many of its components stay; callbacks write into ``by_hand``."""
+    sizes = {group.name: group.size for group in study.groups}
+    with st.popover("By hand", icon=":material/tune:"):
+        st.caption("A group set by hand keeps exactly so many; the budget is spent on the others.")
+        name = st.selectbox("Group", list(sizes), key="hand-group", persist_state="session")
+        if sizes[name] == 1:
+            st.caption("This group has one component, which stays.")
+            return
+        st.slider(
+            "Components that stay",
+            1,
+            sizes[name],
+            by_hand.get(name, planned.get(name, sizes[name])),
+            key=f"hand-count-{name}",
+        )
+        with st.container(horizontal=True):
+            st.button("Set", type="primary", on_click=_set, args=(by_hand, name), key="hand-set")
+            st.button("Clear all", disabled=not by_hand, on_click=by_hand.clear, key="hand-clear")
+
+
+def _set(by_hand: dict[str, int], name: str) -> None:
+    by_hand[name] = int(st.session_state[f"hand-count-{name}"])
 
 
 def _measure(session: Session, wish: Wish) -> None:

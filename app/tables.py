@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,7 +17,6 @@ __all__ = [
     "gains_table",
     "groups_table",
     "layers_table",
-    "overrides_table",
     "points_table",
     "skipped_table",
 ]
@@ -118,22 +117,4 @@ def points_table(points: Sequence[Point]) -> tuple[pd.DataFrame, Columns]:
         "Parameters": number(format="%.1f%%"),
         "Latency": number("Latency, ms", format="%.2f"),
         "Latency before": number("before, ms", format="%.2f"),
-    }
-
-
-def overrides_table(
-    study: modhifi.Study, counts: Mapping[str, int], by_hand: Mapping[str, int]
-) -> tuple[pd.DataFrame, Columns]:
-    """One row a group: what the budget gives it, and a column to fill in by hand."""
-    rows = [
-        {"Group": g.name, "Components": g.size, "Planned": counts[g.name], "By hand": by_hand.get(g.name)}
-        for g in study.groups
-    ]
-    table = pd.DataFrame(rows)
-    table["By hand"] = table["By hand"].astype("Int64")
-    largest = max((g.size for g in study.groups), default=1)
-    return table, {
-        "By hand": st.column_config.NumberColumn(
-            min_value=1, max_value=largest, step=1, help="Components to keep; empty leaves it to the budget."
-        )
     }

@@ -220,12 +220,28 @@ def test_prediction_follows_the_slider(filled: Path) -> None:
     assert library().jobs.latest("measure") is None, "nothing was run"
 
 
-def test_a_wish_that_cannot_be_met_is_one_line(filled: Path) -> None:
+def test_a_group_set_by_hand_keeps_so_many_until_it_is_cleared(filled: Path) -> None:
     app = open_page("prune")
-    app.slider(key="remain").set_value(5)
-    app = settled(app)
-    if app.error:
-        assert "\n" not in app.error[0].value
+    planned = metric(app, "Parameters")
+    name = app.selectbox(key="hand-group").value
+    app.slider(key=f"hand-count-{name}").set_value(2)
+    press(app, "Set")
+    assert f"{name} keeps 2" in words(app)
+    assert metric(app, "Parameters") != planned
+    press(app, "Clear all")
+    assert "keeps" not in words(app)
+    assert metric(app, "Parameters") == planned
+
+
+def test_a_wish_that_cannot_be_met_is_one_line(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(*_: Any, **__: Any) -> None:
+        raise UserError("this budget cannot be met; leave more")
+
+    monkeypatch.setattr(modhifi.pruning, "allocate", allocate)
+    app = open_page("prune", remain="33")
+    assert [e.value for e in app.error] == ["this budget cannot be met; leave more"]
+    (button,) = [b for b in app.button if b.label == "Measure"]
+    assert button.disabled
 
 
 def test_measure_keeps_the_point_for_this_session_and_the_next(filled: Path) -> None:

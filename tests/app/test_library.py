@@ -1,0 +1,110 @@
+"""What stands between the pages and modhifi: plans, archives, command lines; on the real library."""
+
+import shlex
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import modhifi
+from app.library import Library, commands, prune_point
+from app.selection import DEFAULT, Choice, LabelledData, Source
+from app.store import Point, Store
+from modhifi.cli._parser import build_parser
+from modhifi.errors import UserError
+
+TEST = LabelledData()
+
+
+@pytest.fixture
+def library(filled: Path) -> Library:
+    return Library(Store(filled))
+
+
+def measured(library: Library, choice: Choice) -> Point:
+    job = library.measure(DEFAULT, choice, TEST)
+    assert job.wait(120)
+    assert job.state == "done", job.error
+    point = job.result
+    assert isinstance(point, Point)
+    return point
+
+
+def test_the_slider_and_the_plan_agree(library: Library) -> None:
+    study = library.study(DEFAULT)
+    assert study is not None
+    choice = Choice(remain=0.5, overrides=((study.groups[0].name, 3),))
+    allocation = library.allocation(DEFAULT, choice)
+    assert allocation.counts[study.groups[0].name] == 3
+    assert allocation is library.allocation(DEFAULT, choice), "asked twice, computed once"
+    point = measured(library, choice)
+    assert point.id == prune_point(choice, TEST)
+    plan = library.store.plan(DEFAULT.id, point.id)
+    assert {name: len(group.keep) for name, group in plan.groups.items()} == allocation.counts
+    assert plan.settings.overrides == dict(choice.overrides)
+    assert plan.measured[-1]["accuracy"] == point.evaluation["accuracy"]
+    assert point.evaluation["params"] == allocation.cost.params
+
+
+def test_a_wish_that_cannot_be_met_is_a_mistake_of_the_user(library: Library) -> None:
+    with pytest.raises(UserError):
+        library.allocation(DEFAULT, Choice(remain=0.001))
+    with pytest.raises(UserError, match="run the analysis"):
+        library.allocation(Source(samples=9), Choice())
+
+
+def test_the_archive_is_read_back_as_the_same_network(library: Library, tmp_path: Path) -> None:
+    point = measured(library, Choice(remain=0.4))
+    assert library.archive(DEFAULT, point, ["safetensors"]) is None
+    job = library.build(DEFAULT, point, ["safetensors"])
+    assert job.wait(120)
+    assert job.state == "done", job.error
+    path = library.archive(DEFAULT, point, ["safetensors"])
+    assert path == job.result
+    assert path is not None
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path)
+    again = modhifi.load_model(str(tmp_path / "model"), device="cpu")
+    result = modhifi.evaluate(again, modhifi.load_data("digits", split="test"), latency=False)
+    assert result.accuracy == point.evaluation["accuracy"]
+    assert result.params == point.evaluation["params"]
+    assert "<html" in library.report(DEFAULT, point)
+
+
+def test_the_command_lines_are_understood_by_the_command_line(library: Library) -> None:
+    choice = Choice(remain=0.6, compensate="scalar", allocation="uniform", overrides=(("layer1.0.conv1", 5),))
+    point = measured(library, choice)
+    lines = commands(DEFAULT, library.store.plan(DEFAULT.id, point.id), point).splitlines()
+    parsed = [build_parser().parse_args(shlex.split(line)[3:]) for line in lines]
+    assert len(parsed) == 4
+    assert (parsed[1].flops, parsed[1].compensate, parsed[1].allocation) == (0.6, "scalar", "uniform")
+    assert "--keep layer1.0.conv1=5" in lines[1]
+    assert (parsed[2].data, parsed[2].split) == ("digits", "test")
+
+
+def test_weights_that_changed_since_the_study_are_refused(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = modhifi.load_model
+
+    def changed(*arguments: object, **options: object) -> modhifi.Model:
+        model = load("digits-resnet20", device="cpu")
+        model.fingerprint = "0" * 64
+        return model
+
+    monkeypatch.setattr(modhifi, "load_model", changed)
+    job = library.measure(DEFAULT, Choice(), TEST)
+    assert job.wait(60)
+    assert job.state == "error"
+    assert job.error is not None
+    assert "have changed since its study" in job.error
+
+
+def test_images_without_labels_are_refused(library: Library, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for i in range(3):
+        Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i}.png")
+    job = library.measure(DEFAULT, Choice(), LabelledData(data=str(tmp_path)))
+    assert job.wait(60)
+    assert job.state == "error"
+    assert job.error is not None
+    assert "no labels" in job.error
