@@ -38,6 +38,7 @@ def model_form(library: Library) -> None:
                 "Network",
                 MODELS,
                 key="form-model",
+                persist_state="session",
                 accept_new_options=True,
                 help="`digits-resnet20`, `cifar10-resnetN`, `timm:NAME`, `torchvision:NAME`, or a folder that Export "
                 "wrote. Type your own.",
@@ -45,26 +46,45 @@ def model_form(library: Library) -> None:
             st.text_input(
                 "Checkpoint",
                 key="form-weights",
+                persist_state="session",
                 placeholder="path of a .safetensors, .pt, .pth or .th file; empty for the weights that come with it",
                 help="Read on the machine that runs this server. Pickles are opened with weights_only: no code runs.",
             )
             st.number_input(
-                "Samples", 8, 100_000, DEFAULT.samples, 64, key="form-samples", help="Unlabelled images to look at."
+                "Samples",
+                8,
+                100_000,
+                DEFAULT.samples,
+                64,
+                key="form-samples",
+                persist_state="session",
+                help="Unlabelled images to look at.",
             )
         with second:
             st.selectbox(
                 "Images",
                 DATA,
                 key="form-data",
+                persist_state="session",
                 accept_new_options=True,
                 help="`digits`, `cifar10`, a folder of class folders, or a .parquet file or folder. Type your own.",
             )
             st.text_input(
                 "Folder of the images",
                 key="form-root",
+                persist_state="session",
                 placeholder="where they lie; empty for digits",
             )
-            st.number_input("Seed", 0, 2**31 - 1, DEFAULT.seed, 1, key="form-seed", help="Which images are drawn.")
+            st.number_input(
+                "Seed",
+                0,
+                2**31 - 1,
+                DEFAULT.seed,
+                1,
+                key="form-seed",
+                persist_state="session",
+                help="Which images are drawn.",
+            )
         st.form_submit_button(
             "Analyse",
             type="primary",
@@ -72,11 +92,13 @@ def model_form(library: Library) -> None:
             on_click=_begin,
             args=(library,),
         )
-    if problem := st.session_state.pop("form-problem", None):
+    if problem := st.session_state.get("form-problem"):
         st.error(problem, icon=":material/error:")
 
 
 def _begin(library: Library) -> None:
+    # What was wrong stays in sight beside the fields until the form is sent again.
+    st.session_state.pop("form-problem", None)
     try:
         fields = ("model", "weights", "data", "root", "samples", "seed")
         source = source_from({name: st.session_state[f"form-{name}"] for name in fields})
