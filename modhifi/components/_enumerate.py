@@ -28,6 +28,7 @@ MAX_INPUTS = 11_585
 Producer = nn.Conv2d | nn.Linear
 
 
+@torch.inference_mode(False)
 def dependency_graph(module: nn.Module, example: Tensor) -> Any:
     """torch-pruning's graph of ``module`` as it stands. Tracing follows gradients, so they are switched on meanwhile."""
     state = [parameter.requires_grad for parameter in module.parameters()]

@@ -39,6 +39,9 @@ Compensate = Literal["none", "scalar", "full"]
 # Outputs handled at a time where a (O, C, C) array would otherwise be needed whole: at most 2^26 entries, 512 MiB.
 _ENTRIES = 1 << 26
 
+# One component in so many leaves in one step of `eliminate`.
+_AT_ONCE = 128
+
 
 def _checked(second: Tensor, weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
     n = second.shape[-1]
@@ -62,10 +65,13 @@ def centre(second: Tensor, mean: Tensor) -> Tensor:
     return second.to(torch.float64) - torch.outer(m, m)
 
 
-def ridged(second: Tensor, ridge: float) -> Tensor:
-    """``H + ridge · mean(diag H) · I`` in float64, (n, n); at least 1e-300 on the diagonal so that zero inputs invert."""
+def ridged(second: Tensor, ridge: float, floor: float = 0.0) -> Tensor:
+    """``H + λI`` in float64, (n, n), with ``λ = max(ridge · mean(diag H), floor)``; at least 1e-300 so that zero inputs invert.
+
+    ``floor`` is for what ``H`` was rounded by when it was accumulated: smaller eigenvalues are noise, and may be negative.
+    """
     h = second.to(torch.float64).clone()
-    h.diagonal().add_(max(ridge * float(h.diagonal().mean()), 1e-300))
+    h.diagonal().add_(max(ridge * float(h.diagonal().mean()), floor, 1e-300))
     return h
 
 
@@ -103,7 +109,12 @@ def singleton_from_moments(second: Tensor, weight: Tensor, block: int) -> Tensor
 
 
 def scalar_compensation(second: Tensor, weight: Tensor, block: int, keep: Tensor | Sequence[int]) -> Tensor:
-    """The weights with ``δ*`` applied to the components ``keep`` and zero elsewhere: (O, n) float64 (Prop. 3.8)."""
+    """The weights with ``δ*`` applied to the components ``keep`` and zero elsewhere: (O, n) float64 (Prop. 3.8).
+
+    With ``block = 1`` this is `full_compensation`, whose conditions hold.
+    """
+    if block == 1:  # a scalar for a single weight is any weight
+        return full_compensation(second, weight, block, keep)
     h, w = _checked(second, weight, block)
     outputs, components = w.shape[0], w.shape[1] // block
     index = _indices(keep, components, w.device)
@@ -145,7 +156,7 @@ def error_curve(second: Tensor, weight: Tensor, block: int, order: Tensor, compe
         removed = aggregate_gram(h, w, block)[index][:, index].flip(0, 1)
         total = removed.cumsum(0).cumsum(1).diagonal()  # error when the last 1, 2, … of the order are gone
         error = torch.cat([total.flip(0), total.new_zeros(1)])
-    elif compensate == "scalar":
+    elif compensate == "scalar" and block > 1:  # with one weight a slice, scalar is full
         error = w.new_zeros(components + 1)
         step = max(1, _ENTRIES // components**2)
         for start in range(0, w.shape[0], step):
@@ -167,7 +178,8 @@ def eliminate(layers: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Ten
     """Backward greedy elimination with full compensation, in closed form (optimal brain surgeon for blocks).
 
     Removing component ``i`` costs ``tr(W_i [(H⁻¹)_ii]⁻¹ W_iᵀ)``; afterwards ``W ← W − W_i [(H⁻¹)_ii]⁻¹ H⁻¹_{i,:}`` and ``H⁻¹``
-    takes the matching rank-k downdate. ``layers``: one ``(second (n, n), weight (O, n), block)`` for each consumer of the
+    takes the matching rank-k downdate. While more than 256 components are left, the cheapest 128th of them leaves in one
+    step, so that wide layers take a few hundred steps. ``layers``: one ``(second (n, n), weight (O, n), block)`` for each consumer of the
     same C components, ``second`` ridged; their costs add.
 
     Returns the order, most important first, (C,) int64, and the cost at which each component left, (C,) float64, indexed
@@ -189,13 +201,16 @@ def eliminate(layers: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Ten
         cost = torch.zeros(len(left), dtype=torch.float64, device=device)
         for inverse, w, block in states:
             blocks = inverse.reshape(len(left), block, len(left), block).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-            parts = w.reshape(w.shape[0], len(left), block).permute(1, 2, 0)  # (C, k, O)
-            cost += (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
-        worst = int(cost.argmin())
-        costs[left[worst]] = cost[worst]
-        removed.append(left.pop(worst))
+            parts = w.reshape(w.shape[0], len(left), block)
+            own = torch.einsum("oik,oil->ikl", parts, parts)  # W_iᵀ W_i, (C, k, k)
+            cost += (own / blocks if block == 1 else own * torch.linalg.inv(blocks)).sum((1, 2))
+        worst = cost.argsort(stable=True)[: max(1, len(left) // _AT_ONCE)]
+        for index in worst.tolist():
+            costs[left[index]] = cost[index]
+            removed.append(left[index])
+        left = [component for index, component in enumerate(left) if index not in set(worst.tolist())]
         for position, (inverse, w, block) in enumerate(states):
-            gone = slice(worst * block, (worst + 1) * block)
+            gone = _columns(worst, block)
             rows = inverse[gone]
             scaled = torch.linalg.solve(rows[:, gone], rows)  # [(H⁻¹)_ii]⁻¹ H⁻¹_{i,:}, (k, n)
             stay = torch.ones(w.shape[1], dtype=torch.bool, device=device)

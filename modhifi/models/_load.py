@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -48,6 +49,8 @@ def list_models() -> list[tuple[str, str]]:
     return list(_FORMS)
 
 
+# Tensors made in a caller's inference mode could never be traced.
+@torch.inference_mode(False)
 def load_model(
     spec: str = DEFAULT_MODEL,
     weights: str | Path | None = None,

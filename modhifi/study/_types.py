@@ -43,8 +43,10 @@ class LayerStats:
 
     def second(self, centred: bool, ridge: float) -> Tensor:
         """The ridged second moment or covariance of the input, (n, n) float64."""
-        h = centre(self.moments.second, self.moments.mean) if centred else self.moments.second
-        return ridged(h, ridge)
+        raw = self.moments.second.double()
+        h = centre(raw, self.moments.mean) if centred else raw
+        # The moments are float32 sums: their eigenvalues are known to within this much.
+        return ridged(h, ridge, torch.finfo(torch.float32).eps * float(raw.norm()))
 
     def edit(self, block: int, keep: Tensor, compensate: Level, centred: bool, ridge: float) -> Edit:
         """New weights when the components ``keep`` stay (theory, section 4, levels 1 and 2), zero for the others.

@@ -27,6 +27,7 @@ __all__ = ["apply", "restructure"]
 _TOLERANCE = 1e-3
 
 
+@torch.inference_mode(False)
 def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
     """The model changed as the plan says; ``model`` itself stays as it is.
 

@@ -171,3 +171,13 @@ def test_shapes_that_do_not_belong_together_are_refused(layer) -> None:
         gram(h, w[:, 1:], BLOCK)
     with pytest.raises(ValueError, match="belong together"):
         gram(h, w, 2)
+
+
+def test_with_one_weight_a_slice_scalar_is_full(layer) -> None:
+    _, h, w = layer
+    order = torch.arange(COMPONENTS * BLOCK - 1, -1, -1)
+    keep = order[:6].tolist()
+    torch.testing.assert_close(scalar_compensation(h, w, 1, keep), full_compensation(h, w, 1, keep))
+    delta = compensation(gram(h, w, 1), keep)
+    torch.testing.assert_close(scalar_compensation(h, w, 1, keep)[:, keep], w[:, keep] * delta)
+    torch.testing.assert_close(error_curve(h, w, 1, order, "scalar"), error_curve(h, w, 1, order, "full"))

@@ -1,0 +1,208 @@
+"""The command line as people and scripts use it: the whole job, and every mistake in one line."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import modhifi
+from modhifi.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study and a plan made by the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    assert main(["analyze", "digits-resnet20", "--data", "digits", "--out", str(folder / "study")]) == 0
+    assert main(["prune", str(folder / "study"), "--flops", "0.5", "--out", str(folder / "plan.json")]) == 0
+    return folder
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    """The JSON that a call prints; nothing else may be on standard output."""
+    status = main([str(argument) for argument in arguments] + ["--json"])
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    return json.loads(captured.out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line on standard error of a call that must end with status 2."""
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("modhifi: ")
+    return captured.err
+
+
+def test_the_whole_job(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert any(row["spec"] == "digits-resnet20" for row in ask(capsys, "models")["models"])
+    study, plan = tmp_path / "study", tmp_path / "plan.zip"
+    analysed = ask(capsys, "analyze", "digits-resnet20", "--out", study)
+    assert (analysed["groups"], analysed["samples"], analysed["params"]) == (9, 512, 269_722)
+    shown = ask(capsys, "show", study, "--eta", 0.9)
+    assert len(shown["groups"]) == 9
+    assert sum(row["components"] for row in shown["groups"]) == analysed["components"]
+    one = ask(capsys, "show", study, "--group", "layer1.0.conv1")
+    assert len(one["scores"]["fidelity"]) == 16
+    pruned = ask(capsys, "prune", study, "--flops", 0.5, "--note", "half", "--out", plan)
+    assert pruned["predicted"]["flops"] <= 0.5 * pruned["predicted"]["flops_before"]
+    result = ask(capsys, "evaluate", plan, "--data", "digits", "--split", "test")
+    for name in ("accuracy", "params", "flops", "latency_ms"):
+        assert result[name] is not None
+        assert result[f"{name}_before"] is not None
+    assert result["samples"] == 500
+    assert set(result["per_class"]["3"]) == {"before", "after", "samples"}
+    assert result["accuracy"] >= 0.97
+    assert result["flops"] == pruned["predicted"]["flops"]
+    assert result["params"] == pruned["predicted"]["params"]
+    bound = ask(capsys, "bound", study, plan, "--data", "digits", "--samples", 32)
+    assert bound["bound"] >= bound["measured"]
+    exported = ask(capsys, "export", plan, "--out", tmp_path / "out", "--format", "safetensors,onnx")
+    assert {"manifest.json", "model.safetensors", "model.onnx", "plan.json"} <= set(exported["files"])
+    model = modhifi.load_model(str(tmp_path / "out"))
+    again = modhifi.evaluate(model, modhifi.load_data("digits", split="test"), latency=False)
+    assert again.accuracy == result["accuracy"]
+    assert again.params == result["params"]
+
+
+def test_unlearning(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    plan = tmp_path / "without.json"
+    asked = ask(capsys, "unlearn", work / "study", "--forget", "3", "--data", "digits", "--out", plan)
+    assert asked["forget"] == ["3"]
+    result = ask(capsys, "evaluate", plan, "--data", "digits", "--split", "test")
+    for name in ("forget_accuracy", "retain_accuracy", "probe_accuracy", "mia"):
+        assert {name, f"{name}_before"} <= set(result)
+    assert result["bn_recall_accuracy"] is not None
+    assert result["forget_accuracy"] <= 0.1
+
+
+def test_text_for_people(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in [
+        (["models"], "timm:NAME"),
+        (["show", work / "study"], "left whole: conv1: written by several layers"),
+        (["show", work / "study", "--group", "layer1.0.conv1"], "cost of removal"),
+        (["evaluate", work / "plan.json", "--samples", 50], "accuracy"),
+        (["bound", work / "study", work / "plan.json", "--samples", 16], "lower bounds of the Lipschitz constants"),
+    ]:
+        assert main([str(argument) for argument in arguments]) == 0
+        assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ratio", ["0", "1.5", "nan", "-1", "half", "0.01"])
+def test_ratios_that_are_none(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, ratio: str) -> None:
+    refused(capsys, "prune", work / "study", f"--flops={ratio}", "--out", tmp_path / "plan.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_with_files(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    missing = tmp_path / "nothing"
+    out = tmp_path / "out"
+    net = ["analyze", "cifar10-resnet20", "--out", out, "--weights"]
+    assert "does not exist" in refused(capsys, *net, missing.with_suffix(".pt"))
+    assert "--weights FILE" in refused(capsys, "analyze", "cifar10-resnet20", "--out", out)
+    assert "unknown model" in refused(capsys, "analyze", "resnet", "--out", out)
+
+    whole = (ROOT / "assets" / "digits-resnet20.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:5000])
+    assert "truncated" in refused(capsys, *net, tmp_path / "cut.safetensors")
+    torch.save({"state_dict": {"weight": torch.zeros(3)}}, tmp_path / "other.pt")
+    assert "missing" in refused(capsys, *net, tmp_path / "other.pt")
+    torch.save({"state_dict": {"weight": torch.zeros(3)}}, tmp_path / "cut.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:300])
+    assert "truncated" in refused(capsys, *net, tmp_path / "cut.pt")
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    (tmp_path / "trap.pt").write_bytes(pickle.dumps({"state_dict": Trap()}))
+    torch.save({"state_dict": Trap()}, tmp_path / "trap2.pt")
+    for name in ("trap.pt", "trap2.pt"):
+        refused(capsys, *net, tmp_path / name)
+        assert not (tmp_path / "ran").exists()
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jpg").write_text("not an image")
+    for data in (tmp_path / "empty", tmp_path / "texts", missing):
+        refused(capsys, "analyze", "digits-resnet20", "--data", data, "--out", out)
+    assert not out.exists()
+
+
+def test_mistakes_with_plans_and_studies(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "not a study" in refused(capsys, "show", tmp_path)
+    assert "no group" in refused(capsys, "show", work / "study", "--group", "x")
+    assert "does not exist" in refused(capsys, "evaluate", tmp_path / "plan.json", "--data", "digits")
+    unlearn = ["unlearn", work / "study", "--data", "digits", "--out", tmp_path / "u.json", "--forget"]
+    assert "no class 'eleven'" in refused(capsys, *unlearn, "eleven")
+    assert "all classes" in refused(capsys, *unlearn, ",".join("0123456789"))
+    assert "no class ''" in refused(capsys, *unlearn, "")
+    assert "--flops" in refused(capsys, "prune", work / "study", "--out", tmp_path / "p.json")
+    assert "not allowed with" in refused(
+        capsys, "prune", work / "study", "--flops", 0.5, "--params", 0.5, "--out", tmp_path / "p.json"
+    )
+    assert "unknown format" in refused(capsys, "export", work / "plan.json", "--out", tmp_path / "o", "--format", "exe")
+    assert "invalid choice" in refused(capsys, "dance")
+    assert "split" in refused(capsys, "evaluate", work / "plan.json", "--split", "second")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_for_other_weights(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    state = load_file(ROOT / "assets" / "digits-resnet20.safetensors")
+    state["linear.bias"] = state["linear.bias"] + 1
+    save_file(state, tmp_path / "other.safetensors")
+    line = refused(capsys, "evaluate", work / "plan.json", "--weights", tmp_path / "other.safetensors")
+    assert "other weights" in line
+
+
+def test_as_a_process_from_anywhere(work: Path, tmp_path: Path) -> None:
+    """Status, standard output and standard error as a script sees them, with nothing around them."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "modhifi", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    shown = run("show", str(work / "study"), "--json")
+    assert shown.returncode == 0
+    assert json.loads(shown.stdout)["model"] == "digits-resnet20"
+    wrong = run("prune", str(work / "study"), "--flops", "1.5", "--out", "plan.json")
+    assert wrong.returncode == 2
+    assert wrong.stdout == ""
+    assert wrong.stderr.count("\n") == 1
+    assert "Traceback" not in wrong.stderr
+
+
+def test_a_fault_of_ours_is_told_from_a_mistake(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modhifi.cli._calls.show", lambda *_: 1 / 0)
+    assert main(["show", str(work / "study")]) == 1
+    captured = capsys.readouterr()
+    assert "ZeroDivisionError" in captured.err
+    assert "please report" in captured.err
+
+
+def test_a_published_checkpoint(shared: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """ResNet-56 on real images; a part of them, so that it takes seconds (the README has the whole test split)."""
+    data = ["--data", "cifar10", "--data-root", shared / "data" / "cifar10"]
+    weights = shared / "models" / "resnet56-4bfd9763.th"
+    study, plan = tmp_path / "study", tmp_path / "plan.json"
+    analysed = ask(capsys, "analyze", "cifar10-resnet56", "--weights", weights, *data, "--samples", 256, "--out", study)
+    assert analysed["groups"] == 27
+    ask(capsys, "prune", study, "--flops", 0.75, "--out", plan)
+    result = ask(capsys, "evaluate", plan, "--split", "test", "--samples", 500)
+    assert result["accuracy_before"] >= 0.78
+    assert result["accuracy"] >= result["accuracy_before"] - 0.06
+    assert set(result["per_class"]) >= {"airplane", "truck"}

@@ -1,0 +1,113 @@
+"""What is written can be read back, runs elsewhere, and gives the same answers."""
+
+import json
+import re
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import modhifi
+from modhifi import Data, Model, Study, UserError
+from modhifi.evaluation import tensor_bytes
+
+
+@pytest.fixture(scope="module")
+def smaller(digits_study: Study, digits_model: Model) -> Model:
+    return modhifi.apply(modhifi.prune(digits_study, flops=0.5), digits_model)
+
+
+def test_every_format_gives_the_same_logits(smaller: Model, digits_model: Model, digits_test: Data, tmp_path) -> None:
+    folder = modhifi.export(smaller, tmp_path / "out", formats=["safetensors", "onnx", "pt2"])
+    images, _ = next(iter(digits_test.batches(smaller.input, 7)))
+    with torch.inference_mode():
+        own = smaller.module(images)
+        read = modhifi.load_model(str(folder), device="cpu")
+        assert torch.equal(read.module(images), own)
+        assert torch.allclose(torch.export.load(folder / "model.pt2").module()(images), own, atol=1e-4)
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images.numpy()})
+    np.testing.assert_allclose(logits, own, atol=1e-4)
+    assert read.fingerprint == smaller.fingerprint
+    assert read.plan is not None
+    assert read.plan.groups == smaller.plan.groups
+    assert read.classes == smaller.classes
+    size = (folder / "model.safetensors").stat().st_size
+    assert tensor_bytes(smaller.module) <= size < 0.55 * tensor_bytes(digits_model.module)
+    assert json.loads((folder / "manifest.json").read_text())["bytes"]["model.safetensors"] == size
+    assert {path.name for path in folder.iterdir()} == {
+        "manifest.json", "model.safetensors", "model.onnx", "model.pt2", "plan.json", "plan.safetensors",
+    }  # fmt: skip
+
+
+def test_an_exported_network_can_be_pruned_and_exported_again(smaller: Model, tmp_path) -> None:
+    first = modhifi.load_model(str(modhifi.export(smaller, tmp_path / "one")), device="cpu")
+    study = modhifi.analyze(first, modhifi.load_data("digits"), samples=128)
+    second = modhifi.apply(modhifi.prune(study, flops=0.7), first)
+    again = modhifi.load_model(str(modhifi.export(second, tmp_path / "two")), device="cpu")
+    with torch.inference_mode():
+        assert torch.equal(again.module(again.example(3)), second.module(again.example(3)))
+    assert len(again.steps) == 2
+
+
+def test_an_added_bias_is_read_back(tmp_path) -> None:
+    """A layer without bias and without BatchNorm behind it gets one; the folder says so."""
+    model = modhifi.load_model("timm:mobilenetv2_050", device="cpu")
+    model.input = model.input.model_copy(update={"size": (32, 32)})
+    study = modhifi.analyze(model, modhifi.load_data("digits"), samples=16)
+    group = next(g for g in study.groups if any(consumer.shift is None for consumer in g.consumers))
+    changed = modhifi.apply(modhifi.prune(study, overrides={group.name: group.size // 2}), model)
+    assert changed.steps[0].added_biases
+    again = modhifi.load_model(str(modhifi.export(changed, tmp_path / "out")), device="cpu")
+    with torch.inference_mode():
+        assert torch.equal(again.module(again.example(2)), changed.module(again.example(2)))
+
+
+def test_refusals(smaller: Model, tmp_path) -> None:
+    with pytest.raises(UserError, match="unknown format 'pickle'"):
+        modhifi.export(smaller, tmp_path / "out", formats=["pickle"])
+    with pytest.raises(UserError, match="unknown format 'none'"):
+        modhifi.export(smaller, tmp_path / "out", formats=[])
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        modhifi.export(smaller, tmp_path / "file")
+
+
+def test_a_damaged_folder_is_refused(smaller: Model, tmp_path) -> None:
+    folder = modhifi.export(smaller, tmp_path / "out")
+    weights, manifest = folder / "model.safetensors", folder / "manifest.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + b"\x00\x00\x00\x41")
+    with pytest.raises(UserError, match="other weights than the manifest"):
+        modhifi.load_model(str(folder))
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="truncated"):
+        modhifi.load_model(str(folder))
+    weights.write_bytes(whole)
+    content = json.loads(manifest.read_text())
+    for change, message in [({"schema_version": 9}, "schema 9"), ({"classes": 3}, "damaged")]:
+        manifest.write_text(json.dumps(content | change))
+        with pytest.raises(UserError, match=message):
+            modhifi.load_model(str(folder))
+    content["steps"][0]["keep"]["layer1.0.conv1"] = [0, 1, 99]
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"layer1\.0\.conv1"):
+        modhifi.load_model(str(folder))
+    manifest.unlink()
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        modhifi.load_model(str(folder))
+
+
+def test_the_report_stands_alone(smaller: Model, digits_study: Study, digits_test: Data) -> None:
+    plan = smaller.plan.model_copy(update={"note": "<script>alert(1)</script>"})
+    result = modhifi.evaluate(smaller, digits_test, latency=False)
+    page = modhifi.export_report(plan, result, digits_study)
+    assert "<script" not in page
+    assert not re.search(r"""(src|href)\s*=""", page)
+    assert f"{result.accuracy:.2%}" in page
+    assert plan.model.fingerprint in page
+    for group in digits_study.groups:
+        assert group.name in page
+    assert "Accuracy" not in modhifi.export_report(plan)
