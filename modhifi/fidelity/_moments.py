@@ -179,8 +179,10 @@ def eliminate(layers: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Ten
 
     Removing component ``i`` costs ``tr(W_i [(H⁻¹)_ii]⁻¹ W_iᵀ)``; afterwards ``W ← W − W_i [(H⁻¹)_ii]⁻¹ H⁻¹_{i,:}`` and ``H⁻¹``
     takes the matching rank-k downdate. While more than 256 components are left, the cheapest 128th of them leaves in one
-    step, so that wide layers take a few hundred steps. ``layers``: one ``(second (n, n), weight (O, n), block)`` for each consumer of the
-    same C components, ``second`` ridged; their costs add.
+    step, so that wide layers take a few hundred steps.
+
+    ``layers``: one ``(second (n, n), weight (O, n), block)`` for each consumer of the same C components, ``second`` ridged;
+    their costs add.
 
     Returns the order, most important first, (C,) int64, and the cost at which each component left, (C,) float64, indexed
     by component. Raises ValueError if the layers differ in C.
