@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
-from torch_pruning.ops import _ElementWiseOp, _ReshapeOp
 
 from ._types import Consumer, Cost, Group, LayerCost, Skipped, Structure
 
@@ -31,6 +29,9 @@ Producer = nn.Conv2d | nn.Linear
 @torch.inference_mode(False)
 def dependency_graph(module: nn.Module, example: Tensor) -> Any:
     """torch-pruning's graph of ``module`` as it stands. Tracing follows gradients, so they are switched on meanwhile."""
+    # torch-pruning takes seconds to import (with timm and torchvision); only what cuts a network should wait for it.
+    import torch_pruning as tp
+
     state = [parameter.requires_grad for parameter in module.parameters()]
     try:
         for parameter in module.parameters():
@@ -44,6 +45,8 @@ def dependency_graph(module: nn.Module, example: Tensor) -> Any:
 
 def prune_out(layer: nn.Module) -> Any:
     """torch-pruning's function that removes output channels of ``layer``."""
+    import torch_pruning as tp
+
     return tp.prune_linear_out_channels if isinstance(layer, nn.Linear) else tp.prune_conv_out_channels
 
 
@@ -128,6 +131,8 @@ def _group(
     seen: set[str],
 ) -> Group | Skipped | None:
     """The group that ``name`` writes; why there is none; or None if its outputs are the network's own."""
+    from torch_pruning.ops import _ElementWiseOp, _ReshapeOp
+
     root = modules[name]
     seen.add(name)
     size = _width(root)

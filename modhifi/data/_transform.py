@@ -1,25 +1,31 @@
 """From a picture to the network's input."""
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from ..models._types import InputSpec
 
 __all__ = ["to_tensor"]
 
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
 
 def to_tensor(image: Image.Image, spec: InputSpec) -> Tensor:
-    """(3, H, W) float32, normalised; see `InputSpec` for the steps."""
+    """(3, H, W) float32, normalised; see `InputSpec` for the steps. The pixels are those of torchvision's transforms."""
     picture = image.convert("RGB")
     height, width = spec.size
     if picture.size != (width, height):
         scale = max(height / picture.height, width / picture.width) / spec.crop
-        target = [round(picture.height * scale), round(picture.width * scale)]
-        resized = F.resize(picture, target, interpolation=InterpolationMode(spec.interpolation), antialias=True)
-        picture = F.center_crop(resized, [height, width])
-    pixels = F.to_dtype(F.pil_to_tensor(picture), torch.float32, scale=True)
-    normalised: Tensor = F.normalize(pixels, list(spec.mean), list(spec.std))
-    return normalised
+        size = (round(picture.width * scale), round(picture.height * scale))
+        picture = picture.resize(size, _FILTERS[spec.interpolation])
+        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+        picture = picture.crop((left, top, left + width, top + height))
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255  # (3, H, W)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    return ((pixels - mean) / std).contiguous()

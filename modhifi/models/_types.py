@@ -26,7 +26,7 @@ class InputSpec(BaseModel):
     size: tuple[int, int] = Field(description="height, width in pixels")
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str = "bilinear"
+    interpolation: str = Field(default="bilinear", pattern="^(nearest|bilinear|bicubic)$")
     crop: float = Field(default=1.0, gt=0, le=1)
 
     @property
