@@ -111,7 +111,7 @@ def latest_job(session: Session, kind: str) -> Job | None:
     return job
 
 
-@st.fragment(run_every=0.7)
+@st.fragment(run_every=1.0)
 def _poll(job: Job) -> None:
     if job.state != "running":
         st.rerun()
