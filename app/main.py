@@ -10,9 +10,6 @@ ROOT = HERE.parent
 # the project's.
 sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry not in (str(HERE), str(ROOT)))]
 
-# Read by OpenMP when PyTorch is loaded. Threads that spin while they wait take the core that the page, the browser or another
-# program needs, and then everything takes several times as long.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Many small operations of a job each wait for their turn beside the pages' threads: up to 5 ms each time by default.
 sys.setswitchinterval(0.0005)
 
@@ -26,10 +23,14 @@ def page(name: str, title: str, icon: str, text: str, default: bool = False) -> 
 
 @st.cache_resource(show_spinner=False)
 def use_threads() -> int:
-    """Once for the server: changing the number while a network runs would disturb it."""
+    """Once for the server: changing the number while a network runs would disturb it.
+
+    One core is left to the server and the browser: where a network's threads wait for a core that is busy with the page,
+    the many small operations of an analysis took several times as long.
+    """
     import torch
 
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) - 1))
     torch.set_num_threads(threads)
     return threads
 
