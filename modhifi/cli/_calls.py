@@ -8,6 +8,7 @@ from typing import Any
 
 import modhifi
 
+from .._format import number, percent
 from ..data import Data, DataRef, load_data
 from ..errors import UserError
 from ..evaluation import Evaluation
@@ -31,14 +32,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         for row in cells
     ]
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2%}"
-
-
-def _number(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def _data(asked: argparse.Namespace, known: DataRef, samples: int | None = None) -> Data:
@@ -145,8 +138,8 @@ def show(asked: argparse.Namespace, progress: Progress) -> Answer:  # noqa: ARG0
                 row["hifi_size_scalar"],
                 f"{row['fidelity_half']:.4f}",
                 f"{row['lipschitz']:.3g}",
-                _number(row["params_per_component"]),  # type: ignore[arg-type]
-                _number(row["flops_per_component"]),  # type: ignore[arg-type]
+                number(row["params_per_component"]),  # type: ignore[arg-type]
+                number(row["flops_per_component"]),  # type: ignore[arg-type]
             ]
             for row in rows
         ],
@@ -203,8 +196,8 @@ def prune(asked: argparse.Namespace, progress: Progress) -> Answer:
     rows = [[name, f"{count} of {plan.groups[name].total}"] for name, count in kept.items()]
     text = (
         f"{_table(['group', 'kept'], rows)}\n"
-        f"FLOPs {_number(p['flops_before'])} → {_number(p['flops'])} ({p['flops'] / p['flops_before']:.2%}),"
-        f" parameters {_number(p['params_before'])} → {_number(p['params'])} ({p['params'] / p['params_before']:.2%})\n"
+        f"FLOPs {number(p['flops_before'])} → {number(p['flops'])} ({p['flops'] / p['flops_before']:.2%}),"
+        f" parameters {number(p['params_before'])} → {number(p['params'])} ({p['params'] / p['params_before']:.2%})\n"
         f"predicted fidelity {p['fidelity']:.4f}, estimated bound on the RMS error of the logits {p['bound']:.3g}\n"
         f"written to {asked.out}"
     )
@@ -232,7 +225,7 @@ def unlearn(asked: argparse.Namespace, progress: Progress) -> Answer:
     text = (
         f"{', '.join(plan.forget)}: {plan.settings.method}, {plan.settings.strength:.2%} of the slices in"
         f" {', '.join(plan.settings.layers)}\non the calibration images: forget accuracy"
-        f" {_percent(plan.predicted['forget_accuracy'])}, retain accuracy {_percent(plan.predicted['retain_accuracy'])}\n"
+        f" {percent(plan.predicted['forget_accuracy'])}, retain accuracy {percent(plan.predicted['retain_accuracy'])}\n"
         f"written to {asked.out}; judge it with: modhifi evaluate {asked.out} --data DATA --split test"
     )
     return value, text
@@ -274,25 +267,25 @@ def evaluate(asked: argparse.Namespace, progress: Progress) -> Answer:
 
 def _evaluation_text(e: Evaluation) -> str:
     rows = [
-        ["accuracy", _percent(e.accuracy_before), _percent(e.accuracy)],
-        ["parameters", _number(e.params_before), _number(e.params)],
-        ["FLOPs (MACs)", _number(e.flops_before), _number(e.flops)],
-        ["bytes", _number(e.bytes_before), _number(e.bytes)],
+        ["accuracy", percent(e.accuracy_before), percent(e.accuracy)],
+        ["parameters", number(e.params_before), number(e.params)],
+        ["FLOPs (MACs)", number(e.flops_before), number(e.flops)],
+        ["bytes", number(e.bytes_before), number(e.bytes)],
         [
             f"latency, ms ({e.device}, batch {e.latency_batch})",
-            _number(e.latency_ms_before, 2),
-            _number(e.latency_ms, 2),
+            number(e.latency_ms_before, 2),
+            number(e.latency_ms, 2),
         ],
     ]
     if e.forget is not None:
         rows += [
-            ["forget accuracy", _percent(e.forget_accuracy_before), _percent(e.forget_accuracy)],
-            ["retain accuracy", _percent(e.retain_accuracy_before), _percent(e.retain_accuracy)],
-            ["linear probe on the forgotten", _percent(e.probe_accuracy_before), _percent(e.probe_accuracy)],
-            ["membership inference (AUC)", _percent(e.mia_before), _percent(e.mia)],
-            ["forget accuracy after BatchNorm recall", "", _percent(e.bn_recall_accuracy)],
+            ["forget accuracy", percent(e.forget_accuracy_before), percent(e.forget_accuracy)],
+            ["retain accuracy", percent(e.retain_accuracy_before), percent(e.retain_accuracy)],
+            ["linear probe on the forgotten", percent(e.probe_accuracy_before), percent(e.probe_accuracy)],
+            ["membership inference (AUC)", percent(e.mia_before), percent(e.mia)],
+            ["forget accuracy after BatchNorm recall", "", percent(e.bn_recall_accuracy)],
         ]
-    rows += [[f"class {name}", _percent(row.before), _percent(row.after)] for name, row in e.per_class.items()]
+    rows += [[f"class {name}", percent(row.before), percent(row.after)] for name, row in e.per_class.items()]
     return f"{_table([f'{e.samples} images', 'before', 'after'], rows)}"
 
 
@@ -302,4 +295,4 @@ def export(asked: argparse.Namespace, progress: Progress) -> Answer:
     folder = modhifi.export(changed, asked.out, formats, progress=progress)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     value = {"out": asked.out, "files": files, "params": sum(p.numel() for p in changed.module.parameters())}
-    return value, _table([asked.out, "bytes"], [[name, _number(size)] for name, size in files.items()])
+    return value, _table([asked.out, "bytes"], [[name, number(size)] for name, size in files.items()])

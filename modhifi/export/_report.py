@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from .._format import number, percent
 from ..evaluation import Evaluation
 from ..plan import Plan
 from ..study import Study
@@ -62,38 +63,30 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2%}"
-
-
-def _number(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
 def _costs(plan: Plan, evaluation: Evaluation | None) -> str:
     rows = []
     if evaluation is not None:
         e = evaluation
         rows += [
-            ["Accuracy", _percent(e.accuracy_before), _percent(e.accuracy)],
+            ["Accuracy", percent(e.accuracy_before), percent(e.accuracy)],
             [
                 f"Latency, ms (batch {e.latency_batch}, {escape(e.device)})",
-                _number(e.latency_ms_before, 2),
-                _number(e.latency_ms, 2),
+                number(e.latency_ms_before, 2),
+                number(e.latency_ms, 2),
             ],
-            ["Parameters", _number(e.params_before), _number(e.params)],
-            ["Multiply-accumulates of one sample", _number(e.flops_before), _number(e.flops)],
-            ["Bytes of the weights", _number(e.bytes_before), _number(e.bytes)],
+            ["Parameters", number(e.params_before), number(e.params)],
+            ["Multiply-accumulates of one sample", number(e.flops_before), number(e.flops)],
+            ["Bytes of the weights", number(e.bytes_before), number(e.bytes)],
         ]
     elif "params" in plan.predicted:
         p = plan.predicted
         rows += [
-            ["Parameters (predicted)", _number(p["params_before"]), _number(p["params"])],
-            ["Multiply-accumulates of one sample (predicted)", _number(p["flops_before"]), _number(p["flops"])],
+            ["Parameters (predicted)", number(p["params_before"]), number(p["params"])],
+            ["Multiply-accumulates of one sample (predicted)", number(p["flops_before"]), number(p["flops"])],
         ]
     if "fidelity" in plan.predicted:
-        rows.append(["Fidelity of the layers (predicted)", _percent(1.0), _percent(plan.predicted["fidelity"])])
-        rows.append(["Bound on the RMS error of the logits (estimated)", "0", _number(plan.predicted["bound"], 3)])
+        rows.append(["Fidelity of the layers (predicted)", percent(1.0), percent(plan.predicted["fidelity"])])
+        rows.append(["Bound on the RMS error of the logits (estimated)", "0", number(plan.predicted["bound"], 3)])
     return "<h2>Before and after</h2>" + _table(["", "before", "after"], rows) if rows else ""
 
 
@@ -101,22 +94,22 @@ def _forgetting(e: Evaluation) -> str:
     if e.forget is None:
         return ""
     rows = [
-        ["Accuracy on the forgotten classes", _percent(e.forget_accuracy_before), _percent(e.forget_accuracy)],
-        ["Accuracy on the others", _percent(e.retain_accuracy_before), _percent(e.retain_accuracy)],
+        ["Accuracy on the forgotten classes", percent(e.forget_accuracy_before), percent(e.forget_accuracy)],
+        ["Accuracy on the others", percent(e.retain_accuracy_before), percent(e.retain_accuracy)],
         [
             "Linear probe: accuracy on the forgotten classes",
-            _percent(e.probe_accuracy_before),
-            _percent(e.probe_accuracy),
+            percent(e.probe_accuracy_before),
+            percent(e.probe_accuracy),
         ],
-        ["Membership inference, area under the curve (50%: no trace)", _percent(e.mia_before), _percent(e.mia)],
-        ["Accuracy on the forgotten classes after BatchNorm recall", "–", _percent(e.bn_recall_accuracy)],
+        ["Membership inference, area under the curve (50%: no trace)", percent(e.mia_before), percent(e.mia)],
+        ["Accuracy on the forgotten classes after BatchNorm recall", "–", percent(e.bn_recall_accuracy)],
     ]
     return "<h2>Is it forgotten?</h2>" + _table(["", "before", "after"], rows)
 
 
 def _classes(e: Evaluation) -> str:
     rows = [
-        [escape(name), _number(row.samples), _percent(row.before), _percent(row.after)]
+        [escape(name), number(row.samples), percent(row.before), percent(row.after)]
         for name, row in e.per_class.items()
     ]
     return "<h2>Per class</h2>" + _table(["class", "images", "before", "after"], rows)
@@ -131,7 +124,7 @@ def _groups(plan: Plan, study: Study | None) -> str:
         if study is not None:
             order = "naive" if plan.settings.score == "fidelity" else "greedy"
             curve = study.curve(name, order, plan.settings.compensate, plan.settings.centred)  # type: ignore[arg-type]
-            fidelity = _percent(float(curve[kept]))
+            fidelity = percent(float(curve[kept]))
         bar = f"<span class=bar style='width:{share:.1%}'></span>"
         rows.append([f"<code>{escape(name)}</code>", f"{kept} of {group.total}", bar, fidelity])
     return "<h2>What stays</h2>" + _table(["group", "components", "share", "fidelity (predicted)"], rows)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .._operators import Edit
 from ..errors import UserError
 from ..plan import GroupPlan, Plan, Settings
 from ..progress import Progress, silent
@@ -14,17 +13,7 @@ from ..study import LEVELS, Study
 from ..study._types import Level
 from ._allocate import Allocation, Score, Spread, allocate
 
-__all__ = ["edits_of", "prune"]
-
-
-def edits_of(study: Study, keep: Mapping[str, list[int]], compensate: Level, centred: bool = True) -> dict[str, Edit]:
-    """The new weights of every consumer of a group that loses components, in base coordinates: (O, n), zero where removed."""
-    return {
-        consumer.layer: study.edit(consumer, keep[group.name], compensate, centred)
-        for group in study.groups
-        if len(keep[group.name]) < group.size
-        for consumer in group.consumers
-    }
+__all__ = ["prune"]
 
 
 def prune(
