@@ -15,7 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Edit", "edited", "flat_weight", "get_operator", "observed", "operate", "patches", "position_count"]
+__all__ = [
+    "Edit",
+    "edited",
+    "flat_weight",
+    "get_operator",
+    "observed",
+    "operate",
+    "outputs_at",
+    "patches",
+    "position_count",
+]
 
 Operator = nn.Conv2d | nn.Linear
 
@@ -77,6 +87,10 @@ def patches(layer: Operator, x: Tensor, at: Tensor | None = None) -> Tensor:
     batch, channels = padded.shape[:2]
     height, width = _output_size(layer, padded)
     (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+    if (kh, kw) == (1, 1) and at is not None:
+        pixel = at // width * sh * padded.shape[3] + at % width * sw
+        columns = padded.flatten(2).gather(2, pixel[:, None].expand(-1, channels, -1))  # (B, C, p)
+        return columns.transpose(1, 2).reshape(-1, channels)
     nb, nc, ny, nx = padded.stride()
     # A view of every patch, (B, h, w, C, kh, kw); only those that are asked for are ever copied.
     view = padded.as_strided((batch, height, width, channels, kh, kw), (nb, ny * sh, nx * sw, nc, ny * dh, nx * dw))
@@ -86,18 +100,33 @@ def patches(layer: Operator, x: Tensor, at: Tensor | None = None) -> Tensor:
     return view[row, at // width, at % width].reshape(at.numel(), -1)
 
 
+def outputs_at(layer: Operator, y: Tensor, at: Tensor | None = None) -> Tensor:
+    """``W x`` at the positions of `patches`, (B·p, O), from the layer's output ``y``: its bias is taken off."""
+    bias = None if layer.bias is None else layer.bias.detach()
+    if isinstance(layer, nn.Linear):
+        rows = y.reshape(y.shape[0], -1, y.shape[-1])  # (B, P, O)
+        chosen = rows if at is None else rows.gather(1, at[:, :, None].expand(-1, -1, rows.shape[2]))
+    else:
+        maps = y.flatten(2)  # (B, O, P)
+        chosen = (maps if at is None else maps.gather(2, at[:, None].expand(-1, maps.shape[1], -1))).transpose(1, 2)
+    found = chosen.reshape(-1, chosen.shape[2])
+    return found if bias is None else found - bias
+
+
 @contextlib.contextmanager
-def observed(module: nn.Module, names: Iterable[str], see: Callable[[str, Operator, Tensor], None]) -> Iterator[None]:
-    """While open, ``see(name, layer, input)`` is called at each forward pass through each named layer."""
+def observed(
+    module: nn.Module, names: Iterable[str], see: Callable[[str, Operator, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """While open, ``see(name, layer, input, output)`` is called at each forward pass through each named layer."""
     hooks = []
     try:
         for name in names:
             layer = get_operator(module, name)
 
-            def hook(layer: nn.Module, args: tuple[Any, ...], *, name: str = name) -> None:
-                see(name, layer, args[0].detach())  # type: ignore[arg-type]
+            def hook(layer: nn.Module, args: tuple[Any, ...], output: Tensor, *, name: str = name) -> None:
+                see(name, layer, args[0].detach(), output.detach())  # type: ignore[arg-type]
 
-            hooks.append(layer.register_forward_pre_hook(hook))
+            hooks.append(layer.register_forward_hook(hook))
         yield
     finally:
         for handle in hooks:

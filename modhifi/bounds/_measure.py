@@ -24,6 +24,7 @@ from ..models import Model, reload
 from ..plan import Plan
 from ..progress import Progress, silent
 from ..study import Study
+from ..surgery import gone_columns
 
 __all__ = ["BoundReport", "BoundRow", "measure"]
 
@@ -39,7 +40,7 @@ class BoundRow(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     layer: str
-    group: str
+    groups: list[str]
     gain: float
     gain_rms: float
     local: float
@@ -88,8 +89,7 @@ def measure(
     edits = plan_edits(study, plan)
     if not edits:
         raise UserError("the plan changes no layer, so there is nothing to bound")
-    group_of = {consumer.layer: group.name for group in study.groups for consumer in group.consumers}
-    order = [layer.name for layer in study.structure.layers if layer.name in edits]
+    order = [name for name in study.structure.readers if name in edits]
     drawn = data.take(samples, seed)
     batches = [batch.to(net.device) for batch, _ in drawn.batches(net.input, batch_size)]
     if not batches:
@@ -127,7 +127,7 @@ def measure(
         rows.append(
             BoundRow(
                 layer=name,
-                group=group_of[name],
+                groups=[group.name for group, _ in study.structure.readers[name]],
                 gain=gain.maximum,
                 gain_rms=gain.rms,
                 local=rms_local,
@@ -156,15 +156,14 @@ def measure(
 def plan_edits(study: Study, plan: Plan) -> dict[str, Edit]:
     """The plan's new weights in base coordinates, for every layer that it changes."""
     edits = {}
-    for group in study.groups:
-        chosen = plan.groups.get(group.name)
-        for consumer in group.consumers:
-            own = study.layers[consumer.layer].weight.double()
-            columns = torch.arange(own.shape[1]).reshape(group.size, consumer.block)
-            columns = (columns if chosen is None else columns[chosen.keep]).reshape(-1)
-            weight = torch.zeros_like(own)
-            weight[:, columns] = plan.tensors.get(f"{consumer.layer}.weight", own[:, columns]).double()
-            shift = plan.tensors.get(f"{consumer.layer}.shift", own.new_zeros(own.shape[0])).double()
-            if not torch.equal(weight, own) or bool(shift.any()):
-                edits[consumer.layer] = Edit(weight, shift)
+    keep = {name: group.keep for name, group in plan.groups.items()}
+    for name in study.structure.readers:
+        own = study.layers[name].weight.double()
+        stays = torch.ones(own.shape[1], dtype=torch.bool)
+        stays[torch.from_numpy(gone_columns(study.structure, name, keep))] = False
+        weight = torch.zeros_like(own)
+        weight[:, stays] = plan.tensors.get(f"{name}.weight", own[:, stays]).double()
+        shift = plan.tensors.get(f"{name}.shift", own.new_zeros(own.shape[0])).double()
+        if not torch.equal(weight, own) or bool(shift.any()):
+            edits[name] = Edit(weight, shift)
     return edits

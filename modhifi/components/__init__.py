@@ -1,16 +1,20 @@
 """Components: coupled groups, the consumers and producers of each component, the cost of one."""
 
-from ._enumerate import dependency_graph, enumerate_components, prune_out
-from ._types import Consumer, Cost, Group, LayerCost, Skipped, Structure
+from ._adapters import Cut, set_right
+from ._enumerate import enumerate_components
+from ._types import Consumer, Cost, Group, Kind, LayerCost, Share, Skipped, Slice, Structure
 
 __all__ = [
     "Consumer",
     "Cost",
+    "Cut",
     "Group",
+    "Kind",
     "LayerCost",
+    "Share",
     "Skipped",
+    "Slice",
     "Structure",
-    "dependency_graph",
     "enumerate_components",
-    "prune_out",
+    "set_right",
 ]

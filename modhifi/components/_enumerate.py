@@ -1,253 +1,373 @@
-"""From a network to its coupled groups, by torch-pruning's dependency graph.
+"""From a network to its coupled groups.
 
-A group is taken when exactly one convolution or linear layer writes its channels, only BatchNorm and elementwise operations
-lie in between, and every layer that reads it reads nothing else. Everything else (residual streams, concatenation, grouped
-convolution, gates, attention) is left whole and listed with the reason.
+torch-pruning's dependency graph says which channel of which layer can only go together with which other one. Here that
+relation is closed over (every channel of every layer is a node, the classes that are connected are the components), grouped
+convolutions and attention heads are added to it, and components that are coupled to the same sides of the same layers form one
+group. A class that passes through something that this project cannot remove from, or that mixes components, is left whole
+and listed with the reason.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode
 
-from ._types import Consumer, Cost, Group, LayerCost, Skipped, Structure
+from ._adapters import Extra, extras, standing_in
+from ._trace import Trace, trace, width_of
+from ._types import Consumer, Cost, Group, Kind, LayerCost, Share, Skipped, Slice, Structure
 
-__all__ = ["dependency_graph", "enumerate_components", "prune_out"]
+__all__ = ["enumerate_components"]
 
-# A consumer with more inputs than this would need a dense second moment of more than 512 MiB in float32.
-MAX_INPUTS = 11_585
+_Layer = (nn.Conv2d, nn.Linear)
+# Work on each channel by itself, with parameters of one entry a channel.
+_Through = (_BatchNorm, nn.PReLU)
 
-Producer = nn.Conv2d | nn.Linear
-
-
-@torch.inference_mode(False)
-def dependency_graph(module: nn.Module, example: Tensor) -> Any:
-    """torch-pruning's graph of ``module`` as it stands. Tracing follows gradients, so they are switched on meanwhile."""
-    # torch-pruning takes seconds to import (with timm and torchvision); only what cuts a network should wait for it.
-    import torch_pruning as tp
-
-    state = [parameter.requires_grad for parameter in module.parameters()]
-    try:
-        for parameter in module.parameters():
-            parameter.requires_grad_(True)
-        with torch.enable_grad():
-            return tp.DependencyGraph().build_dependency(module, example_inputs=example, verbose=False)
-    finally:
-        for parameter, required in zip(module.parameters(), state, strict=True):
-            parameter.requires_grad_(required)
-
-
-def prune_out(layer: nn.Module) -> Any:
-    """torch-pruning's function that removes output channels of ``layer``."""
-    import torch_pruning as tp
-
-    return tp.prune_linear_out_channels if isinstance(layer, nn.Linear) else tp.prune_conv_out_channels
-
-
-@dataclass
-class _Trace:
-    """What one forward pass shows: the order in which layers run and how many positions each computes."""
-
-    order: list[str] = field(default_factory=list)
-    positions: dict[str, int] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    macs: int = 0
-
-
-def _trace(module: nn.Module, example: Tensor) -> _Trace:
-    trace = _Trace()
-
-    def note(name: str, layer: nn.Module, output: Tensor) -> None:
-        width = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
-        trace.order.append(name)
-        trace.calls[name] = trace.calls.get(name, 0) + 1
-        trace.positions[name] = output.numel() // (int(width) * example.shape[0])  # type: ignore[arg-type]
-
-    hooks = [
-        layer.register_forward_hook(lambda layer, _, output, name=name: note(name, layer, output))
-        for name, layer in module.named_modules()
-        if isinstance(layer, Producer)
-    ]
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    trace.macs = counter.get_total_flops() // (2 * example.shape[0])  # the counter counts a multiply-accumulate twice
-    return trace
+Side = tuple[str, str]  # a layer's or parameter's name, and "in" or "out"
 
 
 def enumerate_components(module: nn.Module, example: Tensor) -> Structure:
     """All coupled groups of ``module`` for inputs like ``example`` (1, 3, H, W). The module is not changed.
 
-    Components follow theory, section 1; costs are exact for any choice of widths.
+    Components follow theory, section 1; costs are exact for any choice of widths. What is returned is what the trace says;
+    `modhifi.surgery.verified` tries it out.
     """
     net = copy.deepcopy(module).cpu().eval()
     example = example.detach().cpu()
-    trace = _trace(net, example)
-    modules = dict(net.named_modules())
-    names = {layer: name for name, layer in modules.items()}
-    graph = dependency_graph(net, example)
-
-    groups: list[Group] = []
-    skipped: list[Skipped] = []
-    seen: set[str] = set()
-    for name in dict.fromkeys(trace.order):
-        if name in seen:
-            continue
-        taken = _group(name, modules, names, graph, trace, seen)
-        if isinstance(taken, Group):
-            groups.append(taken)
-        elif taken is not None:
-            skipped.append(taken)
-    layers = _layer_costs(groups, modules, trace)
-    dense = Structure(groups=(), skipped=(), layers=layers, other=Cost(params=0, flops=0)).cost()
-    total = sum(parameter.numel() for parameter in net.parameters())
-    return Structure(
-        groups=tuple(groups),
-        skipped=tuple(skipped),
-        layers=layers,
-        other=Cost(params=total - dense.params, flops=trace.macs - dense.flops),
-    )
+    seen = trace(net, example)
+    return _Enumeration(net, example, seen).structure()
 
 
-def _width(layer: nn.Module) -> int:
-    return int(layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features)  # type: ignore[arg-type]
+@torch.inference_mode(False)
+def _dependency_graph(module: nn.Module, example: Tensor) -> Any:
+    """torch-pruning's graph of ``module`` as it stands. Tracing follows gradients, so they are switched on meanwhile."""
+    # torch-pruning takes seconds to import (with timm and torchvision); only what cuts a network should wait for it.
+    import torch_pruning as tp
 
-
-def _group(
-    name: str,
-    modules: dict[str, nn.Module],
-    names: dict[nn.Module, str],
-    graph: Any,
-    trace: _Trace,
-    seen: set[str],
-) -> Group | Skipped | None:
-    """The group that ``name`` writes; why there is none; or None if its outputs are the network's own."""
-    from torch_pruning.ops import _ElementWiseOp, _ReshapeOp
-
-    root = modules[name]
-    seen.add(name)
-    size = _width(root)
-    if isinstance(root, nn.Conv2d) and root.groups > 1:
-        return Skipped(name=name, reason="grouped or depthwise convolution")
-    try:
-        items = list(graph.get_pruning_group(root, prune_out(root), idxs=list(range(size))))
-    except Exception as error:  # the tracer fails in many ways on what it does not know; none may stop the others
-        return Skipped(name=name, reason=f"the tracer cannot follow it: {type(error).__name__}")
-
-    producers: list[str] = []
-    norms: list[str] = []
-    readers: dict[str, list[int]] = {}
-    reason: str | None = None
-    for item in items:
-        target = item.dep.target.module
-        handler = item.dep.handler.__name__
-        label = names.get(target)
-        if isinstance(target, (_ElementWiseOp, _ReshapeOp)):
-            continue
-        if label is None:
-            reason = reason or f"passes through {str(item.dep.target.name).split('(')[0].strip('_ 0123456789')}"
-        elif handler == "prune_in_channels" and isinstance(target, Producer):
-            if label in readers:
-                reason = reason or f"read more than once by {label}"
-            readers[label] = [int(index) for index in item.root_idxs]
-        elif isinstance(target, Producer):
-            producers.append(label)
-        elif isinstance(target, _BatchNorm):
-            norms.append(label)
-        else:
-            reason = reason or f"normalised or mixed across components by {label} ({type(target).__name__})"
-    for label in [*producers, *readers]:
-        plain = nn.Conv2d.forward if isinstance(modules[label], nn.Conv2d) else nn.Linear.forward
-        if type(modules[label]).forward is not plain:
-            reason = reason or f"{label} is a {type(modules[label]).__name__} with a forward pass of its own"
-    seen.update(producers)
-    if not readers and len(producers) == 1:
-        return None  # the network's output
-    shown = ", ".join(producers[:3]) + (", …" if len(producers) > 3 else "")
-    if len(set(producers)) > 1:
-        grouped = [p for p in producers if isinstance(modules[p], nn.Conv2d) and modules[p].groups != 1]
-        reason = (
-            f"shared with a grouped convolution: {grouped[0]}" if grouped else f"written by several layers: {shown}"
+    sides: list[Tensor] = []
+    module.requires_grad_(True)
+    with torch.enable_grad(), standing_in(module, sides):
+        return tp.DependencyGraph().build_dependency(
+            module, example_inputs=example, forward_fn=lambda net, x: [net(x), *sides], verbose=False
         )
-    elif not readers:
-        reason = "no layer reads it"
-    if any(trace.calls[layer] != 1 for layer in [name, *readers]):
-        reason = reason or "a layer runs more than once in a forward pass"
-    consumers: list[Consumer] = []
-    for label, roots in readers.items():
-        layer = modules[label]
-        assert isinstance(layer, Producer)
-        inputs = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
-        flat = inputs // size
-        if isinstance(layer, nn.Conv2d) and layer.groups != 1:
-            reason = reason or f"read by a grouped convolution: {label}"
-        elif roots != [component for component in range(size) for _ in range(flat)]:
-            reason = reason or f"only a part of what {label} reads"
-        pixels = layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else 1
-        if inputs * pixels > MAX_INPUTS:
-            reason = reason or (
-                f"{label} reads {inputs * pixels:,} inputs; a dense second moment is kept up to {MAX_INPUTS:,}"
-            )
-        consumers.append(
-            Consumer(
-                layer=label,
-                block=max(1, flat * pixels),
-                outputs=_width(layer),
-                shift=_shift(label, layer, graph, names),
-            )
+
+
+class _Enumeration:
+    def __init__(self, net: nn.Module, example: Tensor, seen: Trace) -> None:
+        self.trace = seen
+        self.extras: list[Extra] = extras(net)
+        self.graph = _dependency_graph(net, example)
+        self.modules: dict[str, Any] = dict(net.named_modules()) | dict(net.named_parameters())
+        self.names = {id(module): name for name, module in self.modules.items()}
+        self.starts: dict[Side, int] = {}
+        self.sides: list[Side] = []
+        self.count = 0
+        self.edges: list[np.ndarray] = []
+        self.blocked: list[tuple[np.ndarray, str]] = []
+        self.added: list[np.ndarray] = []
+
+    # The relation -------------------------------------------------------------------------------------------------------
+
+    def _nodes(self, name: str, side: str, channels: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The nodes of these channels, one for each."""
+        key = (name, side)
+        if key not in self.starts:
+            self.starts[key] = self.count
+            self.sides.append(key)
+            self.count += self._size(name, side)
+        return np.asarray(channels, dtype=np.int64) + self.starts[key]
+
+    def _size(self, name: str, side: str) -> int:
+        module = self.modules[name]
+        if isinstance(module, nn.Conv2d):
+            return module.out_channels if side == "out" else module.in_channels
+        if isinstance(module, nn.Linear):
+            return module.out_features if side == "out" else module.in_features
+        if isinstance(module, nn.Parameter):
+            return [size for size in module.shape if size > 1][-1] if module.numel() > 1 else 1
+        return max(
+            [int(parameter.numel()) for parameter in module.parameters()] + [int(getattr(module, "num_features", 1))]
         )
-    if size < 2:
-        reason = reason or "a single component"
-    if reason is not None:
-        return Skipped(name=name, reason=reason)
-    consumers.sort(key=lambda consumer: trace.order.index(consumer.layer))
-    return Group(name=name, size=size, producers=(name,), norms=tuple(norms), consumers=tuple(consumers))
 
+    def _join(self, first: np.ndarray, second: np.ndarray) -> None:
+        self.edges.append(np.stack([first, second]))
 
-def _shift(label: str, layer: nn.Conv2d | nn.Linear, graph: Any, names: dict[nn.Module, str]) -> str | None:
-    if layer.bias is not None:
-        return f"{label}.bias"
-    after = list(graph.module2node[layer].outputs)
-    if len(after) == 1 and isinstance(after[0].module, _BatchNorm) and after[0].module.track_running_stats:
-        return f"{names[after[0].module]}.running_mean"
-    return None
+    def _follow(self, name: str) -> None:
+        """Everything that the outputs of the layer ``name`` are coupled to."""
+        import torch_pruning as tp
+        from torch_pruning import ops
 
+        layer = self.modules[name]
+        own = self._nodes(name, "out", range(width_of(layer)))
+        prune = tp.prune_linear_out_channels if isinstance(layer, nn.Linear) else tp.prune_conv_out_channels
+        try:
+            items = list(self.graph.get_pruning_group(layer, prune, idxs=list(range(len(own)))))
+        except Exception as error:  # the tracer fails in many ways on what it does not know; none may stop the others
+            self.blocked.append((own, f"the tracer cannot follow it: {type(error).__name__}"))
+            return
+        plain = (ops._ElementWiseOp, ops._ReshapeOp, ops._ConcatOp, ops._SplitOp, ops._SliceOp)
+        for item in items:
+            target = item.dep.target.module
+            roots = own[np.asarray(item.root_idxs, dtype=np.int64)]
+            if isinstance(target, ops._OutputOp):
+                self.blocked.append((roots, "part of what the network returns"))
+            elif isinstance(target, plain):
+                if isinstance(target, ops._ElementWiseOp) and "Add" in str(item.dep.target.name):
+                    self.added.append(roots)
+            elif id(target) not in self.names:
+                operation = str(item.dep.target.name).split("(")[0].strip("_ 0123456789")
+                self.blocked.append((roots, f"passes through {operation}"))
+            else:
+                self._couple(self.names[id(target)], item, roots)
 
-def _layer_costs(groups: list[Group], modules: dict[str, nn.Module], trace: _Trace) -> tuple[LayerCost, ...]:
-    writes = {group.producers[0]: group for group in groups}
-    reads = {consumer.layer: (group, consumer) for group in groups for consumer in group.consumers}
-    costs = []
-    for name in dict.fromkeys(trace.order):
-        if name not in writes and name not in reads:
-            continue
-        layer = modules[name]
-        assert isinstance(layer, Producer)
-        split = 1 if isinstance(layer, nn.Linear) else layer.groups
-        inputs = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
-        pixels = layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else 1
-        out, read = writes.get(name), reads.get(name)
-        norms = [modules[norm] for norm in out.norms] if out else []
-        affine = sum(parameter.numel() // out.size for norm in norms for parameter in norm.parameters()) if out else 0
-        costs.append(
-            LayerCost(
-                name=name,
-                inputs=inputs,
-                outputs=_width(layer),
-                in_group=read[0].name if read else None,
-                in_block=inputs // read[0].size if read else 1,
-                out_group=out.name if out else None,
-                macs=pixels * trace.positions[name] / split,
-                params=pixels / split,
-                per_output=(layer.bias is not None) + affine,
-            )
+    def _couple(self, label: str, item: Any, roots: np.ndarray) -> None:
+        target = self.modules[label]
+        inwards = item.dep.handler.__name__ == "prune_in_channels"
+        depthwise = isinstance(target, nn.Conv2d) and target.groups > 1 and target.groups == target.out_channels
+        side = "in" if isinstance(target, _Layer) and inwards and not depthwise else "out"
+        if max(item.idxs) >= self._size(label, side):
+            self.blocked.append((roots, f"the tracer finds channels in {label} that it does not have"))
+            return
+        self._join(roots, self._nodes(label, side, item.idxs))
+        if isinstance(target, nn.Parameter):
+            if sum(size > 1 for size in target.shape) != 1:
+                self.blocked.append((roots, f"added to or multiplied with the parameter {label}"))
+        elif not isinstance(target, (*_Layer, *_Through)):
+            what = type(target).__name__
+            self.blocked.append((roots, f"normalised or mixed across components by {label} ({what})"))
+
+    def _layers(self) -> None:
+        """What a layer couples within itself, and what rules it out."""
+        for name in self.trace.order:
+            layer = self.modules[name]
+            outputs = self._nodes(name, "out", range(width_of(layer)))
+            inputs = self._nodes(name, "in", range(self._size(name, "in")))
+            everything = np.concatenate([outputs, inputs])
+            if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+                # A convolution group can only go as a whole: its first input stands for it.
+                heads = inputs[:: len(inputs) // layer.groups]
+                self._join(inputs, np.repeat(heads, len(inputs) // layer.groups))
+                self._join(outputs, np.repeat(heads, len(outputs) // layer.groups))
+            if name in self.trace.odd:
+                self.blocked.append((everything, f"{name} is a {type(layer).__name__} with a forward pass of its own"))
+            if self.trace.calls[name] != 1:
+                self.blocked.append((everything, f"{name} runs more than once in a forward pass"))
+
+    def _extras(self) -> None:
+        for extra in self.extras:
+            units = self._nodes(extra.inputs[0].layer, "in", extra.inputs[0].channels(extra.size)[:, 0])
+            for kind, slices in (("out", extra.outputs), ("in", extra.inputs), ("out", extra.tables)):
+                for part in slices:
+                    nodes = self._nodes(part.layer, kind, part.channels(extra.size).reshape(-1))
+                    self._join(nodes, np.repeat(units, part.width))
+
+    # The view -----------------------------------------------------------------------------------------------------------
+
+    def structure(self) -> Structure:
+        self._layers()
+        self._extras()
+        for name in self.trace.order:
+            if self.modules[name] in self.graph.module2node:
+                self._follow(name)
+        pairs = np.concatenate([*self.edges, np.zeros((2, 0), dtype=np.int64)], 1)
+        links = coo_array(
+            (np.ones(pairs.shape[1], dtype=np.int8), (pairs[0], pairs[1])), shape=(self.count, self.count)
         )
-    return tuple(costs)
+        _, label = connected_components(links, directed=False)
+        reasons: dict[int, str] = {}
+        for nodes, reason in self.blocked:
+            for one in np.unique(label[nodes]).tolist():
+                reasons.setdefault(one, reason)
+        streams = set(np.unique(label[np.concatenate([*self.added, np.zeros(0, dtype=np.int64)])]).tolist())
+
+        members: dict[int, dict[Side, list[int]]] = defaultdict(dict)
+        for side in self.sides:
+            start = self.starts[side]
+            for channel, one in enumerate(label[start : start + self._size(*side)].tolist()):
+                members[one].setdefault(side, []).append(channel)
+        alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for one, where in members.items():
+            key = tuple((side, len(channels)) for side, channels in where.items())
+            alike[(key, reasons.get(one), one in streams)].append(one)
+        groups: list[Group] = []
+        skipped: dict[str, str] = {}
+        for (key, reason, stream), ones in alike.items():
+            found = self._group([members[one] for one in ones], [side for side, _ in key], reason, stream)
+            if isinstance(found, Group):
+                groups.append(found)
+            elif found is not None:
+                skipped.setdefault(found.name, found.reason)
+        order = {name: position for position, name in enumerate(self.trace.order)}
+        groups = self._named(sorted(groups, key=lambda group: order[group.name]))
+        for name, module in self.modules.items():
+            if isinstance(module, _Layer) and name not in order:
+                skipped.setdefault(name, "its weights are used without running it")
+        layers = self._costs(groups)
+        total = sum(value.numel() for value in self.modules.values() if isinstance(value, nn.Parameter))
+        tied = Structure(groups=tuple(groups), skipped=(), layers=layers, other=Cost(params=0, flops=0)).cost()
+        return Structure(
+            groups=tuple(groups),
+            skipped=tuple(Skipped(name=name, reason=reason) for name, reason in skipped.items()),
+            layers=layers,
+            other=Cost(params=total - tied.params, flops=self.trace.macs[""] - tied.flops),
+        )
+
+    def _group(
+        self, ones: list[dict[Side, list[int]]], sides: list[Side], reason: str | None, stream: bool
+    ) -> Group | Skipped | None:
+        """Of components that are all coupled to ``sides``: their group, why there is none, or None for the outputs of the
+        network and what nothing writes.
+        """
+        order = {name: position for position, name in enumerate(self.trace.order)}
+        writers = sorted((name for name, side in sides if side == "out" and self._writes(name)), key=order.__getitem__)
+        readers = sorted((name for name, side in sides if side == "in" and self._reads(name)), key=order.__getitem__)
+        if not writers:
+            return None  # the network's input
+        if not readers:
+            known = reason is not None and "returns" not in reason
+            return Skipped(name=writers[0], reason=reason) if known and reason is not None else None
+        if reason is None and len(ones) < 2:
+            reason = "a single component"
+        if reason is not None:
+            return Skipped(name=writers[0], reason=reason)
+        ones = sorted(ones, key=lambda where: where[writers[0], "out"][0])
+
+        def part(side: Side) -> dict[str, Any]:
+            channels = np.array([where[side] for where in ones], dtype=np.int64)
+            start = int(channels[0, 0])
+            regular = np.array_equal(channels.reshape(-1), start + np.arange(channels.size))
+            return {
+                "layer": side[0],
+                "width": channels.shape[1],
+                "start": start if regular else 0,
+                "index": None if regular else tuple(channels.reshape(-1).tolist()),
+            }
+
+        heads = {part.layer for extra in self.extras if extra.core for part in extra.inputs}
+        kind: Kind = "stream" if stream and len(writers) > 1 else "channels"
+        if readers[0] in heads:
+            kind = "heads"
+        elif all(isinstance(self.modules[name], nn.Linear) for name in (*writers, *readers)):
+            kind = "neurons" if kind == "channels" else kind
+        return Group(
+            name=writers[0],
+            kind=kind,
+            size=len(ones),
+            producers=tuple(Slice(**part((name, "out"))) for name in writers),
+            through=tuple(Slice(**part(side)) for side in sides if side[1] == "out" and not self._writes(side[0])),
+            consumers=tuple(
+                Consumer(
+                    **part((name, "in")),
+                    pixels=_pixels(self.modules[name]),
+                    outputs=width_of(self.modules[name]),
+                    shift=self._shift(name),
+                )
+                for name in readers
+            ),
+        )
+
+    def _writes(self, name: str) -> bool:
+        """Whether its output channels mix its inputs: a grouped convolution passes on what it reads, group by group."""
+        module = self.modules[name]
+        return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+
+    _reads = _writes
+
+    def _named(self, groups: list[Group]) -> list[Group]:
+        """Groups are called after the first layer that writes them; the second one of a layer is ``layer/2``."""
+        times: dict[str, int] = defaultdict(int)
+        named = []
+        for group in groups:
+            times[group.name] += 1
+            number = times[group.name]
+            named.append(group if number == 1 else group.model_copy(update={"name": f"{group.name}/{number}"}))
+        return named
+
+    def _shift(self, name: str) -> str | None:
+        layer = self.modules[name]
+        if layer.bias is not None:
+            return f"{name}.bias"
+        node = self.graph.module2node[layer]
+        for step in range(4):
+            if len(node.outputs) != 1:
+                return None
+            (node,) = node.outputs
+            if isinstance(node.module, _BatchNorm):
+                return f"{self.names[id(node.module)]}.running_mean" if node.module.track_running_stats else None
+            # A normalisation with its activation inside is known by its last operation; its first one comes before.
+            if step == 0 and "BatchNorm" not in str(node.name):
+                return None
+        return None
+
+    # The cost -----------------------------------------------------------------------------------------------------------
+
+    def _costs(self, groups: list[Group]) -> tuple[LayerCost, ...]:
+        reads: dict[str, list[Share]] = defaultdict(list)
+        writes: dict[str, list[Share]] = defaultdict(list)
+        owned: dict[Side, int] = defaultdict(int)
+        for group in groups:
+            for kind, shares, slices in (
+                ("in", reads, group.consumers),
+                ("out", writes, (*group.producers, *group.through)),
+            ):
+                for part in slices:
+                    shares[part.layer].append(Share(group=group.name, width=part.width))
+                    owned[part.layer, kind] += group.size * part.width
+        rows = []
+        for name in self._affected(set(reads) | set(writes)):
+            module = self.modules[name]
+            free = {side: self._size(name, side) - owned[name, side] for side in ("in", "out")}
+            if isinstance(module, _Layer):
+                split = module.groups if isinstance(module, nn.Conv2d) else 1
+                pixels = _pixels(module)
+                row = LayerCost(
+                    name=name,
+                    # Each output of a grouped convolution reads its own group, which goes only together with it.
+                    inputs=free["in"] if split == 1 else self._size(name, "in") // split,
+                    outputs=free["out"],
+                    in_shares=tuple(reads[name]) if split == 1 else (),
+                    out_shares=tuple(writes[name]),
+                    macs=pixels * self.trace.positions[name],
+                    params=pixels,
+                    per_output=float(module.bias is not None),
+                )
+            else:
+                entries = [module] if isinstance(module, nn.Parameter) else list(module.parameters())
+                row = LayerCost(
+                    name=name,
+                    outputs=free["out"],
+                    out_shares=tuple(writes[name]),
+                    per_output=sum(entry.numel() for entry in entries) / self._size(name, "out"),
+                )
+            rows.append(row)
+        heads = {part.layer: group for group in groups for part in group.consumers}
+        for extra in self.extras:
+            owner = heads.get(extra.inputs[0].layer)
+            if extra.core is not None and owner is not None:
+                inside = sum(
+                    macs
+                    for name, macs in self.trace.macs.items()
+                    if name.startswith(f"{extra.core}.") and isinstance(self.modules.get(name), _Layer)
+                )
+                each = (self.trace.macs.get(extra.core, 0) - inside) / extra.size
+                share = Share(group=owner.name, width=1)
+                rows.append(LayerCost(name=extra.core, outputs=0, out_shares=(share,), macs=each))
+        return tuple(rows)
+
+    def _affected(self, names: set[str]) -> Iterator[str]:
+        yield from (name for name in self.trace.order if name in names)
+        layers = set(self.trace.order)
+        yield from (name for name in self.modules if name in names and name not in layers)
+
+
+def _pixels(layer: nn.Module) -> int:
+    """Kernel pixels of a convolution, 1 for a linear layer."""
+    return layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else 1

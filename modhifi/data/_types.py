@@ -86,6 +86,10 @@ class Data:
         drawn = np.random.default_rng(seed).choice(len(self), samples, replace=False)
         return dataclasses.replace(self, order=tuple(self.order[i] for i in sorted(drawn.tolist())), seed=seed)
 
+    def part(self, start: int, stop: int) -> Data:
+        """The images from number ``start`` up to before ``stop``, in this order."""
+        return dataclasses.replace(self, order=self.order[start:stop])
+
     def where(self, keep: Tensor | Sequence[bool]) -> Data:
         """The images for which ``keep`` (N booleans, in this order) is true."""
         return dataclasses.replace(self, order=tuple(i for i, k in zip(self.order, keep, strict=True) if k))

@@ -1,12 +1,13 @@
 """Subset Fidelity from the second moment of a layer's input: H = E[x xᵀ] answers every question about every subset.
 
-Notation: a layer ``Y = W x`` with ``W`` (O, n) and ``n = C·k`` inputs; component ``i`` owns the ``k`` columns
-``i·k … (i+1)·k`` (``block = k``: the pixels of a kernel, the dimensions of a head). ``G_o[i, j] = w_oiᵀ H_ij w_oj``.
-Three ways to make up for what is removed, each at least as good as the one before (theory, sections 2 and 4):
+Notation: a layer ``Y = W x`` with ``W`` (O, n); component ``i`` owns some of the ``n`` columns (the pixels of a kernel, the
+dimensions of a head). ``G_o[i, j] = w_oiᵀ H_ij w_oj``. Components are given as ``blocks``: an integer ``k`` where component
+``i`` owns columns ``i·k … (i+1)·k`` and every column is owned, or a (C, k) int64 tensor of columns, where those that are
+not named belong to other groups and stay as they are. Three ways to make up for what is removed (theory, sections 2 and 4):
 
 - ``none``: the remaining weights stay;
-- ``scalar``: δ* per (output, component), Prop. 3.8;
-- ``full``: ``W'_S = W H_{:,S} H_SS⁻¹``, the least-squares optimum over all weights on ``S``.
+- ``scalar``: δ* per (output, component), Prop. 3.8, which reconstructs the components' own part of the output;
+- ``full``: ``W'_S = W H_{:,S} H_SS⁻¹``, the least-squares optimum over all weights on all columns that stay.
 
 Errors are ``E‖Y − Ŷ‖²`` per position, summed over outputs. A ridge is added to ``H`` beforehand (`ridged`), so that it pulls
 the new weights towards the old ones and nothing changes when nothing is removed.
@@ -28,6 +29,7 @@ __all__ = [
     "error_curve",
     "full_compensation",
     "gram",
+    "inverse",
     "output_energy",
     "ridged",
     "scalar_compensation",
@@ -35,28 +37,43 @@ __all__ = [
 ]
 
 Compensate = Literal["none", "scalar", "full"]
+Blocks = int | Tensor
 
 # Outputs handled at a time where a (O, C, C) array would otherwise be needed whole: at most 2^26 entries, 512 MiB.
 _ENTRIES = 1 << 26
 
-# One component in so many leaves in one step of `eliminate`.
+# While more components than the second number are left, one in so many leaves in one step of `eliminate`.
 _AT_ONCE = 128
+_ONE_BY_ONE = 256
 
 
-def _checked(second: Tensor, weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def _checked(second: Tensor, weight: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor, Tensor]:
+    """Both in float64, and the columns of each component (C, k)."""
     n = second.shape[-1]
-    if second.shape != (n, n) or weight.ndim != 2 or weight.shape[1] != n or block < 1 or n % block:
+    fits = second.shape == (n, n) and weight.ndim == 2 and weight.shape[1] == n
+    if isinstance(blocks, int):
+        fits = fits and blocks >= 1 and n % blocks == 0
+        shown = str(blocks)
+    else:
+        fits = fits and blocks.ndim == 2 and (not blocks.numel() or int(blocks.max()) < n)
+        shown = str(tuple(blocks.shape))
+    if not fits:
         raise ValueError(
-            f"second moment {tuple(second.shape)}, weight {tuple(weight.shape)} and block {block} do not belong together"
+            f"second moment {tuple(second.shape)}, weight {tuple(weight.shape)} and blocks {shown} do not belong together"
         )
     if second.device.type == "mps":
         second, weight = second.cpu(), weight.cpu()
-    return second.to(torch.float64), weight.to(torch.float64)
+    device = second.device
+    columns = torch.arange(n, device=device).reshape(-1, blocks) if isinstance(blocks, int) else blocks.to(device)
+    return second.to(torch.float64), weight.to(torch.float64), columns
 
 
-def _columns(index: Tensor, block: int) -> Tensor:
-    """The input columns of the components ``index``, (len(index)·block,)."""
-    return (index[:, None] * block + torch.arange(block, device=index.device)).reshape(-1)
+def _owned(second: Tensor, weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The components' own rows and columns, one component after the other, and ``k``."""
+    flat = columns.reshape(-1)
+    if torch.equal(flat, torch.arange(len(second), device=flat.device)):
+        return second, weight, columns.shape[1]
+    return second[flat][:, flat], weight[:, flat], columns.shape[1]
 
 
 def centre(second: Tensor, mean: Tensor) -> Tensor:
@@ -75,149 +92,225 @@ def ridged(second: Tensor, ridge: float, floor: float = 0.0) -> Tensor:
     return h
 
 
-def gram(second: Tensor, weight: Tensor, block: int) -> Tensor:
+def inverse(second: Tensor) -> Tensor:
+    """``H⁻¹``, (n, n) float64, of a `ridged` moment. Raises `torch.linalg.LinAlgError` if it is singular."""
+    h = second.cpu() if second.device.type == "mps" else second
+    return torch.cholesky_inverse(torch.linalg.cholesky(h.to(torch.float64)))
+
+
+def gram(second: Tensor, weight: Tensor, blocks: Blocks) -> Tensor:
     """``G_o[i, j] = w_oiᵀ H_ij w_oj`` for each row of ``weight``: (n, n), (O, n) -> (O, C, C) float64."""
-    h, w = _checked(second, weight, block)
+    h, w, block = _owned(*_checked(second, weight, blocks))
     outputs, components = w.shape[0], w.shape[1] // block
     parts = w.reshape(outputs, components, block)
     left = torch.einsum("oik,ikn->oin", parts, h.reshape(components, block, -1))  # (O, C, n)
     return torch.einsum("oijl,ojl->oij", left.reshape(outputs, components, components, block), parts)
 
 
-def aggregate_gram(second: Tensor, weight: Tensor, block: int) -> Tensor:
+def aggregate_gram(second: Tensor, weight: Tensor, blocks: Blocks) -> Tensor:
     """``Σ_o G_o``, (C, C) float64, without forming the single ones."""
-    h, w = _checked(second, weight, block)
+    h, w, block = _owned(*_checked(second, weight, blocks))
     components = w.shape[1] // block
     return ((w.T @ w) * h).reshape(components, block, components, block).sum((1, 3))
 
 
 def output_energy(second: Tensor, weight: Tensor) -> Tensor:
     """``y_o = w_oᵀ H w_o``, (O,) float64."""
-    h, w = _checked(second, weight, 1)
+    h, w, _ = _checked(second, weight, 1)
     return ((w @ h) * w).sum(1).clamp(min=0.0)
 
 
-def singleton_from_moments(second: Tensor, weight: Tensor, block: int) -> Tensor:
+def singleton_from_moments(second: Tensor, weight: Tensor, blocks: Blocks) -> Tensor:
     """`singleton_fidelity` of every (output, component), (O, C) float64, without the (O, C, C) matrices."""
-    h, w = _checked(second, weight, block)
-    outputs, components = w.shape[0], w.shape[1] // block
-    parts = w.reshape(outputs, components, block)
-    inner = ((w @ h) * w).reshape(outputs, components, block).sum(2)  # E<A_oi, Y_o>
-    blocks = h.reshape(components, block, components, block).diagonal(dim1=0, dim2=2)  # (k, k, C)
-    own = torch.einsum("oik,kli,oil->oi", parts, blocks, parts)  # E‖A_oi‖²
-    return _ratio(inner.square(), own * inner.sum(1, keepdim=True))
+    h, w, columns = _checked(second, weight, blocks)
+    outputs, (components, block) = w.shape[0], columns.shape
+    flat = columns.reshape(-1)
+    product = (w @ h) * w
+    energy = product.sum(1, keepdim=True)
+    inner = product[:, flat].reshape(outputs, components, block).sum(2)  # E<A_oi, Y_o>
+    parts = w[:, flat].reshape(outputs, components, block)
+    own_blocks = h[columns[:, :, None], columns[:, None, :]]  # (C, k, k)
+    left = torch.bmm(parts.transpose(0, 1), own_blocks)  # (C, O, k)
+    own = (left * parts.transpose(0, 1)).sum(2).T  # E‖A_oi‖²
+    return _ratio(inner.square(), own * energy)
 
 
-def scalar_compensation(second: Tensor, weight: Tensor, block: int, keep: Tensor | Sequence[int]) -> Tensor:
-    """The weights with ``δ*`` applied to the components ``keep`` and zero elsewhere: (O, n) float64 (Prop. 3.8).
+def scalar_compensation(second: Tensor, weight: Tensor, blocks: Blocks, keep: Tensor | Sequence[int]) -> Tensor:
+    """The weights with ``δ*`` applied to the components ``keep`` and zero for the others: (O, n) float64 (Prop. 3.8). Columns
+    of no component keep their weights.
 
-    With ``block = 1`` this is `full_compensation`, whose conditions hold.
+    With one column a component this is `full_compensation` of the components' own part, whose conditions hold.
     """
+    h, w, columns = _checked(second, weight, blocks)
+    own_h, own_w, block = _owned(h, w, columns)
+    outputs, components = w.shape[0], len(columns)
+    new = w.clone()
     if block == 1:  # a scalar for a single weight is any weight
-        return full_compensation(second, weight, block, keep)
-    h, w = _checked(second, weight, block)
-    outputs, components = w.shape[0], w.shape[1] // block
+        new[:, columns.reshape(-1)] = full_compensation(own_h, own_w, 1, keep)
+        return new
     index = _indices(keep, components, w.device)
     scale = w.new_zeros(outputs, components)
     step = max(1, _ENTRIES // components**2)
     for start in range(0, outputs, step):
         part = slice(start, start + step)
-        scale[part, index] = compensation(gram(h, w[part], block), index)
-    return w * scale.repeat_interleave(block, dim=1)
-
-
-def full_compensation(second: Tensor, weight: Tensor, block: int, keep: Tensor | Sequence[int]) -> Tensor:
-    """``W' = W H_{:,S} H_SS⁻¹`` on the columns of ``keep`` and zero elsewhere: (O, n) float64.
-
-    ``second`` should be `ridged`; a singular ``H_SS`` raises `torch.linalg.LinAlgError`.
-    """
-    h, w = _checked(second, weight, block)
-    columns = _columns(_indices(keep, w.shape[1] // block, w.device), block)
-    new = torch.zeros_like(w)
-    if columns.numel():
-        factor = torch.linalg.cholesky(h[columns][:, columns])
-        new[:, columns] = torch.cholesky_solve((w @ h[:, columns]).T, factor).T
+        scale[part, index] = compensation(gram(own_h, own_w[part], block), index)
+    new[:, columns.reshape(-1)] = own_w * scale.repeat_interleave(block, dim=1)
     return new
 
 
-def error_curve(second: Tensor, weight: Tensor, block: int, order: Tensor, compensate: Compensate) -> Tensor:
+def full_compensation(second: Tensor, weight: Tensor, blocks: Blocks, keep: Tensor | Sequence[int]) -> Tensor:
+    """``W' = W H_{:,S} H_SS⁻¹`` on the columns ``S`` that stay and zero elsewhere: (O, n) float64.
+
+    ``second`` should be `ridged`; a singular ``H_SS`` raises `torch.linalg.LinAlgError`.
+    """
+    h, w, columns = _checked(second, weight, blocks)
+    stays = torch.ones(w.shape[1], dtype=torch.bool, device=w.device)
+    stays[columns.reshape(-1)] = False
+    stays[columns[_indices(keep, len(columns), w.device)].reshape(-1)] = True
+    new = torch.zeros_like(w)
+    if bool(stays.all()):
+        return w.clone()
+    if bool(stays.any()):
+        factor = torch.linalg.cholesky(h[stays][:, stays])
+        new[:, stays] = torch.cholesky_solve((w @ h[:, stays]).T, factor).T
+    return new
+
+
+def error_curve(
+    second: Tensor,
+    weight: Tensor,
+    blocks: Blocks,
+    order: Tensor,
+    compensate: Compensate,
+    inverted: Tensor | None = None,
+) -> Tensor:
     """``E‖Y − Ŷ‖²`` when the first 0, 1, …, C components of ``order`` stay: (C + 1,) float64.
 
-    One factorisation answers every size: with ``H`` permuted into ``order`` and ``H = L Lᵀ``, the rows of ``L⁻¹ H Wᵀ`` hold
-    what each component newly explains. With ``none`` the error may exceed the energy at size 0.
+    One factorisation answers every size. Full: removing ``R`` costs ``tr(W_R [(H⁻¹)_RR]⁻¹ W_Rᵀ)``, and with the rows of
+    ``H⁻¹`` in the order of removal its Cholesky factor gives the cost of all nested ``R`` at once. ``inverted``: `inverse` of
+    ``second``, if it is at hand. With ``none`` the error may exceed the energy at size 0.
     """
-    h, w = _checked(second, weight, block)
-    components = w.shape[1] // block
+    h, w, columns = _checked(second, weight, blocks)
+    components, block = columns.shape
     index = _indices(order, components, w.device)
     if index.numel() != components:
         raise ValueError(f"order names {index.numel()} of {components} components; it must be a permutation")
-    energy = output_energy(h, w)
     if compensate == "none":
-        removed = aggregate_gram(h, w, block)[index][:, index].flip(0, 1)
+        removed = aggregate_gram(h, w, columns)[index][:, index].flip(0, 1)
         total = removed.cumsum(0).cumsum(1).diagonal()  # error when the last 1, 2, … of the order are gone
         error = torch.cat([total.flip(0), total.new_zeros(1)])
     elif compensate == "scalar" and block > 1:  # with one weight a slice, scalar is full
+        own_h, own_w, _ = _owned(h, w, columns)
+        energy = output_energy(own_h, own_w)
         error = w.new_zeros(components + 1)
         step = max(1, _ENTRIES // components**2)
         for start in range(0, w.shape[0], step):
             part = slice(start, start + step)
-            curve = fidelity_curve(gram(h, w[part], block), index)
-            error += ((1.0 - curve) * energy[part, None]).sum(0)
+            error += _scalar_errors(gram(own_h, own_w[part], block)[:, index][:, :, index], energy[part])
         error[-1] = 0.0
     else:
-        columns = _columns(index, block)
-        factor = torch.linalg.cholesky(h[columns][:, columns])
-        # L⁻¹ H Wᵀ = Lᵀ Wᵀ in the permuted order: no second solve is needed.
-        gains = (factor.T @ w[:, columns].T).square().sum(1).reshape(components, block).sum(1)
-        rest = gains.flip(0).cumsum(0).flip(0)
-        error = torch.cat([rest, rest.new_zeros(1)])
+        if compensate == "scalar":
+            h, w, _ = _owned(h, w, columns)
+            columns, inverted = torch.arange(components, device=w.device)[:, None], None
+        inverted = inverse(h) if inverted is None else inverted
+        gone = columns[index.flip(0)].reshape(-1)
+        factor = torch.linalg.cholesky(inverted[gone][:, gone])
+        gains = torch.linalg.solve_triangular(factor, w[:, gone].T, upper=False).square().sum(1)
+        total = gains.reshape(components, block).sum(1).cumsum(0)
+        error = torch.cat([total.flip(0), total.new_zeros(1)])
     return error.clamp(min=0.0)
 
 
-def eliminate(layers: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor]:
+def _scalar_errors(ordered: Tensor, energy: Tensor) -> Tensor:
+    """(C + 1,): error summed over outputs when the first 0…C components of the (O, C, C) matrices stay with their best scalars.
+
+    With ``G = L Lᵀ`` the squared entries of ``L⁻¹ b`` are what each component newly explains. Where an output's components
+    are too dependent for that, `fidelity_curve` sorts them out.
+    """
+    scale = ordered.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+    inverted = torch.where(scale > 0, 1 / torch.where(scale > 0, scale, 1.0), 0.0)
+    unit = ordered * inverted[:, :, None] * inverted[:, None, :]
+    b = (unit @ scale[..., None])[..., 0]
+    unit.diagonal(dim1=1, dim2=2).add_(torch.where(scale > 0, 1e-12, 1.0))  # no energy: nothing explained
+    factor, failed = torch.linalg.cholesky_ex(unit)
+    gains = torch.linalg.solve_triangular(factor, b[..., None], upper=False)[..., 0].square()
+    explained = torch.cat([torch.zeros_like(gains[:, :1]), gains.cumsum(1)], 1)
+    error = energy[:, None] - explained
+    bad = torch.nonzero(failed)[:, 0]
+    if len(bad):
+        order = torch.arange(ordered.shape[1], device=ordered.device)
+        error[bad] = (1.0 - fidelity_curve(ordered[bad], order)) * energy[bad, None]
+    return error.clamp(min=0.0).sum(0)
+
+
+def eliminate(layers: Sequence[tuple[Tensor, Tensor, Blocks]]) -> tuple[Tensor, Tensor]:
     """Backward greedy elimination with full compensation, in closed form (optimal brain surgeon for blocks).
 
     Removing component ``i`` costs ``tr(W_i [(H⁻¹)_ii]⁻¹ W_iᵀ)``; afterwards ``W ← W − W_i [(H⁻¹)_ii]⁻¹ H⁻¹_{i,:}`` and ``H⁻¹``
     takes the matching rank-k downdate. While more than 256 components are left, the cheapest 128th of them leaves in one
     step, so that wide layers take a few hundred steps.
 
-    ``layers``: one ``(second (n, n), weight (O, n), block)`` for each consumer of the same C components, ``second`` ridged;
-    their costs add.
+    ``layers``: one ``(inverted (n, n), weight (O, n), blocks)`` for each consumer of the same C components, ``inverted`` the
+    `inverse` of its ridged moment; their costs add. Only the components' own rows and columns are looked at.
 
     Returns the order, most important first, (C,) int64, and the cost at which each component left, (C,) float64, indexed
     by component. Raises ValueError if the layers differ in C.
     """
     states = []
-    for second, weight, block in layers:
-        h, w = _checked(second, weight, block)
-        states.append((torch.cholesky_inverse(torch.linalg.cholesky(h)), w.clone(), block))
-    counts = {w.shape[1] // block for _, w, block in states}
+    for inverted, weight, blocks in layers:
+        p, w, block = _owned(*_checked(inverted, weight, blocks))
+        states.append((p.clone(), w.T.clone(), block))  # (m, m), (m, O)
+    counts = {len(p) // block for p, _, block in states}
     if len(counts) != 1:
         raise ValueError(f"the layers have {sorted(counts)} components; they must be the same ones")
     components = counts.pop()
-    device = states[0][1].device
-    left = list(range(components))  # which component each remaining block is; the matrices shrink with it
-    removed: list[int] = []
+    device = states[0][0].device
+    names = torch.arange(components, device=device)  # which component each block of the matrices is
+    alive = torch.ones(components, dtype=torch.bool, device=device)
+    removed: list[Tensor] = []
     costs = torch.zeros(components, dtype=torch.float64, device=device)
+    left = components
     while left:
-        cost = torch.zeros(len(left), dtype=torch.float64, device=device)
-        for inverse, w, block in states:
-            blocks = inverse.reshape(len(left), block, len(left), block).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-            parts = w.reshape(w.shape[0], len(left), block)
-            own = torch.einsum("oik,oil->ikl", parts, parts)  # W_iᵀ W_i, (C, k, k)
-            cost += (own / blocks if block == 1 else own * torch.linalg.inv(blocks)).sum((1, 2))
-        worst = cost.argsort(stable=True)[: max(1, len(left) // _AT_ONCE)]
-        for index in worst.tolist():
-            costs[left[index]] = cost[index]
-            removed.append(left[index])
-        left = [component for index, component in enumerate(left) if index not in set(worst.tolist())]
-        for position, (inverse, w, block) in enumerate(states):
+        cost = _removal_costs(states).masked_fill(~alive, torch.inf)
+        worst = cost.argsort(stable=True)[: max(1, left // _AT_ONCE if left > _ONE_BY_ONE else 1)]
+        costs[names[worst]] = cost[worst]
+        removed.append(names[worst])
+        alive[worst] = False
+        left -= len(worst)
+        # Rows that are gone are taken out of the matrices now and then: each time costs a copy.
+        stay = torch.nonzero(alive)[:, 0] if left <= 0.8 * len(alive) else None
+        for position, (p, w, block) in enumerate(states):
             gone = _columns(worst, block)
-            rows = inverse[gone]
-            scaled = torch.linalg.solve(rows[:, gone], rows)  # [(H⁻¹)_ii]⁻¹ H⁻¹_{i,:}, (k, n)
-            stay = torch.ones(w.shape[1], dtype=torch.bool, device=device)
-            stay[gone] = False
-            w = (w - w[:, gone] @ scaled)[:, stay]
-            inverse = (inverse - rows.T @ scaled)[stay][:, stay]
-            states[position] = (inverse, w, block)
-    return torch.tensor(removed[::-1], dtype=torch.int64, device=device), costs
+            rows = p[gone]
+            scaled = torch.linalg.solve(rows[:, gone], torch.cat([rows, w[gone]], 1))  # [(H⁻¹)_ii]⁻¹ [H⁻¹_{i,:}, W_i]
+            p.addmm_(rows.T, scaled[:, : len(p)], alpha=-1.0)
+            w.addmm_(rows.T, scaled[:, len(p) :], alpha=-1.0)
+            if stay is None:
+                # What is gone must not be singular where all blocks are inverted together.
+                p[gone, gone] = 1.0
+            else:
+                index = _columns(stay, block)
+                states[position] = (p[index][:, index], w[index], block)
+        if stay is not None:
+            names, alive = names[stay], alive[stay]
+    return torch.cat(removed).flip(0), costs
+
+
+def _columns(index: Tensor, block: int) -> Tensor:
+    """The columns of the components ``index`` where ``block`` follow one another, (len(index)·block,)."""
+    return (index[:, None] * block + torch.arange(block, device=index.device)).reshape(-1)
+
+
+def _removal_costs(states: Sequence[tuple[Tensor, Tensor, int]]) -> Tensor:
+    """``tr(W_i [(H⁻¹)_ii]⁻¹ W_iᵀ)`` of every component, summed over the layers, (C,)."""
+    total: Tensor | float = 0.0
+    for p, w, block in states:
+        if block == 1:
+            total = total + w.square().sum(1) / p.diagonal()
+        else:
+            components = len(p) // block
+            blocks = p.reshape(components, block, components, block).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+            parts = w.reshape(components, block, -1)
+            total = total + (torch.bmm(parts, parts.transpose(1, 2)) * torch.linalg.inv(blocks)).sum((1, 2))
+    assert isinstance(total, Tensor)
+    return total

@@ -25,16 +25,16 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.stride = stride
-        self.missing = width - channels
+        # The old channels stay in the middle: half of the new ones come before them, half behind.
+        self.padding = ((width - channels) // 2, width - channels - (width - channels) // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))  # (B, width, H / stride, W / stride)
         out = self.bn2(self.conv2(out))
         if self.stride != 1:
             x = x[:, :, :: self.stride, :: self.stride]
-        if self.missing:
-            # The old channels stay in the middle: half of the zeros go before them, half behind.
-            x = F.pad(x, (0, 0, 0, 0, self.missing // 2, self.missing - self.missing // 2))
+        if any(self.padding):
+            x = F.pad(x, (0, 0, 0, 0, *self.padding))
         return F.relu(out + x)
 
 

@@ -6,7 +6,8 @@ that growth if the layers' errors are uncorrelated. On the lower convex hull of 
 optimal. *Uniform*: every group keeps the same fraction.
 
 Removing a component changes what its neighbours cost (a channel is written by one layer and read by the next), so costs are
-taken at the current widths. The budget is met from above: the last removal is the one that reaches it.
+taken at the current widths. A layer that reads several groups is charged for each of them as if the others stayed whole. The
+budget is met from above: the last removal is the one that reaches it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ import numpy as np
 
 from ..components import Cost, Structure
 from ..errors import UserError
-from ..study import Study
-from ..study._types import Level
+from ..study import Level, Study
 
 __all__ = ["Allocation", "allocate", "smallest_cost"]
 
@@ -32,6 +32,8 @@ Budget = Literal["flops", "params"]
 
 # Which of the study's orders a score stands for.
 ORDER_OF: dict[str, Literal["greedy", "naive"]] = {"greedy": "greedy", "fidelity": "naive"}
+# While the budget is far, one in so many of a group's components leaves in one step.
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Allocation:
     cost: Cost
     bound: float
     """Σ_l K_l √e_l, an estimate of the root-mean-square error of the logits: the gains K_l are those of the unmodified network,
-    the largest seen on the samples (theory, section 5)."""
+    the largest seen on the samples (theory, section 5). Where a layer reads several groups, their errors' roots are added."""
 
 
 def smallest_cost(study: Study, budget: Budget, overrides: Mapping[str, int] | None = None) -> float:
@@ -124,10 +126,10 @@ def _budget(flops: float | None, params: float | None) -> tuple[Budget | None, f
 
 
 def _layer_errors(
-    study: Study, group_name: str, score: str, compensate: Level, centred: bool
+    study: Study, group: str, score: str, compensate: Level, centred: bool
 ) -> list[tuple[str, np.ndarray]]:
-    consumers = study.structure.group(group_name).consumers
-    return [(c.layer, study.errors(c.layer, ORDER_OF[score], compensate, centred)) for c in consumers]
+    consumers = study.structure.group(group).consumers
+    return [(c.layer, study.errors(group, c.layer, ORDER_OF[score], compensate, centred)) for c in consumers]
 
 
 def _hull_slopes(error: np.ndarray) -> np.ndarray:
@@ -161,71 +163,77 @@ def _spend(
     """Removes components until the cost is at most ``limit``."""
     counts = dict(counts)
     free = [group for group in study.groups if group.name not in fixed]
-    growth = {}
-    for group in free:
-        curves = _layer_errors(study, group.name, score, compensate, centred)
-        growth[group.name] = _hull_slopes(np.sum([study.gains[layer].rms ** 2 * error for layer, error in curves], 0))
     ledger = _Ledger(study.structure, budget, counts)
-    size = {group.name: group.size for group in free}
-
-    def priority(name: str) -> float:
-        left = counts[name]
-        if left <= 1:
-            return math.inf
-        if allocation == "uniform":
-            return 1.0 - left / size[name]
-        return float(growth[name][left - 1]) / ledger.saving(name, counts)
-
-    priorities = {name: priority(name) for name in size}
-    total = ledger.total(counts)
-    while total > limit + 0.5:  # costs are whole numbers; the sums of them are not exact
-        chosen = min(priorities, key=priorities.__getitem__)
-        if math.isinf(priorities[chosen]):
+    names = [group.name for group in free]
+    index = np.array([ledger.index[name] for name in names], dtype=np.int64)
+    growth = [] if allocation == "uniform" else [_growth(study, name, score, compensate, centred) for name in names]
+    left = np.array([counts[name] for name in names], dtype=np.int64)
+    size = np.array([group.size for group in free], dtype=np.int64)
+    slope = np.array([values[-1] for values in growth]) if growth else np.zeros(len(names))
+    # The smallest cost is known to be below the limit: the loop ends before nothing is left to choose from.
+    while ledger.total > limit + 0.5:  # costs are whole numbers; the sums of them are not exact
+        saving = ledger.savings()[index]
+        priority = 1.0 - left / size if not growth else slope / saving
+        chosen = int(np.where(left > 1, priority, np.inf).argmin())
+        if left[chosen] <= 1:
             break
-        total -= ledger.saving(chosen, counts)
-        counts[chosen] -= 1
-        for name in (chosen, *ledger.neighbours[chosen]):
-            if name in priorities:
-                priorities[name] = priority(name)
-    return counts
+        # Several at once while the limit is far: a step of a 32nd changes what the neighbours cost by little.
+        step = max(1, int(left[chosen]) // _AT_ONCE)
+        if step > 1 and ledger.total - step * saving[chosen] <= limit + 0.02 * ledger.total:
+            step = 1
+        ledger.remove(int(index[chosen]), step)
+        left[chosen] -= step
+        if growth and left[chosen] > 0:
+            slope[chosen] = growth[chosen][left[chosen] - 1]
+    return counts | dict(zip(names, left.tolist(), strict=True))
+
+
+def _growth(study: Study, group: str, score: str, compensate: Level, centred: bool) -> np.ndarray:
+    """(C,): what the output's expected squared error grows by when ``k + 1`` components become ``k``."""
+    curves = _layer_errors(study, group, score, compensate, centred)
+    return _hull_slopes(np.sum([study.gains[layer].rms ** 2 * error for layer, error in curves], 0))
 
 
 class _Ledger:
-    """The running cost and what one component less of a group would save, from the layers that the group touches."""
+    """The running cost. With ``k`` the components that stay of each group it is ``c + aᵀk + kᵀQk / 2``: bilinear in what
+    a layer's two sides have, and quadratic where both belong to one group.
+    """
 
     def __init__(self, structure: Structure, budget: Budget, counts: Mapping[str, int]) -> None:
-        self._flops = budget == "flops"
-        self._layers: dict[str, list[int]] = {name: [] for name in counts}
-        self._rows = structure.layers
-        self.neighbours: dict[str, set[str]] = {name: set() for name in counts}
-        for index, layer in enumerate(structure.layers):
-            sides = [name for name in (layer.in_group, layer.out_group) if name is not None]
-            for name in sides:
-                self._layers[name].append(index)
-                self.neighbours[name].update(other for other in sides if other != name)
-        self._other = float(structure.other.flops if self._flops else structure.other.params)
+        self.index = {name: position for position, name in enumerate(counts)}
+        self.counts = np.array([counts[name] for name in counts], dtype=np.float64)
+        self.linear = np.zeros(len(counts))
+        self.pairs = np.zeros((len(counts), len(counts)))
+        constant = float(structure.other.flops if budget == "flops" else structure.other.params)
+        for layer in structure.layers:
+            each = layer.macs if budget == "flops" else layer.params
+            once = 0.0 if budget == "flops" else layer.per_output
+            constant += each * layer.inputs * layer.outputs + once * layer.outputs
+            for out in layer.out_shares:
+                self.linear[self.index[out.group]] += (each * layer.inputs + once) * out.width
+            for read in layer.in_shares:
+                self.linear[self.index[read.group]] += each * layer.outputs * read.width
+                for out in layer.out_shares:
+                    cross = each * read.width * out.width
+                    self.pairs[self.index[read.group], self.index[out.group]] += cross
+                    self.pairs[self.index[out.group], self.index[read.group]] += cross
+        self.slope = self.linear + self.pairs @ self.counts  # what the cost grows by in each direction
+        self.total = float(constant + self.linear @ self.counts + self.counts @ self.pairs @ self.counts / 2)
 
-    def _cost(self, index: int, counts: Mapping[str, int], less: str | None = None) -> float:
-        layer = self._rows[index]
-        inputs, outputs = layer.inputs, layer.outputs
-        if layer.in_group is not None:
-            inputs = (counts[layer.in_group] - (less == layer.in_group)) * layer.in_block
-        if layer.out_group is not None:
-            outputs = counts[layer.out_group] - (less == layer.out_group)
-        if self._flops:
-            return layer.macs * inputs * outputs
-        return layer.params * inputs * outputs + layer.per_output * outputs
+    def savings(self) -> np.ndarray:
+        """(G,): what one component less of each group saves."""
+        return self.slope - self.pairs.diagonal() / 2
 
-    def saving(self, name: str, counts: Mapping[str, int]) -> float:
-        return sum(self._cost(i, counts) - self._cost(i, counts, name) for i in self._layers[name])
-
-    def total(self, counts: Mapping[str, int]) -> float:
-        return self._other + sum(self._cost(i, counts) for i in range(len(self._rows)))
+    def remove(self, group: int, count: int) -> None:
+        self.total -= count * self.slope[group] - count * count * self.pairs[group, group] / 2
+        self.slope -= count * self.pairs[group]
+        self.counts[group] -= count
 
 
 def _predict(study: Study, counts: dict[str, int], score: str, compensate: Level, centred: bool) -> Allocation:
     keep, fidelity = {}, {}
-    total_error = total_energy = bound = 0.0
+    by_layer: dict[str, float] = {}
+    total_error = total_energy = 0.0
     for group in study.groups:
         kept = counts[group.name]
         order = study.order(group.name, ORDER_OF[score], centred)
@@ -234,7 +242,7 @@ def _predict(study: Study, counts: dict[str, int], score: str, compensate: Level
         for layer, errors in _layer_errors(study, group.name, score, compensate, centred):
             error += float(errors[kept])
             energy += study.energy(layer, centred)
-            bound += study.gains[layer].maximum * math.sqrt(float(errors[kept]))
+            by_layer[layer] = by_layer.get(layer, 0.0) + math.sqrt(float(errors[kept]))
         fidelity[group.name] = 1.0 - error / energy if energy > 0 else 1.0
         total_error, total_energy = total_error + error, total_energy + energy
     return Allocation(
@@ -243,5 +251,5 @@ def _predict(study: Study, counts: dict[str, int], score: str, compensate: Level
         fidelity=fidelity,
         mean_fidelity=1.0 - total_error / total_energy if total_energy > 0 else 1.0,
         cost=study.cost(counts),
-        bound=bound,
+        bound=sum(study.gains[layer].maximum * error for layer, error in by_layer.items()),
     )

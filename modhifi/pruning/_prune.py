@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..plan import GroupPlan, Plan, Settings
 from ..progress import Progress, silent
-from ..study import LEVELS, Study
-from ..study._types import Level
+from ..study import LEVELS, Level, Study
+from ..surgery import gone_columns, recalibrated
 from ._allocate import Allocation, Score, Spread, allocate
 
 __all__ = ["prune"]
@@ -66,27 +68,33 @@ def prune(
         predicted=_summary(study, decided),
     )
     tensors: dict[str, Tensor] = {}
-    if compensate != "none":
-        removed = [group for group in study.groups if decided.counts[group.name] < group.size]
-        for done, group in enumerate(removed):
-            progress(done, len(removed), "compensating")
-            for consumer in group.consumers:
-                edit = study.edit(consumer, decided.keep[group.name], compensate, centred)
-                columns = _columns(decided.keep[group.name], consumer.block)
-                tensors[f"{consumer.layer}.weight"] = edit.weight[:, columns].float()
-                if centred:
-                    tensors[f"{consumer.layer}.shift"] = edit.shift.float()
-        progress(len(removed), len(removed), "compensating")
+    cut = {group.name for group in study.groups if decided.counts[group.name] < group.size}
+    touched = [name for name, read in study.structure.readers.items() if any(group.name in cut for group, _ in read)]
+    for done, name in enumerate(touched if compensate != "none" else []):
+        progress(done, len(touched), "compensating")
+        edit = study.edit(name, decided.keep, compensate, centred)
+        stays = np.ones(edit.weight.shape[1], dtype=bool)
+        stays[gone_columns(study.structure, name, decided.keep)] = False
+        tensors[f"{name}.weight"] = edit.weight[:, torch.from_numpy(stays)].float()
+        if centred:
+            tensors[f"{name}.shift"] = edit.shift.float()
+    progress(len(touched), len(touched), "compensating")
+    plan.predicted["params"] += _added_biases(study, decided, tensors)
     plan.with_tensors(tensors)
     if recalibrate_bn:
-        from ..surgery import recalibrated
-
         plan.with_tensors(tensors | recalibrated(plan, progress=progress))
     return plan
 
 
-def _columns(keep: list[int], block: int) -> list[int]:
-    return [component * block + entry for component in keep for entry in range(block)]
+def _added_biases(study: Study, decided: Allocation, tensors: Mapping[str, Tensor]) -> int:
+    """Parameters of the biases that take up a constant where a layer has none."""
+    rows = {row.name: row for row in study.structure.layers}
+    added = 0
+    for name, read in study.structure.readers.items():
+        if f"{name}.shift" in tensors and read[0][1].shift is None:
+            row = rows[name]
+            added += row.outputs + sum(decided.counts[share.group] * share.width for share in row.out_shares)
+    return added
 
 
 def _summary(study: Study, decided: Allocation) -> dict[str, float]:

@@ -1,5 +1,18 @@
-"""Statistics: what one pass over unlabelled data leaves, the second moment of every consumer's input."""
+"""Statistics: what is collected in one pass over unlabelled data (theory, section 3)."""
 
-from ._moments import Moments, collect
+from ._collect import Collected, Partial, collect, process_count, process_rank, share
+from ._moments import MAX_INPUTS, Moments, partition
+from ._singletons import collect_singletons
 
-__all__ = ["Moments", "collect"]
+__all__ = [
+    "MAX_INPUTS",
+    "Collected",
+    "Moments",
+    "Partial",
+    "collect",
+    "collect_singletons",
+    "partition",
+    "process_count",
+    "process_rank",
+    "share",
+]

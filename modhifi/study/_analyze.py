@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,21 +11,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._operators import flat_weight, get_operator
-from ..components import enumerate_components
+from .._operators import Edit, flat_weight, get_operator
+from ..components import Structure, enumerate_components
 from ..data import Data
 from ..errors import UserError
 from ..lipschitz import directional
 from ..models import Model
 from ..progress import Progress, silent
-from ..statistics import collect
+from ..statistics import Collected, Partial, collect, process_count, process_rank, share
+from ..surgery import verified
+from ._layer import LayerStats
 from ._tables import tabulate
-from ._types import LayerStats, Study
+from ._types import STUDY_SCHEMA, Study, read_columns
 
 __all__ = ["analyze"]
 
 RIDGE = 1e-6
 GAIN_SAMPLES = 64
+# Directional constants take one pass of their samples a layer: at most so many passes of the analysis's own samples in all.
+GAIN_PASSES = 2
+# A class that the network answers less often than this has no table.
+CLASS_SAMPLES = 8
 
 
 def analyze(
@@ -38,6 +46,10 @@ def analyze(
     progress: Progress = silent,
 ) -> Study:
     """Collects the statistics of ``model`` on ``samples`` unlabelled images of ``data`` and derives scores and curves.
+
+    With ``out``, a study of the same weights, data and settings that is already there is opened instead, and a run that was
+    interrupted goes on where it was. Where `torch.distributed` was started, its processes share the images, and the
+    first of them writes the study.
 
     Args:
         model: the network; it is not changed.
@@ -57,42 +69,125 @@ def analyze(
     drawn = data.take(samples, seed)
     if not len(drawn):
         raise UserError(f"{data.spec} has no images in its {data.split} split")
+    key = _key(model, drawn, seed, batch_size, ridge)
+    target = None if out is None else Path(out)
+    known = None if target is None else _known(target, key)
+    if known is not None:
+        progress(1, 1, "the same study is already there")
+        return known
     progress(0, 1, "tracing the network")
-    structure = enumerate_components(model.module, model.example())
+    traced = enumerate_components(model.module, model.example())
+    structure = verified(traced, model.module, model.example(2), progress=progress)
     if not structure.groups:
         reasons = "; ".join(f"{skip.name}: {skip.reason}" for skip in structure.skipped[:3])
         raise UserError(f"{model.spec} has no components that can be removed ({reasons})")
-    names = list(dict.fromkeys(consumer.layer for group in structure.groups for consumer in group.consumers))
-    first: list[Tensor] = []
+    groups = {name: read_columns(structure, name) for name in structure.readers}
+    numbers = share(len(drawn))
+    mine = drawn.part(numbers.start, numbers.stop)
 
-    def batches() -> Iterator[Tensor]:
-        for images, _ in drawn.batches(model.input, batch_size):
-            if sum(map(len, first)) < GAIN_SAMPLES:
-                first.append(images)
+    def batches(start: int) -> Iterator[Tensor]:
+        for images, _ in mine.part(start, len(mine)).batches(model.input, batch_size):
             yield images
 
-    moments = collect(model.module, names, batches(), len(drawn), seed=seed, progress=progress)
+    partial = None
+    if target is not None:
+        rank = f".{process_rank()}" if process_count() > 1 else ""
+        partial = Partial(target.with_name(f".{target.name}{rank}.partial"), f"{key} {numbers}")
+    found = collect(
+        model.module,
+        groups,
+        batches,
+        len(drawn),
+        seed=seed,
+        classes=len(model.classes),
+        numbers=numbers,
+        partial=partial,
+        progress=progress,
+    )
+    study = None
+    if process_rank() == 0 or target is None:
+        first = drawn.part(0, GAIN_SAMPLES)
+        images = torch.cat([batch for batch, _ in first.batches(model.input, GAIN_SAMPLES)])
+        study = _derive(model, drawn, structure, groups, found, ridge, key, images, progress)
+        study.seconds = time.perf_counter() - began
+        if target is not None:
+            study.save(target)
+    if partial is not None:
+        partial.clear()
+    if process_count() > 1:
+        torch.distributed.barrier()
+    if study is None:
+        assert target is not None
+        return Study.load(target)
+    return study
+
+
+def _key(model: Model, drawn: Data, seed: int, batch_size: int, ridge: float) -> str:
+    """sha256 of all that the study depends on."""
+    about = {
+        "schema": STUDY_SCHEMA,
+        "model": model.ref.model_dump(mode="json"),
+        "data": drawn.ref.model_dump(mode="json"),
+        "settings": [seed, batch_size, ridge],
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _known(folder: Path, key: str) -> Study | None:
+    """The study in ``folder`` if it is of this key and whole."""
+    try:
+        study = Study.load(folder) if folder.is_dir() else None
+    except UserError:
+        return None  # damaged, of another version or not a study at all: saving says so if it must not be replaced
+    return study if study is not None and study.key == key else None
+
+
+def _derive(
+    model: Model,
+    drawn: Data,
+    structure: Structure,
+    groups: dict[str, dict[str, Tensor]],
+    found: Collected,
+    ridge: float,
+    key: str,
+    images: Tensor,
+    progress: Progress,
+) -> Study:
     layers = {}
-    for name in names:
-        if not bool(torch.isfinite(moments[name].second).all()):
+    for name, columns in groups.items():
+        if not bool(torch.isfinite(found.moments[name].second).all()):
             raise UserError(f"the input of {name} is not finite on this data; check the weights, --mean and --std")
         weight = flat_weight(get_operator(model.module, name)).cpu().float().clone()
-        layers[name] = LayerStats(weight, moments[name])
-    tables: dict[str, Tensor] = {}
-    for done, group in enumerate(structure.groups):
-        progress(done, len(structure.groups), "deriving scores and curves")
-        tables |= tabulate(group, layers, ridge)
-    study = Study(model.ref, drawn.ref, structure, layers, {}, tables, ridge, 0.0)
-    # The direction in which a constant is estimated: half of the group's components removed, the rest compensated.
-    halves = {
-        consumer.layer: study.edit(
-            consumer, study.order(group.name, centred=True)[: (group.size + 1) // 2].tolist(), "full"
-        )
-        for group in structure.groups
-        for consumer in group.consumers
-    }
-    study.gains = directional(model.module, halves, torch.cat(first)[:GAIN_SAMPLES], progress=progress)
-    study.seconds = time.perf_counter() - began
-    if out is not None:
-        study.save(out)
+        layers[name] = LayerStats(weight, found.moments[name], columns)
+    tables = _classes(structure, found)
+    study = Study(model.ref, drawn.ref, structure, layers, {}, tables, ridge, 0.0, key)
+    total = len(structure.groups)
+    progress(0, total, "deriving scores and curves")
+    for done, (_, table) in enumerate(tabulate(structure, layers, ridge, device=model.device)):
+        study.tables |= table
+        progress(done + 1, total, "deriving scores and curves")
+    count = min(GAIN_SAMPLES, max(8, GAIN_PASSES * len(drawn) // len(layers)))
+    study.gains = directional(model.module, _halves(study), images[:count], progress=progress)
     return study
+
+
+def _halves(study: Study) -> dict[str, Edit]:
+    """The direction in which a constant is estimated: half of what the layer reads removed, the rest compensated."""
+    keep = {group.name: study.order(group.name)[: (group.size + 1) // 2].tolist() for group in study.structure.groups}
+    return {layer: study.edit(layer, keep, "full") for layer in study.layers}
+
+
+def _classes(structure: Structure, found: Collected) -> dict[str, Tensor]:
+    """For the classes that were seen often enough, `Study.class_fidelity` of every group."""
+    seen = torch.nonzero(found.class_counts >= CLASS_SAMPLES)[:, 0]
+    tables = {"classes": seen}
+    for group in structure.groups:
+        energy = torch.zeros(len(seen), 1, dtype=torch.float64)
+        explained = torch.zeros(len(seen), group.size, dtype=torch.float64)
+        for consumer in group.consumers:
+            name = consumer.layer
+            inner, own = found.class_inner[name, group.name][seen], found.class_own[name, group.name][seen]
+            explained += torch.where(own > 0, inner.square() / own.clamp(min=1e-300), 0.0)
+            energy += found.class_energy[name][seen, None]
+        tables[f"class/{group.name}"] = (explained / energy.clamp(min=1e-300)).clamp(0.0, 1.0).float()
+    return tables

@@ -1,57 +1,117 @@
-"""What is derived once from a group's moments, so that every later question is a look-up.
+"""What is derived from a group's moments, so that every later question is a look-up.
 
-For the raw and the centred second moment: two orders of the components (greedy elimination, singleton fidelity), and for
-each order and each level of compensation the error at every size.
+For each basis (raw or centred second moment): two orders of the components (greedy elimination, singleton fidelity), and for
+each order and each level of compensation the error of every consumer at every size. `modhifi.analyze` derives what the
+defaults ask for; the rest is derived when it is first asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor
 
-from ..components import Group
-from ..fidelity import eliminate, error_curve, output_energy, singleton_from_moments
-from ._types import LayerStats, Level, Order
+from ..components import Group, Structure
+from ..fidelity import eliminate, error_curve, inverse, output_energy, singleton_from_moments
+from ._layer import LayerStats, Level, Order
 
-__all__ = ["LEVELS", "ORDERS", "tabulate"]
+__all__ = ["LEVELS", "ORDERS", "energy_key", "error_key", "order_key", "score_key", "tabulate"]
 
 ORDERS: tuple[Order, ...] = ("greedy", "naive")
 LEVELS: tuple[Level, ...] = ("none", "scalar", "full")
 
 
-def tabulate(group: Group, layers: dict[str, LayerStats], ridge: float) -> dict[str, Tensor]:
-    """The tables of one group; names as `Study` looks them up."""
-    tables: dict[str, Tensor] = {}
-    for basis in ("raw", "centred"):
-        seconds = {c.layer: layers[c.layer].second(basis == "centred", ridge) for c in group.consumers}
-        fidelity, energy = _singletons(group, layers, seconds)
-        scaled = [
-            # One sample's error has ``positions`` positions; scaling H makes the consumers' costs add up in that unit.
-            (seconds[c.layer] * layers[c.layer].moments.positions, layers[c.layer].weight, c.block)
-            for c in group.consumers
-        ]
-        greedy, cost = eliminate(scaled)
-        naive = torch.argsort(fidelity, descending=True, stable=True)
-        orders: dict[Order, Tensor] = {"greedy": greedy, "naive": naive}
-        if basis == "raw":
-            tables[f"score/fidelity/{group.name}"] = fidelity
-            tables[f"score/greedy/{group.name}"] = cost / energy if energy > 0 else torch.zeros_like(cost)
-        for name, order in orders.items():
-            tables[f"order/{name}/{basis}/{group.name}"] = order
-            for consumer, (second, weight, block) in zip(group.consumers, scaled, strict=True):
-                for level in LEVELS:
-                    key = f"error/{name}/{level}/{basis}/{consumer.layer}"
-                    tables[key] = error_curve(second, weight, block, order, level)
-    return tables
+def order_key(group: str, order: Order, centred: bool) -> str:
+    return f"order/{order}/{_basis(centred)}/{group}"
 
 
-def _singletons(group: Group, layers: dict[str, LayerStats], seconds: dict[str, Tensor]) -> tuple[Tensor, float]:
-    """Singleton fidelity (C,), energy-weighted over the outputs of all consumers, and that energy per sample."""
-    total = torch.zeros(group.size, dtype=torch.float64)
-    energy = 0.0
-    for consumer in group.consumers:
-        stats = layers[consumer.layer]
-        own = output_energy(seconds[consumer.layer], stats.weight) * stats.moments.positions
-        total += own @ singleton_from_moments(seconds[consumer.layer], stats.weight, consumer.block)
-        energy += float(own.sum())
-    return (total / energy if energy > 0 else total), energy
+def error_key(group: str, layer: str, order: Order, compensate: Level, centred: bool) -> str:
+    return f"error/{order}/{compensate}/{_basis(centred)}/{group}@{layer}"
+
+
+def score_key(group: str, score: str, centred: bool) -> str:
+    return f"score/{score}/{_basis(centred)}/{group}"
+
+
+def energy_key(layer: str, centred: bool) -> str:
+    return f"energy/{_basis(centred)}/{layer}"
+
+
+def _basis(centred: bool) -> str:
+    return "centred" if centred else "raw"
+
+
+def tabulate(
+    structure: Structure,
+    layers: Mapping[str, LayerStats],
+    ridge: float,
+    *,
+    groups: frozenset[str] | None = None,
+    centred: bool = True,
+    levels: tuple[Level, ...] = ("none", "full"),
+    device: torch.device | None = None,
+) -> Iterator[tuple[Group, dict[str, Tensor]]]:
+    """The tables of each group (of those named, or all) as soon as its last consumer was looked at. A layer's moment is
+    factorised once, whatever many groups it reads.
+    """
+    # MPS has no float64.
+    where = device if device is not None and device.type == "cuda" else torch.device("cpu")
+    waiting: dict[str, dict[str, tuple[Tensor, Tensor, Tensor]]] = {}
+    tables: dict[str, dict[str, Tensor]] = {}
+    singles: dict[str, list[tuple[Tensor, float]]] = {}
+    for name, readers in structure.readers.items():
+        wanted = [group for group, _ in readers if groups is None or group.name in groups]
+        if not wanted:
+            continue
+        stats = layers[name]
+        second, weight = (value.to(where) for value in stats.operator(centred, ridge))
+        second = second * stats.moments.positions  # one sample's error has so many positions: consumers' costs add up
+        inverted = inverse(second)
+        energy = output_energy(second, weight)
+        for group in wanted:
+            found = tables.setdefault(group.name, {})
+            found[energy_key(name, centred)] = energy.sum().reshape(1).cpu()
+            columns = stats.blocks(group.name).to(where)
+            flat = columns.reshape(-1)
+            # Only the group's own part of the inverse is needed from here on.
+            waiting.setdefault(group.name, {})[name] = (inverted[flat][:, flat], weight[:, flat], columns)
+            fidelity = singleton_from_moments(second, weight, columns)
+            singles.setdefault(group.name, []).append(((energy @ fidelity).cpu(), float(energy.sum())))
+            if "none" in levels or "scalar" in levels:
+                found["second/" + name] = second[flat][:, flat]
+        del second, inverted
+        for group in wanted:
+            if len(waiting[group.name]) == len(group.consumers):
+                parts = waiting.pop(group.name)
+                yield group, _finish(group, parts, tables.pop(group.name), singles.pop(group.name), centred, levels)
+
+
+def _finish(
+    group: Group,
+    parts: dict[str, tuple[Tensor, Tensor, Tensor]],
+    tables: dict[str, Tensor],
+    singles: list[tuple[Tensor, float]],
+    centred: bool,
+    levels: tuple[Level, ...],
+) -> dict[str, Tensor]:
+    energy = sum(own for _, own in singles)
+    total = torch.stack([value for value, _ in singles]).sum(0)
+    fidelity = total / energy if energy > 0 else total
+    blocks = {layer: columns.shape[1] for layer, (_, _, columns) in parts.items()}
+    greedy, cost = eliminate([(inverted, weight, blocks[layer]) for layer, (inverted, weight, _) in parts.items()])
+    naive = torch.argsort(fidelity, descending=True, stable=True)
+    found = {name: value for name, value in tables.items() if not name.startswith("second/")}
+    found[score_key(group.name, "fidelity", centred)] = fidelity
+    found[score_key(group.name, "greedy", centred)] = cost.cpu() / energy if energy > 0 else torch.zeros_like(fidelity)
+    orders: tuple[tuple[Order, Tensor], ...] = (("greedy", greedy), ("naive", naive))
+    for order, index in orders:
+        found[order_key(group.name, order, centred)] = index.cpu()
+        for layer, (inverted, weight, _) in parts.items():
+            own = tables.get("second/" + layer)
+            for level in levels:
+                # With the group's own rows cut out, error_curve needs the moment for `none` and `scalar`, the inverse for `full`.
+                second = inverted if own is None else own
+                error = error_curve(second, weight, blocks[layer], index.to(weight.device), level, inverted)
+                found[error_key(group.name, layer, order, level, centred)] = error.cpu()
+    return found

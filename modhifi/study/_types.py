@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -17,65 +18,28 @@ from torch import Tensor
 
 from .._files import atomic_folder, file_sha256, read_json
 from .._operators import Edit
-from ..components import Consumer, Cost, Group, Skipped, Structure
+from ..components import Cost, Group, Skipped, Structure
 from ..data import DataRef
 from ..errors import UserError
-from ..fidelity import centre, full_compensation, ridged, scalar_compensation, singleton_from_moments
+from ..fidelity import output_energy, singleton_from_moments
 from ..lipschitz import Gain
 from ..models import ModelRef
 from ..statistics import Moments
+from ._layer import LayerStats, Level, Order
+from ._tables import energy_key, error_key, order_key, score_key, tabulate
 
-__all__ = ["STUDY_SCHEMA", "LayerStats", "Study"]
+__all__ = ["STUDY_SCHEMA", "Study"]
 
-STUDY_SCHEMA = 1
+STUDY_SCHEMA = 2
 _MANIFEST, _TENSORS = "study.json", "study.safetensors"
-
-Order = Literal["greedy", "naive"]
-Level = Literal["none", "scalar", "full"]
-
-
-@dataclass
-class LayerStats:
-    """A consumer's own weight, flat (O, n) float32, with the moments of its input."""
-
-    weight: Tensor
-    moments: Moments
-
-    def second(self, centred: bool, ridge: float) -> Tensor:
-        """The ridged second moment or covariance of the input, (n, n) float64."""
-        raw = self.moments.second.double()
-        h = centre(raw, self.moments.mean) if centred else raw
-        # The moments are float32 sums: their eigenvalues are known to within this much.
-        return ridged(h, ridge, torch.finfo(torch.float32).eps * float(raw.norm()))
-
-    def edit(self, block: int, keep: Tensor, compensate: Level, centred: bool, ridge: float) -> Edit:
-        """New weights when the components ``keep`` stay (theory, section 4, levels 1 and 2), zero for the others.
-
-        Centred, the mean output that is lost is put back as a constant; raw or without compensation nothing is.
-        """
-        weight = self.weight.double()
-        if compensate == "none":
-            left = torch.zeros(weight.shape[1] // block, dtype=torch.bool)
-            left[keep] = True
-            return Edit(weight * left.repeat_interleave(block), weight.new_zeros(weight.shape[0]))
-        solve = scalar_compensation if compensate == "scalar" else full_compensation
-        new = solve(self.second(centred, ridge), weight, block, keep)
-        shift = (weight - new) @ self.moments.mean if centred else weight.new_zeros(weight.shape[0])
-        return Edit(new, shift)
-
-    def error(self, edit: Edit) -> float:
-        """``E‖Y − Ŷ‖²`` of one sample, summed over outputs and positions: tr(ΔW H ΔWᵀ) with the shift taken into account."""
-        delta = edit.weight.double() - self.weight.double()
-        second, mean = self.moments.second.double(), self.moments.mean
-        linear = ((delta @ second) * delta).sum() + 2 * (edit.shift @ (delta @ mean)) + edit.shift.square().sum()
-        return max(0.0, float(linear)) * self.moments.positions
 
 
 @dataclass
 class Study:
     """Sufficient statistics of one network on one sample of unlabelled data.
 
-    ``tables`` holds what `modhifi.study._tables` derives once from the moments: scores, orders and error curves.
+    ``tables`` holds what `modhifi.study._tables` derived from the moments so far: scores, orders and error curves. What is not
+    there yet is derived when it is asked for.
     """
 
     model: ModelRef
@@ -87,6 +51,8 @@ class Study:
     ridge: float
     seconds: float
     """How long the analysis took."""
+    key: str = ""
+    """What was asked for, weights, data and settings: an analysis of the same key is not done twice."""
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -113,39 +79,58 @@ class Study:
         """Cost when ``counts[group]`` components stay."""
         return self.structure.cost(counts)
 
-    def scores(self, group: str) -> dict[str, np.ndarray]:
+    def _table(self, key: str, group: str, centred: bool, levels: tuple[Level, ...] = ("none", "full")) -> Tensor:
+        if key not in self.tables:
+            self.group(group)
+            for _, found in tabulate(
+                self.structure, self.layers, self.ridge, groups=frozenset({group}), centred=centred, levels=levels
+            ):
+                self.tables |= found
+        return self.tables[key]
+
+    def scores(self, group: str, centred: bool = True) -> dict[str, np.ndarray]:
         """(C,) each: ``fidelity``, Def. 3.1 for single components, energy-weighted over outputs and consumers; ``greedy``,
         the share of the output's energy lost when greedy elimination removes the component.
         """
-        return {name: self.tables[f"score/{name}/{group}"].numpy() for name in ("fidelity", "greedy")}
+        names = ("fidelity", "greedy")
+        return {name: self._table(score_key(group, name, centred), group, centred).numpy() for name in names}
 
-    def order(self, group: str, order: Order = "greedy", centred: bool = False) -> np.ndarray:
+    def order(self, group: str, order: Order = "greedy", centred: bool = True) -> np.ndarray:
         """(C,) int64, the components, most important first: by greedy elimination, or by singleton fidelity (naive)."""
-        return self.tables[f"order/{order}/{_basis(centred)}/{group}"].numpy()
+        return self._table(order_key(group, order, centred), group, centred).numpy()
 
-    def errors(self, layer: str, order: Order, compensate: Level, centred: bool) -> np.ndarray:
-        """(C + 1,) float64: ``E‖Y − Ŷ‖²`` of one sample at ``layer`` when the first 0…C components stay."""
-        return self.tables[f"error/{order}/{compensate}/{_basis(centred)}/{layer}"].numpy()
+    def errors(self, group: str, layer: str, order: Order, compensate: Level, centred: bool) -> np.ndarray:
+        """(C + 1,) float64: ``E‖Y − Ŷ‖²`` of one sample at ``layer`` when the first 0…C components of ``group`` stay, and all
+        others that the layer reads.
+        """
+        levels: tuple[Level, ...] = ("none", "full") if compensate != "scalar" else ("scalar",)
+        return self._table(error_key(group, layer, order, compensate, centred), group, centred, levels).numpy()
 
     def energy(self, layer: str, centred: bool) -> float:
         """``E‖Y‖²`` (centred: the variance) of one sample at ``layer``, summed over outputs and positions."""
-        return float(self.errors(layer, "greedy", "full", centred)[0])
+        key = energy_key(layer, centred)
+        if key not in self.tables:
+            stats = self.layers[layer]
+            energy = output_energy(*stats.operator(centred, self.ridge)).sum() * stats.moments.positions
+            self.tables[key] = energy.reshape(1)
+        return float(self.tables[key])
 
     def curve(
-        self, group: str, order: Order = "greedy", compensate: Level = "full", centred: bool = False
+        self, group: str, order: Order = "greedy", compensate: Level = "full", centred: bool = True
     ) -> np.ndarray:
-        """(C + 1,) float64: fidelity of the first 0…C components of the order, energy-weighted over all consumers.
+        """(C + 1,) float64: fidelity of the first 0…C components of the order, energy-weighted over all consumers; what else
+        they read stays, so that the curve begins above 0 where a group is only a part of it.
 
         Scalar: Subset Fidelity as defined (Def. 3.1); full: with any new weights; none: with the weights as they are, where
         it can be negative.
         """
         consumers = self.group(group).consumers
-        error = sum(self.errors(consumer.layer, order, compensate, centred) for consumer in consumers)
+        error = sum(self.errors(group, consumer.layer, order, compensate, centred) for consumer in consumers)
         energy = sum(self.energy(consumer.layer, centred) for consumer in consumers)
         return np.asarray(1.0 - error / energy) if energy > 0 else np.ones_like(error)
 
     def hifi_size(
-        self, group: str, eta: float, order: Order = "greedy", compensate: Level = "full", centred: bool = False
+        self, group: str, eta: float, order: Order = "greedy", compensate: Level = "full", centred: bool = True
     ) -> int:
         """The smallest k for which the first k components of the order are a (k, η)-HiFi set (Def. 3.4)."""
         if not 0 < eta <= 1:
@@ -153,16 +138,26 @@ class Study:
         reached = self.curve(group, order, compensate, centred) >= eta - 1e-12
         return int(reached.argmax())
 
-    def output_fidelity(self, group: str) -> np.ndarray:
-        """(O, C) singleton fidelity for each output of the group's first consumer."""
-        consumer = self.group(group).consumers[0]
-        stats = self.layers[consumer.layer]
-        return singleton_from_moments(stats.moments.second, stats.weight, consumer.block).numpy()
+    def output_fidelity(self, group: str, centred: bool = True) -> np.ndarray:
+        """(O, C) singleton fidelity for each output of the group's first consumer; (1, C) for a wide one."""
+        stats = self.layers[self.group(group).consumers[0].layer]
+        return singleton_from_moments(*stats.operator(centred, self.ridge), stats.blocks(group)).numpy()
 
-    def edit(self, consumer: Consumer, keep: list[int], compensate: Level, centred: bool = True) -> Edit:
-        """The new weights of ``consumer`` when the components ``keep`` of its group stay; see `LayerStats.edit`."""
-        stats = self.layers[consumer.layer]
-        return stats.edit(consumer.block, torch.tensor(keep), compensate, centred, self.ridge)
+    def class_fidelity(self, group: str) -> tuple[np.ndarray, np.ndarray]:
+        """(K,) int64 classes and (K, C): for the samples that the network takes for each of them, how well every component
+        alone reconstructs all outputs of the consumers together, ``1 − min_δ E‖Y − δ A_i‖² / E‖Y‖²`` (raw, one δ for
+        all outputs). Classes of fewer than 8 samples are left out.
+        """
+        self.group(group)
+        return self.tables["classes"].numpy(), self.tables[f"class/{group}"].numpy()
+
+    def edit(self, layer: str, keep: Mapping[str, Sequence[int]], compensate: Level, centred: bool = True) -> Edit:
+        """The new weights of ``layer`` when the components ``keep[group]`` of each group stay; see `LayerStats.edit`. Groups
+        that the layer does not read are of no concern.
+        """
+        stats = self.layers[layer]
+        read = {group: torch.as_tensor(keep[group], dtype=torch.int64) for group in stats.groups if group in keep}
+        return stats.edit(read, compensate, centred, self.ridge)
 
     # On disk ------------------------------------------------------------------------------------------------------------
 
@@ -189,6 +184,7 @@ class Study:
                 "gains": {name: gain.model_dump() for name, gain in self.gains.items()},
                 "ridge": self.ridge,
                 "seconds": self.seconds,
+                "key": self.key,
                 "tensors": {"file": _TENSORS, "sha256": file_sha256(folder / _TENSORS)},
             }
             (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -218,24 +214,28 @@ class Study:
 
     @classmethod
     def _from(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Study:
+        structure = Structure.model_validate(raw["structure"])
         layers = {
             name: LayerStats(
                 weight=tensors[f"weight/{name}"],
-                moments=Moments(tensors[f"second/{name}"], tensors[f"mean/{name}"], **numbers),
+                moments=Moments(tensors[f"second/{name}"], tensors[f"mean/{name}"], **raw["layers"][name]),
+                groups=read_columns(structure, name),
             )
-            for name, numbers in raw["layers"].items()
+            for name in structure.readers
         }
         return cls(
             model=ModelRef.model_validate(raw["model"]),
             data=DataRef.model_validate(raw["data"]),
-            structure=Structure.model_validate(raw["structure"]),
+            structure=structure,
             layers=layers,
             gains={name: Gain.model_validate(gain) for name, gain in raw["gains"].items()},
             tables={k.removeprefix("table/"): v for k, v in tensors.items() if k.startswith("table/")},
             ridge=float(raw["ridge"]),
             seconds=float(raw["seconds"]),
+            key=str(raw["key"]),
         )
 
 
-def _basis(centred: bool) -> str:
-    return "centred" if centred else "raw"
+def read_columns(structure: Structure, layer: str) -> dict[str, Tensor]:
+    """For each group that ``layer`` reads, the columns (C, k) of its components."""
+    return {group.name: torch.from_numpy(consumer.columns(group.size)) for group, consumer in structure.readers[layer]}

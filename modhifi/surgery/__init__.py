@@ -1,6 +1,8 @@
 """Surgery: a plan and a model in, a changed model out."""
 
-from ._apply import apply, restructure
+from ._apply import apply
 from ._recalibrate import recalibrate, recalibrated
+from ._remove import gone_columns, remove, restructure
+from ._verify import verified
 
-__all__ = ["apply", "recalibrate", "recalibrated", "restructure"]
+__all__ = ["apply", "gone_columns", "recalibrate", "recalibrated", "remove", "restructure", "verified"]

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._operators import get_operator
-from ..components import Structure, dependency_graph, enumerate_components, prune_out
+from ..components import Structure, enumerate_components
 from ..errors import UserError
 from ..models import Model, Step, fingerprint
 from ..plan import Plan
+from ._remove import add_bias, gone_columns, remove
+from ._verify import TOLERANCE, difference
 
-__all__ = ["apply", "restructure"]
-
-# Removed and masked network may differ by rounding only: relative to the largest logit, in float32.
-_TOLERANCE = 1e-3
+__all__ = ["apply"]
 
 
 @torch.inference_mode(False)
@@ -56,8 +55,13 @@ def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
     )
     if keep:
         small = copy.deepcopy(net)
-        restructure(small, model.example(), Step(keep=keep))
-        _compare(net, small, model.example(2))
+        remove(small, structure, keep)
+        off = difference(net, small, model.example(2))
+        if off > TOLERANCE:
+            raise RuntimeError(
+                f"the network with its components removed differs from the masked one by {off:.3g}: the tracer misread how"
+                " they are connected; please report this network"
+            )
         net = small
     return Model(
         spec=model.spec,
@@ -72,24 +76,6 @@ def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
     )
 
 
-def restructure(module: nn.Module, example: Tensor, step: Step) -> None:
-    """Takes the components that do not stay out of ``module``, in place, and adds zero biases to the layers that need one.
-
-    Raises `UserError` if the step does not fit the network.
-    """
-    for name in step.added_biases:
-        _add_bias(get_operator(module, name))
-    graph = dependency_graph(module, example)
-    for name, keep in step.keep.items():
-        layer = get_operator(module, name)
-        size = layer.weight.shape[0]
-        gone = sorted(set(range(size)) - set(keep))
-        if len(gone) + len(set(keep)) != size or not keep:
-            raise UserError(f"group {name} has {size} components here, which those to keep do not fit")
-        if gone:
-            graph.get_pruning_group(layer, prune_out(layer), idxs=gone).prune()
-
-
 def _check(plan: Plan, structure: Structure) -> None:
     sizes = {group.name: group.size for group in structure.groups}
     for name, group in plan.groups.items():
@@ -99,42 +85,36 @@ def _check(plan: Plan, structure: Structure) -> None:
             raise UserError(f"the plan's group {name} has {group.total} components, the network's has {sizes[name]}")
 
 
-def _add_bias(layer: nn.Conv2d | nn.Linear) -> None:
-    layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]), requires_grad=False)
-
-
 @torch.no_grad()
 def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
     """Writes the plan's weights into ``net``, zero where components are gone; returns the layers that got a bias."""
     added = []
     touched = set()
-    for group in structure.groups:
-        chosen = plan.groups.get(group.name)
-        for consumer in group.consumers:
-            layer = get_operator(net, consumer.layer)
-            columns = torch.arange(layer.weight[0].numel()).reshape(group.size, consumer.block)
-            if chosen is not None:
-                columns = columns[chosen.keep]
-            columns = columns.reshape(-1).to(layer.weight.device)
-            flat = layer.weight.flatten(1)
-            new = torch.zeros_like(flat)
-            new[:, columns] = _tensor(plan, f"{consumer.layer}.weight", flat[:, columns])
-            layer.weight.copy_(new.reshape(layer.weight.shape))
-            touched.add(f"{consumer.layer}.weight")
-            if f"{consumer.layer}.shift" in plan.tensors:
-                touched.add(f"{consumer.layer}.shift")
-                shift = _tensor(plan, f"{consumer.layer}.shift", flat[:, 0])
-                if consumer.shift is None:
-                    _add_bias(layer)
-                    added.append(consumer.layer)
-                    assert layer.bias is not None
-                    layer.bias.copy_(shift)
-                elif consumer.shift.endswith(".bias"):
-                    assert layer.bias is not None
-                    layer.bias.add_(shift)
-                else:
-                    # BatchNorm subtracts its running mean: what is added to its input is taken off there.
-                    net.get_buffer(consumer.shift).sub_(shift)
+    keep = {name: group.keep for name, group in plan.groups.items()}
+    for name, read in structure.readers.items():
+        layer = get_operator(net, name)
+        flat = layer.weight.flatten(1)
+        stays = torch.ones(flat.shape[1], dtype=torch.bool, device=flat.device)
+        stays[torch.from_numpy(gone_columns(structure, name, keep)).to(flat.device)] = False
+        new = torch.zeros_like(flat)
+        new[:, stays] = _tensor(plan, f"{name}.weight", flat[:, stays])
+        layer.weight.copy_(new.reshape(layer.weight.shape))
+        touched.add(f"{name}.weight")
+        if f"{name}.shift" in plan.tensors:
+            touched.add(f"{name}.shift")
+            shift = _tensor(plan, f"{name}.shift", flat[:, 0])
+            takes = read[0][1].shift
+            if takes is None:
+                add_bias(layer)
+                added.append(name)
+                assert layer.bias is not None
+                layer.bias.copy_(shift)
+            elif takes.endswith(".bias"):
+                assert layer.bias is not None
+                layer.bias.add_(shift)
+            else:
+                # BatchNorm subtracts its running mean: what is added to its input is taken off there.
+                net.get_buffer(takes).sub_(shift)
     for name, norm in net.named_modules():
         for statistic in ("running_mean", "running_var"):
             key = f"{name}.{statistic}"
@@ -160,14 +140,3 @@ def _tensor(plan: Plan, name: str, like: Tensor) -> Tensor:
     if value.shape != like.shape:
         raise UserError(f"the plan's {name} has shape {tuple(value.shape)}, the network needs {tuple(like.shape)}")
     return value.to(like)
-
-
-@torch.inference_mode()
-def _compare(masked: nn.Module, removed: nn.Module, example: Tensor) -> None:
-    before, after = masked(example), removed(example)
-    difference = float((before - after).abs().max())
-    if not difference <= _TOLERANCE * max(1e-6, float(before.abs().max())):
-        raise RuntimeError(
-            f"the network with its components removed differs from the masked one by {difference:.3g}: the tracer misread"
-            " how they are connected; please report this network"
-        )

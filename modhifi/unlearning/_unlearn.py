@@ -124,14 +124,31 @@ def unlearn(
     return plan.with_tensors({f"{name}.weight": edit.weight.float() for name, edit in edits.items()})
 
 
+def _editable(study: Study, layer: str) -> bool:
+    """Layers that read what a block computed. One that reads the residual stream hears every block before it; the one that
+    writes the logits would only be a masked logit; a wide layer's moments speak of components, not of single slices.
+    """
+    logits = layer == list(study.structure.readers)[-1] and len(study.layers[layer].weight) == len(study.model.classes)
+    streams = any(group.kind == "stream" for group, _ in study.structure.readers[layer])
+    return not (logits or streams or study.layers[layer].wide)
+
+
+def _slices(study: Study, layer: str) -> Tensor:
+    """(C, k): the columns of every component that the layer reads; single channels where components differ in size."""
+    read = study.structure.readers[layer]
+    if len({consumer.block for _, consumer in read}) == 1:
+        return torch.cat([torch.from_numpy(consumer.columns(group.size)) for group, consumer in read])
+    pixels = read[0][1].pixels
+    return torch.cat([torch.from_numpy(consumer.columns(group.size)).reshape(-1, pixels) for group, consumer in read])
+
+
 class _Search:
     """The strength at which the forget samples are forgotten, for each depth."""
 
     def __init__(
         self, study: Study, model: Model, images: Tensor, labels: Tensor, chosen: Tensor, progress: Progress
     ) -> None:
-        consumers = {consumer.layer: consumer for group in study.groups for consumer in group.consumers}
-        order = [layer.name for layer in study.structure.layers if layer.name in consumers]
+        order = [name for name in study.structure.readers if _editable(study, name)]
         self.layers = order[::-1][:_DEEPEST]
         self.deepest = len(self.layers)
         self.model = model
@@ -143,16 +160,17 @@ class _Search:
         forget_images = images[chosen]
         moments = collect(
             model.module,
-            self.layers,
-            forget_images.split(128),
+            {name: {} for name in self.layers},
+            lambda start: forget_images[start:].split(128),
             len(forget_images),
             progress=progress,
             what="forget samples",
-        )
+        ).moments
         self.weights = {name: study.layers[name].weight.double() for name in self.layers}
-        self.blocks = {name: consumers[name].block for name in self.layers}
+        # All slices that a layer reads, of whatever group.
+        self.columns = {name: _slices(study, name) for name in self.layers}
         self.scores = {
-            name: singleton_from_moments(moments[name].second, self.weights[name], self.blocks[name])
+            name: singleton_from_moments(moments[name].second, self.weights[name], self.columns[name])
             for name in self.layers
         }
 
@@ -164,7 +182,10 @@ class _Search:
             top = scores.flatten().topk(max(1, round(strength * scores.numel()))).indices
             factor = torch.ones(scores.numel(), dtype=weight.dtype)
             factor[top] = self.factor
-            new = weight * factor.reshape(scores.shape).repeat_interleave(self.blocks[name], dim=1)
+            columns = self.columns[name]
+            new = weight.clone()
+            each = factor.reshape(scores.shape).repeat_interleave(columns.shape[1], dim=1)
+            new[:, columns.reshape(-1)] *= each
             edits[name] = Edit(new, weight.new_zeros(weight.shape[0]))
         return edits
 

@@ -1,5 +1,7 @@
 """Which groups a network has, and what they cost, against counting."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -12,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modhifi import Model
 from modhifi.components import Structure, enumerate_components
 from modhifi.models import Step
-from modhifi.surgery import restructure
+from modhifi.surgery import remove, restructure, verified
 
 
 def counted(net: nn.Module, example: torch.Tensor) -> tuple[int, int]:
@@ -21,19 +23,33 @@ def counted(net: nn.Module, example: torch.Tensor) -> tuple[int, int]:
     return sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2
 
 
-def test_resnet20_has_one_group_in_each_block(digits_model: Model) -> None:
+def test_resnet20_has_its_blocks_and_three_streams(digits_model: Model) -> None:
     structure = enumerate_components(digits_model.module, digits_model.example())
-    assert [(group.name, group.size) for group in structure.groups] == [
+    inner = [group for group in structure.groups if group.kind == "channels"]
+    assert [(group.name, group.size) for group in inner] == [
         (f"layer{stage}.{block}.conv1", 8 * 2**stage) for stage in (1, 2, 3) for block in (0, 1, 2)
     ]
-    for group in structure.groups:
+    for group in inner:
         (consumer,) = group.consumers
         assert consumer.layer == group.name.replace("conv1", "conv2")
         assert consumer.block == 9
         assert consumer.shift == f"{group.name.replace('conv1', 'bn2')}.running_mean"
-    (stream,) = structure.skipped
-    assert stream.name == "conv1"
-    assert "several layers" in stream.reason
+    # Shortcuts without parameters: 16 channels run through all stages, 16 begin in the second, 32 in the third.
+    streams = [group for group in structure.groups if group.kind == "stream"]
+    assert [(group.name, group.size) for group in streams] == [
+        ("conv1", 16),
+        ("layer2.0.conv2", 16),
+        ("layer3.0.conv2", 32),
+    ]
+    first, second, third = ({part.layer: part for part in group.consumers} for group in streams)
+    assert set(first) == {f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in (0, 1, 2)} | {"linear"}
+    # The old channels lie in the middle: 8 … 23 of 32, then 24 … 39 of 64.
+    assert first["layer2.1.conv1"].channels(16)[:, 0].tolist() == list(range(8, 24))
+    assert first["linear"].channels(16)[:, 0].tolist() == list(range(24, 40))
+    assert second["layer2.1.conv1"].channels(16)[:, 0].tolist() == [*range(8), *range(24, 32)]
+    assert third["linear"].channels(32)[:, 0].tolist() == [*range(16), *range(48, 64)]
+    assert third["layer3.2.conv1"].columns(32).shape == (32, 9)
+    assert structure.skipped == ()
 
 
 def test_a_chain_with_a_flattening(chain: Model) -> None:
@@ -93,31 +109,84 @@ def _structure(net: nn.Module, size: int) -> Structure:
     return structure
 
 
-def test_resnet50_reads_its_stem_in_two_places() -> None:
+def test_resnet50_has_streams_that_reach_from_stage_to_stage() -> None:
     structure = _structure(torchvision.models.resnet50(), 64)
-    assert len(structure.groups) == 1 + 2 * 16
+    assert len(structure.groups) == 1 + 2 * 16 + 4
     assert [consumer.layer for consumer in structure.group("conv1").consumers] == [
         "layer1.0.conv1",
         "layer1.0.downsample.0",
     ]
+    stream = structure.group("layer3.0.conv3")
+    assert (stream.kind, stream.size) == ("stream", 1024)
+    assert [part.layer for part in stream.producers] == [
+        "layer3.0.conv3",
+        "layer3.0.downsample.0",
+        *(f"layer3.{block}.conv3" for block in range(1, 6)),
+    ]
+    assert [consumer.layer for consumer in stream.consumers] == [
+        *(f"layer3.{block}.conv1" for block in range(1, 6)),
+        "layer4.0.conv1",
+        "layer4.0.downsample.0",
+    ]
 
 
-def test_vgg_leaves_a_layer_whole_that_is_too_wide() -> None:
+def test_a_wide_layer_is_read_like_any_other() -> None:
     structure = _structure(torchvision.models.vgg11_bn(), 224)
-    assert [skip.name for skip in structure.skipped] == ["features.25"]
-    assert "25,088" in structure.skipped[0].reason
-    assert [group.name for group in structure.groups][-2:] == ["classifier.0", "classifier.3"]
+    assert structure.skipped == ()
+    (consumer,) = structure.group("features.25").consumers
+    assert (consumer.layer, consumer.block) == ("classifier.0", 49)
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [("mobilenetv2_100", "grouped"), ("densenet121", "Concat"), ("vit_tiny_patch16_224", "Unbind")],
-)
-def test_what_cannot_be_pruned_is_listed_with_its_reason(name: str, reason: str) -> None:
-    net = timm.create_model(name).eval()
-    structure = enumerate_components(net, torch.randn(1, 3, 224, 224))
-    assert any(reason in skip.reason for skip in structure.skipped)
-    assert structure.groups
+def test_concatenation_gives_every_reader_its_own_place() -> None:
+    structure = _structure(timm.create_model("densenet121"), 64)
+    group = structure.group("features.denseblock1.denselayer1.conv2")
+    assert group.size == 32
+    starts = {consumer.layer: consumer.start for consumer in group.consumers}
+    # After the 64 channels that the block reads come the first layer's 32.
+    assert starts["features.denseblock1.denselayer2.conv1"] == 64
+    assert starts["features.transition1.conv"] == 64
+    assert "features.denseblock1.denselayer1.conv1" not in starts
+    assert {part.layer for part in group.through} >= {"features.denseblock1.denselayer2.norm1"}
+    assert group.consumers[0].shift == "features.denseblock1.denselayer2.norm2.running_mean"
+
+
+def test_gates_and_depthwise_convolutions_go_with_the_channels_they_belong_to() -> None:
+    structure = _structure(timm.create_model("efficientnet_b0"), 64)
+    group = structure.group("blocks.1.0.conv_pw")
+    assert {part.layer for part in group.producers} == {"blocks.1.0.conv_pw", "blocks.1.0.se.conv_expand"}
+    assert "blocks.1.0.conv_dw" in {part.layer for part in group.through}
+    assert [consumer.layer for consumer in group.consumers] == ["blocks.1.0.se.conv_reduce", "blocks.1.0.conv_pwl"]
+    assert structure.group("blocks.1.0.se.conv_reduce").size == 4
+
+
+def test_a_grouped_convolution_goes_group_by_group() -> None:
+    structure = _structure(timm.create_model("regnety_004"), 64)
+    grouped = next(g for g in structure.groups if any(part.layer == "s2.b1.conv2.conv" for part in g.through))
+    width = timm.create_model("regnety_004").s2.b1.conv2.conv.weight.shape[1]
+    assert {part.width for part in (*grouped.producers, *grouped.through, *grouped.consumers)} == {width}
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_heads_are_three_slices_of_the_fused_layer(name: str) -> None:
+    net = timm.create_model(name)
+    structure = _structure(net, 224)
+    heads = [group for group in structure.groups if group.kind == "heads"]
+    assert len(heads) == 12
+    group = heads[0]
+    assert group.name.endswith("attn.qkv")
+    attention = net.get_submodule(group.name.removesuffix(".qkv"))
+    head = attention.proj.in_features // attention.num_heads
+    assert group.size == attention.num_heads
+    (producer,) = group.producers
+    channels = producer.channels(group.size)
+    width = attention.proj.in_features
+    expected = [part * width + 1 * head + i for part in range(3) for i in range(head)]
+    assert channels[1].tolist() == expected
+    assert group.consumers[0].block == head
+    tables = [part.layer for part in group.through]
+    assert tables == (["layers.0.blocks.0.attn.relative_position_bias_table"] if "swin" in name else [])
+    # What is normalised over channels stays whole, and says so.
+    assert any("LayerNorm" in skip.reason for skip in structure.skipped)
 
 
 class _Odd(nn.Module):
@@ -144,4 +213,39 @@ def test_layers_that_run_twice_or_have_their_own_forward_are_left_whole() -> Non
     assert structure.groups == ()
     reasons = {skip.name: skip.reason for skip in structure.skipped}
     assert "forward pass of its own" in reasons["own"]
-    assert "stem" in reasons or "twice" in reasons
+    assert "more than once" in reasons["stem"]
+
+
+class _Shuffle(nn.Module):
+    """Between its convolutions channels change places in a way that no tracer sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+        self.c = nn.Conv2d(8, 4, 3, padding=1)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.a(x))
+        batch, channels, height, width = x.shape
+        x = x.reshape(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(x.shape)
+        return self.c(torch.relu(self.b(x)))
+
+
+def test_what_the_tracer_misreads_is_found_by_trying_it_out() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = _Shuffle().eval().requires_grad_(False)
+    example = torch.randn(2, 3, 8, 8)
+    traced = enumerate_components(net, example[:1])
+    assert [group.name for group in traced.groups] == ["a", "b"]
+    structure = verified(traced, net, example)
+    assert [group.name for group in structure.groups] == ["b"]
+    reasons = {skip.name: skip.reason for skip in structure.skipped}
+    assert "misread by the tracer" in reasons["a"]
+    assert "without running it" in reasons["unused"]
+    assert (structure.cost().params, structure.cost().flops) == counted(net, example[:1])
+    small = copy.deepcopy(net)
+    remove(small, structure, {"b": [0, 5]})
+    assert (structure.cost({"b": 2}).params, structure.cost({"b": 2}).flops) == counted(small, example[:1])

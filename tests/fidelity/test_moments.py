@@ -10,8 +10,10 @@ from modhifi.fidelity import (
     compensation,
     eliminate,
     error_curve,
+    fidelity_curve,
     full_compensation,
     gram,
+    inverse,
     output_energy,
     ridged,
     scalar_compensation,
@@ -106,7 +108,7 @@ def test_elimination_costs_are_the_growth_of_the_optimal_error(layer) -> None:
         delta = w - full_compensation(h, w, BLOCK, keep)
         return float(((delta @ h) * delta).sum())
 
-    order, costs = eliminate([(h, w, BLOCK)])
+    order, costs = eliminate([(inverse(h), w, BLOCK)])
     left = list(range(COMPONENTS))
     for component in order.flip(0).tolist():
         growth = {i: error([j for j in left if j != i]) - error(left) for i in left}
@@ -121,7 +123,7 @@ def test_elimination_over_two_consumers_adds_their_costs(layer) -> None:
     other = torch.randn(2, COMPONENTS, generator=generator, dtype=torch.float64)
     small = torch.randn(50, COMPONENTS, generator=generator, dtype=torch.float64)
     second = small.T @ small / 50
-    order, costs = eliminate([(h, w, BLOCK), (second, other, 1)])
+    order, costs = eliminate([(inverse(h), w, BLOCK), (inverse(second), other, 1)])
 
     def error(keep: list[int]) -> float:
         total = 0.0
@@ -133,7 +135,7 @@ def test_elimination_over_two_consumers_adds_their_costs(layer) -> None:
     first = int(order[-1])
     assert float(costs[first]) == pytest.approx(min(error([j for j in range(5) if j != i]) for i in range(5)), rel=1e-6)
     with pytest.raises(ValueError, match="same ones"):
-        eliminate([(h, w, BLOCK), (h, w, 1)])
+        eliminate([(inverse(h), w, BLOCK), (inverse(h), w, 1)])
 
 
 def test_centred_never_reconstructs_worse_than_raw(layer) -> None:
@@ -159,7 +161,7 @@ def test_dead_inputs_are_solved_with_a_ridge(layer) -> None:
     _, h, w = layer
     h = h.clone()
     h[columns([2]), :] = h[:, columns([2])] = 0.0
-    order, costs = eliminate([(ridged(h, 1e-6), w, BLOCK)])
+    order, costs = eliminate([(inverse(ridged(h, 1e-6)), w, BLOCK)])
     assert int(order[-1]) == 2
     assert float(costs[2]) < 1e-3 * float(output_energy(h, w).sum())
     assert bool(torch.isfinite(full_compensation(ridged(h * 0, 1e-6), w, BLOCK, [0, 1])).all())
@@ -181,3 +183,83 @@ def test_with_one_weight_a_slice_scalar_is_full(layer) -> None:
     delta = compensation(gram(h, w, 1), keep)
     torch.testing.assert_close(scalar_compensation(h, w, 1, keep)[:, keep], w[:, keep] * delta)
     torch.testing.assert_close(error_curve(h, w, 1, order, "scalar"), error_curve(h, w, 1, order, "full"))
+
+
+def test_components_that_are_only_a_part_of_what_the_layer_reads(layer) -> None:
+    """Columns of no component stay, and under full compensation make up for what goes, too."""
+    _, h, w = layer
+    own = torch.tensor([columns([i]) for i in (4, 1, 2)])  # components 0 and 3 are somebody else's
+
+    def error(keep: list[int]) -> float:
+        new = full_compensation(h, w, own, keep)
+        stays = columns([0, 3]) + own[keep].reshape(-1).tolist()
+        fitted = w.numpy() @ h[:, stays].numpy() @ np.linalg.pinv(h[stays][:, stays].numpy())
+        np.testing.assert_allclose(new[:, stays], fitted, rtol=1e-6, atol=1e-8)
+        delta = w - new
+        return float(((delta @ h) * delta).sum())
+
+    order, costs = eliminate([(inverse(h), w, own)])
+    curve = error_curve(h, w, own, order, "full", inverse(h))
+    torch.testing.assert_close(curve, error_curve(h, w, own, order, "full"))
+    for size in range(4):
+        assert float(curve[size]) == pytest.approx(error(order[:size].tolist()), rel=1e-6, abs=1e-9)
+    # Removed one at a time, the costs are the steps of the curve.
+    steps = (curve[:-1] - curve[1:]).flip(0)
+    torch.testing.assert_close(costs[order.flip(0)], steps)
+
+    # Scalars reconstruct the components' own part of the output; the others keep their weights.
+    kept = scalar_compensation(h, w, own, [0, 2])
+    assert torch.equal(kept[:, columns([0, 3])], w[:, columns([0, 3])])
+    flat = own.reshape(-1)
+    part = scalar_compensation(h[flat][:, flat], w[:, flat], BLOCK, [0, 2])
+    torch.testing.assert_close(kept[:, flat], part)
+    delta = (w - kept)[:, flat]
+    expected = float(((delta @ h[flat][:, flat]) * delta).sum())
+    assert float(error_curve(h, w, own, torch.tensor([0, 2, 1]), "scalar")[2]) == pytest.approx(expected, rel=1e-6)
+    none = error_curve(h, w, own, torch.tensor([0, 2, 1]), "none")
+    gone = w[:, columns([1])]
+    assert float(none[2]) == pytest.approx(float(((gone @ h[columns([1])][:, columns([1])]) * gone).sum()), rel=1e-9)
+    singles = singleton_from_moments(h, w, own)
+    torch.testing.assert_close(singles, singleton_from_moments(h, w, BLOCK)[:, [4, 1, 2]])
+
+
+def test_many_components_leave_several_at_a_time_and_nothing_is_lost() -> None:
+    """Above 256 components: still a permutation, no worse than ranking by singletons, and its error that of a refit."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(600, 600, generator=generator, dtype=torch.float64) * torch.linspace(0.05, 2, 600)[:, None]
+    h = ridged(mixing.T @ mixing / 600, 1e-6)
+    w = torch.randn(8, 600, generator=generator, dtype=torch.float64)
+    order, costs = eliminate([(inverse(h), w, 1)])
+    assert sorted(order.tolist()) == list(range(600))
+    assert bool((costs > 0).all())
+    curve = error_curve(h, w, 1, order, "full")
+    naive = error_curve(h, w, 1, torch.argsort(singleton_from_moments(h, w, 1).sum(0), descending=True), "full")
+    assert float(curve[300]) < float(naive[300])
+    delta = w - full_compensation(h, w, 1, order[:300])
+    assert float(curve[300]) == pytest.approx(float(((delta @ h) * delta).sum()), rel=1e-6)
+    # One at a time from the start, which is the definition, is not much better.
+    left = list(range(600))
+    p, weight = inverse(h), w.clone()
+    for _ in range(300):
+        cost = weight.square().sum(0) / p.diagonal()
+        worst = int(cost.argmin())
+        weight = weight - weight[:, worst : worst + 1] / p[worst, worst] * p[worst]
+        p = p - torch.outer(p[worst], p[worst]) / p[worst, worst]
+        stay = [i for i in range(len(left)) if i != worst]
+        p, weight, left = p[stay][:, stay], weight[:, stay], [left[i] for i in stay]
+    delta = w - full_compensation(h, w, 1, left)
+    assert float(curve[300]) < 1.05 * float(((delta @ h) * delta).sum())
+
+
+def test_a_dead_slice_explains_nothing_at_the_scalar_level(layer) -> None:
+    _, h, w = layer
+    w = w.clone()
+    w[:, columns([3])] = 0.0
+    w[1] = 0.0  # and an output without energy
+    order = torch.tensor([3, 0, 1, 2, 4])
+    curve = error_curve(h, w, BLOCK, order, "scalar")
+    assert bool(torch.isfinite(curve).all())
+    assert float(curve[0]) == pytest.approx(float(curve[1]), rel=1e-9)
+    expected = fidelity_curve(gram(h, w, BLOCK), order)
+    energy = output_energy(h, w)
+    torch.testing.assert_close(curve, ((1 - expected) * energy[:, None]).sum(0), rtol=1e-6, atol=1e-8)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import modhifi
 from modhifi import Data, Model, Study, UserError
 from modhifi.pruning import allocate, smallest_cost
-from modhifi.pruning._allocate import _hull_slopes
+from modhifi.pruning._allocate import _hull_slopes, _Ledger
 
 
 @pytest.mark.parametrize("budget", ["flops", "params"])
@@ -60,7 +60,8 @@ def test_global_allocation_minimises_the_expected_error(digits_study: Study) -> 
 
     def objective(counts: dict[str, int]) -> float:
         return sum(
-            digits_study.gains[c.layer].rms ** 2 * digits_study.errors(c.layer, "greedy", "full", True)[counts[g.name]]
+            digits_study.gains[c.layer].rms ** 2
+            * digits_study.errors(g.name, c.layer, "greedy", "full", True)[counts[g.name]]
             for g in digits_study.groups
             for c in g.consumers
         )
@@ -69,6 +70,25 @@ def test_global_allocation_minimises_the_expected_error(digits_study: Study) -> 
         together = allocate(digits_study, flops=ratio)
         apart = allocate(digits_study, flops=ratio, allocation="uniform")
         assert objective(together.counts) < objective(apart.counts)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_the_running_cost_is_the_structure_s_own(digits_study: Study, data: st.DataObject) -> None:
+    """The bilinear form against adding up layer by layer, streams that a layer both reads and writes included."""
+    structure = digits_study.structure
+    counts = {group.name: group.size for group in structure.groups}
+    budget = data.draw(st.sampled_from(["flops", "params"]))
+    ledger = _Ledger(structure, budget, counts)
+    for _ in range(4):
+        group = data.draw(st.sampled_from(structure.groups))
+        step = data.draw(st.integers(0, counts[group.name] - 1))
+        one_less = counts | {group.name: counts[group.name] - 1}
+        saving = getattr(structure.cost(counts), budget) - getattr(structure.cost(one_less), budget)
+        assert ledger.savings()[ledger.index[group.name]] == pytest.approx(saving, abs=1)
+        ledger.remove(ledger.index[group.name], step)
+        counts[group.name] -= step
+        assert ledger.total == pytest.approx(getattr(structure.cost(counts), budget), abs=1)
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=12))

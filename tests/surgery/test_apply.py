@@ -50,8 +50,7 @@ def test_a_chain_in_which_consumers_are_producers_and_a_bias_is_added(
     # The masked network, built by hand from the study.
     net = copy.deepcopy(chain.module).double()
     for layer, group in (("b", "a"), ("c", "b"), ("d", "c")):
-        consumer = study.group(group).consumers[0]
-        edit = study.edit(consumer, plan.groups[group].keep, compensate)
+        edit = study.edit(layer, {group: plan.groups[group].keep}, compensate)
         target = net.get_submodule(layer)
         target.weight.copy_(edit.weight.reshape(target.weight.shape))
         if target.bias is None:
@@ -138,14 +137,13 @@ def test_a_misread_network_is_noticed(chain: Model, pictures: Data, monkeypatch:
     """If removal took out another channel than the one masked, apply must not return."""
     from modhifi.surgery import _apply
 
-    right = _apply.restructure
+    right = _apply.remove
 
-    def wrong(module, example, step):
-        moved = {name: tuple(i for i in range(6) if i not in (keep[0],)) for name, keep in step.keep.items()}
-        right(module, example, step.model_copy(update={"keep": moved}))
+    def wrong(module, structure, keep):
+        right(module, structure, {name: [i for i in range(6) if i != stays[0]] for name, stays in keep.items()})
 
     plan = modhifi.prune(modhifi.analyze(chain, pictures), overrides={"a": 5})
-    monkeypatch.setattr(_apply, "restructure", wrong)
+    monkeypatch.setattr(_apply, "remove", wrong)
     with pytest.raises(RuntimeError, match="differs from the masked one"):
         modhifi.apply(plan, chain)
 

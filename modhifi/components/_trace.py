@@ -1,0 +1,76 @@
+"""One forward pass, looked at: which layers run in what order, how many positions each computes, what it all costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["Trace", "trace", "width_of"]
+
+
+def width_of(layer: nn.Module) -> int:
+    """Output channels of a convolution or linear layer."""
+    return int(layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features)  # type: ignore[arg-type]
+
+
+@dataclass
+class Trace:
+    """``order``: names of the convolutions and linear layers as they ran; of each, ``positions`` of one sample and ``calls``.
+    ``macs``: of one sample, by name of module, everything inside it included; ``""`` is the whole network. ``odd``: layers that
+    answer otherwise than a convolution or linear layer with their weight and bias does.
+    """
+
+    order: list[str] = field(default_factory=list)
+    positions: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    macs: dict[str, int] = field(default_factory=dict)
+    odd: set[str] = field(default_factory=set)
+
+
+def trace(module: nn.Module, example: Tensor) -> Trace:
+    """Runs ``module`` once on ``example`` (B, 3, H, W)."""
+    found = Trace()
+    suspects: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+
+    def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+        if name not in found.calls:
+            found.order.append(name)
+        found.calls[name] = found.calls.get(name, 0) + 1
+        found.positions[name] = output.numel() // (width_of(layer) * example.shape[0])
+        plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+        if type(layer).forward is not plain.forward:
+            suspects.append((name, layer, x, output.clone()))
+
+    hooks = [
+        layer.register_forward_hook(lambda layer, args, output, name=name: note(name, layer, args[0], output))
+        for name, layer in module.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found.odd = {name for name, layer, x, output in suspects if not _answers_as_plain(layer, x, output)}
+    root = f"{type(module).__name__}."
+    for name, counts in counter.get_flop_counts().items():
+        # The counter counts a multiply-accumulate twice.
+        macs = sum(counts.values()) // (2 * example.shape[0])
+        found.macs[name.removeprefix(root) if name.startswith(root) else ""] = macs
+    found.macs[""] = counter.get_total_flops() // (2 * example.shape[0])
+    return found
+
+
+@torch.no_grad()
+def _answers_as_plain(layer: nn.Module, x: Tensor, output: Tensor) -> bool:
+    """Whether a subclass's own forward pass gives what a convolution or linear layer's gives."""
+    plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    try:
+        expected = plain.forward(layer, x)  # type: ignore[arg-type]
+    except (RuntimeError, TypeError):
+        return False
+    return expected.shape == output.shape and torch.allclose(expected, output, rtol=1e-5, atol=1e-6)

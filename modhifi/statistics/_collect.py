@@ -1,0 +1,191 @@
+"""The pass over the data: hooks in, sums added up, interrupted runs taken up again, processes summed.
+
+Under `torch.distributed` (torchrun) every process takes its share of the samples, and all end with the same sums. A run
+that is given a file keeps its sums there from time to time and begins where they end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from .._files import atomic_file
+from .._operators import get_operator, observed
+from ..errors import Cancelled
+from ..progress import Progress, silent
+from . import _moments
+from ._moments import LayerSums, Moments
+
+__all__ = ["Collected", "Partial", "collect", "process_count", "process_rank", "share"]
+
+
+@dataclass
+class Collected:
+    """``moments`` by layer. With classes, the aggregated singleton sums by (layer, group): see `class_fidelity`."""
+
+    moments: dict[str, Moments]
+    class_counts: Tensor
+    class_energy: dict[str, Tensor] = field(default_factory=dict)
+    class_inner: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    class_own: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Partial:
+    """Where an unfinished run keeps its sums, every so many ``seconds``. ``key`` says what run it is: sums of another are
+    not taken up."""
+
+    path: Path
+    key: str
+    seconds: float = 60.0
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """(samples done, sums), or None where there is nothing to go on from."""
+        try:
+            with safetensors.safe_open(self.path, "pt") as file:
+                about = file.metadata() or {}
+                if about.get("key") != self.key:
+                    return None
+                return int(about["done"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, safetensors.SafetensorError, KeyError, ValueError):
+            return None  # missing, or cut short: there is nothing to go on from
+
+    def save(self, done: int, sums: Mapping[str, Tensor]) -> None:
+        with atomic_file(self.path) as temporary:
+            safetensors.torch.save_file(
+                {name: value.contiguous() for name, value in sums.items()},
+                temporary,
+                metadata={"key": self.key, "done": str(done)},
+            )
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def process_count() -> int:
+    """Processes that share the work: 1 unless `torch.distributed` was started."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
+
+
+def process_rank() -> int:
+    return torch.distributed.get_rank() if process_count() > 1 else 0
+
+
+def share(samples: int) -> range:
+    """The numbers of the samples that this process takes."""
+    rank, count = process_rank(), process_count()
+    return range(samples * rank // count, samples * (rank + 1) // count)
+
+
+def collect(
+    module: nn.Module,
+    layers: Mapping[str, Mapping[str, Tensor]],
+    batches: Callable[[int], Iterable[Tensor]],
+    samples: int,
+    *,
+    seed: int = 0,
+    classes: int = 0,
+    numbers: range | None = None,
+    partial: Partial | None = None,
+    progress: Progress = silent,
+    what: str = "collecting statistics",
+) -> Collected:
+    """Runs ``module`` once and returns the statistics of the input of each layer.
+
+    Args:
+        module: the network, in evaluation mode.
+        layers: for each layer that is looked at, the columns (C, k) of the components of each group that it reads.
+        batches: ``batches(i)`` gives the samples from the ``i``-th on, (B, 3, H, W) each; all but the last of one size.
+        samples: how many there are, in all processes together.
+        seed: of the positions looked at.
+        classes: sums by predicted class are kept too if the network has so many logits; 0 for none.
+        numbers: of the samples that this process takes (`share`); all by default.
+        partial: where to keep unfinished sums.
+        progress: see `modhifi.progress`. Cancelling keeps what is there in ``partial``.
+        what: the step's name.
+
+    Raises:
+        TypeError: for a layer that is neither a convolution nor a linear layer.
+        RuntimeError: if no forward pass goes through a layer.
+    """
+    device = next(module.parameters()).device
+    numbers = numbers or range(samples)
+    sums = {
+        name: LayerSums(name, get_operator(module, name), groups, samples, seed, classes, _moments.MAX_INPUTS)
+        for name, groups in layers.items()
+    }
+    counts = torch.zeros(classes, dtype=torch.int64)
+    done = 0
+    everything = {f"{name}/{key}": value for name, one in sums.items() for key, value in one.sums.items()}
+    everything["class_counts"] = counts
+    kept = partial.load() if partial is not None else None
+    if kept is not None and kept[1].keys() == everything.keys() | {"positions"}:
+        done = kept[0]
+        for key, value in everything.items():
+            value.copy_(kept[1][key])
+        for one, (positions, size) in zip(sums.values(), kept[1]["positions"].tolist(), strict=True):
+            one.positions, one.size = positions, size
+
+    def keep() -> None:
+        if partial is not None and done:
+            positions = torch.tensor([[one.positions, one.size] for one in sums.values()], dtype=torch.int64)
+            partial.save(done, everything | {"positions": positions})
+
+    current = torch.zeros(0, dtype=torch.int64)
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    last = time.monotonic()
+    try:
+        with (
+            torch.inference_mode(),
+            observed(module, layers, lambda name, layer, x, y: sums[name].take(layer, x, y, current)),
+        ):
+            for batch in batches(done) if done < len(numbers) else ():
+                progress(done, len(numbers), what)
+                current = torch.arange(numbers.start + done, numbers.start + done + len(batch))
+                logits = module(batch.to(device))
+                if classes:
+                    labels = logits.argmax(1)
+                    counts += torch.bincount(labels.cpu(), minlength=classes)
+                    for one in sums.values():
+                        one.classify(labels)
+                done += len(batch)
+                if partial is not None and time.monotonic() - last >= partial.seconds and done < len(numbers):
+                    keep()
+                    last = time.monotonic()
+        progress(done, len(numbers), what)
+    except Cancelled:  # raised between batches, where the sums are whole
+        keep()
+        raise
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+    _add_up(list(everything.values()))
+    found = Collected({name: one.result() for name, one in sums.items()}, counts)
+    for name, one in sums.items():
+        for key, value in one.sums.items():
+            kind, _, group = key.partition("/")
+            if kind == "class_energy":
+                found.class_energy[name] = value.cpu().double()
+            elif kind == "class_inner":
+                found.class_inner[name, group] = value.cpu().double()
+            elif kind == "class_own":
+                found.class_own[name, group] = value.cpu().double()
+    return found
+
+
+def _add_up(values: list[Tensor]) -> None:
+    """Sums over all processes, in place."""
+    if process_count() > 1:
+        gpu = torch.distributed.get_backend() == "nccl"
+        for value in values:
+            moved = value.cuda() if gpu else value.cpu()
+            torch.distributed.all_reduce(moved)
+            value.copy_(moved)

@@ -1,0 +1,114 @@
+"""One consumer's statistics, and what its weights become when some of the components that it reads are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .._operators import Edit
+from ..fidelity import centre, full_compensation, ridged, scalar_compensation
+from ..statistics import Moments, partition
+
+__all__ = ["LayerStats", "Level", "Order"]
+
+Order = Literal["greedy", "naive"]
+Level = Literal["none", "scalar", "full"]
+
+
+@dataclass
+class LayerStats:
+    """A consumer's own weight, flat (O, n) float32, the moments of its input, and for each group that it reads the columns
+    (C, k) of the components.
+
+    A layer that is too wide for a dense moment has the Gram matrix of the components' contributions instead. It is then seen
+    as a layer of one output, whose inputs are the contributions and whose weights are all one: new weights of that layer are
+    one scalar per component, shared by all outputs.
+    """
+
+    weight: Tensor
+    moments: Moments
+    groups: Mapping[str, Tensor]
+
+    @property
+    def wide(self) -> bool:
+        """Whether contributions are kept instead of dense moments."""
+        return self.moments.second.shape[0] != self.weight.shape[1]
+
+    def parts(self) -> Tensor:
+        """(n,) int64: see `modhifi.statistics.partition`."""
+        return partition(self.weight.shape[1], self.groups)
+
+    def blocks(self, group: str) -> Tensor:
+        """(C, k): the components' columns in the matrices of `operator`."""
+        return self.parts()[self.groups[group][:, :1]] if self.wide else self.groups[group]
+
+    def operator(self, centred: bool, ridge: float) -> tuple[Tensor, Tensor]:
+        """The ridged second moment (centred: covariance) that errors are computed with, (m, m), and the weights that go with
+        it, both float64.
+        """
+        second, weight = self.moments.second.double(), self.weight.double()
+        if not self.wide:
+            raw = centre(second, self.moments.mean) if centred else second
+        else:
+            raw = second
+            if centred:
+                contributions = torch.zeros(len(second), weight.shape[0], dtype=torch.float64)
+                contributions.index_add_(0, self.parts(), (weight * self.moments.mean).T)
+                raw = second - contributions @ contributions.T
+            weight = torch.ones(1, len(second), dtype=torch.float64)
+        # The moments are float32 sums: their eigenvalues are known to within this much.
+        return ridged(raw, ridge, torch.finfo(torch.float32).eps * float(second.norm())), weight
+
+    def edit(self, keep: Mapping[str, Tensor], compensate: Level, centred: bool, ridge: float) -> Edit:
+        """New weights when of each group in ``keep`` those components stay (theory, section 4, levels 1 and 2), zero for the
+        others; groups that are not named stay whole.
+
+        Centred, the mean output that is lost is put back as a constant; raw or without compensation nothing is.
+        """
+        own = self.weight.double()
+        stays = torch.ones(own.shape[1], dtype=torch.bool)
+        for group, kept in keep.items():
+            stays[self.groups[group].reshape(-1)] = False
+            stays[self.groups[group][kept].reshape(-1)] = True
+        if compensate == "none":
+            return Edit(own * stays, own.new_zeros(own.shape[0]))
+        second, weight = self.operator(centred, ridge)
+        if self.wide:
+            parts = self.parts()
+            left = torch.zeros(len(second), dtype=torch.bool)
+            left[parts[stays]] = True
+            scale = full_compensation(second, weight, 1, torch.nonzero(left)[:, 0])[0]
+            new = own * scale[parts] * stays
+        elif compensate == "full":
+            new = full_compensation(second, own, 1, torch.nonzero(stays)[:, 0])
+        else:
+            new = own.clone()
+            for group, kept in keep.items():
+                columns = self.groups[group].reshape(-1)
+                fitted = scalar_compensation(second, own, self.groups[group], kept)
+                new[:, columns] = fitted[:, columns]
+        shift = (own - new) @ self.moments.mean if centred else own.new_zeros(own.shape[0])
+        return Edit(new, shift)
+
+    def error(self, edit: Edit) -> float:
+        """``E‖Y − Ŷ‖²`` of one sample, summed over outputs and positions: tr(ΔW H ΔWᵀ) with the shift taken into account. Of a
+        wide layer the edit must be one scalar per component, as `edit` makes it.
+        """
+        delta = edit.weight.double() - self.weight.double()
+        second, mean = self.moments.second.double(), self.moments.mean
+        if self.wide:
+            own = self.weight.double().square().sum(0)
+            parts = self.parts()
+            above, below = (torch.zeros(len(second), dtype=torch.float64) for _ in range(2))
+            above.index_add_(0, parts, (delta * self.weight.double()).sum(0))
+            below.index_add_(0, parts, own)
+            scale = above / below.clamp(min=1e-300)
+            linear = scale @ second @ scale
+        else:
+            linear = ((delta @ second) * delta).sum()
+        linear = linear + 2 * (edit.shift.double() @ (delta @ mean)) + edit.shift.double().square().sum()
+        return max(0.0, float(linear)) * self.moments.positions
