@@ -8,7 +8,8 @@ from typing import Any
 
 import modhifi
 
-from .._format import number, percent
+from .._format import by_reason, listed, number, percent
+from ..components import Group
 from ..data import Data, DataRef, load_data
 from ..errors import UserError
 from ..evaluation import Evaluation
@@ -16,6 +17,7 @@ from ..models import Model, list_models, reload
 from ..plan import Plan
 from ..progress import Progress
 from ..study import Study
+from ._processes import joined
 
 Answer = tuple[dict[str, Any], str]
 
@@ -56,17 +58,18 @@ def models(asked: argparse.Namespace, progress: Progress) -> Answer:  # noqa: AR
 
 
 def analyze(asked: argparse.Namespace, progress: Progress) -> Answer:
-    model = modhifi.load_model(
-        asked.model,
-        asked.weights,
-        mean=asked.mean,
-        std=asked.std,
-        classes=asked.classes,
-        device=asked.device,
-        progress=progress,
-    )
-    data = load_data(asked.data, asked.data_root, asked.split)
-    study = modhifi.analyze(model, data, asked.samples, seed=asked.seed, out=asked.out, progress=progress)
+    with joined(asked.device) as device:
+        model = modhifi.load_model(
+            asked.model,
+            asked.weights,
+            mean=asked.mean,
+            std=asked.std,
+            classes=asked.classes,
+            device=device,
+            progress=progress,
+        )
+        data = load_data(asked.data, asked.data_root, asked.split)
+        study = modhifi.analyze(model, data, asked.samples, seed=asked.seed, out=asked.out, progress=progress)
     value = {
         "study": asked.out,
         "model": study.model.spec,
@@ -86,29 +89,11 @@ def analyze(asked: argparse.Namespace, progress: Progress) -> Answer:
     return value, text
 
 
-def show(asked: argparse.Namespace, progress: Progress) -> Answer:  # noqa: ARG001
+def show(asked: argparse.Namespace, progress: Progress) -> Answer:
     study = Study.load(asked.study)
     if asked.group is not None:
-        return _show_group(study, asked.group)
-    rows = []
-    for group in study.groups:
-        one_less = study.cost({group.name: group.size - 1})
-        gains = [study.gains[consumer.layer] for consumer in group.consumers]
-        rows.append(
-            {
-                "group": group.name,
-                "components": group.size,
-                "read_by": [consumer.layer for consumer in group.consumers],
-                "fidelity_mean": float(study.scores(group.name)["fidelity"].mean()),
-                "fidelity_half": float(study.curve(group.name)[(group.size + 1) // 2]),
-                "hifi_size": study.hifi_size(group.name, asked.eta),
-                "hifi_size_scalar": study.hifi_size(group.name, asked.eta, compensate="scalar"),
-                "lipschitz": max(gain.maximum for gain in gains),
-                "lipschitz_rms": max(gain.rms for gain in gains),
-                "params_per_component": study.dense.params - one_less.params,
-                "flops_per_component": study.dense.flops - one_less.flops,
-            }
-        )
+        return _show_group(study, asked.group, asked.eta, progress)
+    rows = [_about(study, group, asked.eta) for group in study.groups]
     value = {
         "study": asked.study,
         "model": study.model.spec,
@@ -120,40 +105,72 @@ def show(asked: argparse.Namespace, progress: Progress) -> Answer:  # noqa: ARG0
     }
     head = [
         "group",
+        "kind",
         "components",
         f"HiFi {asked.eta:g}",
-        "… scalar",
         "fidelity of half",
         "Lipschitz ≥",
         "params each",
         "FLOPs each",
+        "read by",
     ]
     text = _table(
         head,
         [
             [
                 row["group"],
+                row["kind"],
                 row["components"],
                 row["hifi_size"],
-                row["hifi_size_scalar"],
                 f"{row['fidelity_half']:.4f}",
                 f"{row['lipschitz']:.3g}",
-                number(row["params_per_component"]),  # type: ignore[arg-type]
-                number(row["flops_per_component"]),  # type: ignore[arg-type]
+                number(row["params_per_component"]),
+                number(row["flops_per_component"]),
+                _layers(len(row["read_by"])),
             ]
             for row in rows
         ],
     )
-    whole = "\n".join(f"left whole: {skip.name}: {skip.reason}" for skip in study.skipped)
-    return value, f"{text}\n{whole}".rstrip()
+    whole = [
+        f"left whole: {listed(names)}: {reason}"
+        if len(names) == 1
+        else f"left whole, {len(names)}: {listed(names)}: {reason}"
+        for reason, names in by_reason(study.skipped).items()
+    ]
+    return value, "\n".join([text, *whole])
 
 
-def _show_group(study: Study, name: str) -> Answer:
+def _about(study: Study, group: Group, eta: float) -> dict[str, Any]:
+    """What is said of a group."""
+    one_less = study.cost({group.name: group.size - 1})
+    gains = [study.gains[consumer.layer] for consumer in group.consumers]
+    return {
+        "group": group.name,
+        "kind": group.kind,
+        "components": group.size,
+        "read_by": [consumer.layer for consumer in group.consumers],
+        "fidelity_mean": float(study.scores(group.name)["fidelity"].mean()),
+        "fidelity_half": float(study.curve(group.name)[(group.size + 1) // 2]),
+        "hifi_size": study.hifi_size(group.name, eta),
+        "lipschitz": max(gain.maximum for gain in gains),
+        "lipschitz_rms": max(gain.rms for gain in gains),
+        "params_per_component": study.dense.params - one_less.params,
+        "flops_per_component": study.dense.flops - one_less.flops,
+    }
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'s' * (count != 1)}"
+
+
+def _show_group(study: Study, name: str, eta: float, progress: Progress) -> Answer:
     group = study.group(name)
+    progress(0, 1, "deriving the scalar curve")
     scores = {key: values.tolist() for key, values in study.scores(name).items()}
     curves = {level: study.curve(name, compensate=level).tolist() for level in ("none", "scalar", "full")}
     order = study.order(name).tolist()
-    value = {"group": name, "components": group.size, "scores": scores, "order": order, "curves": curves}
+    about = _about(study, group, eta) | {"hifi_size_scalar": study.hifi_size(name, eta, compensate="scalar")}
+    value = about | {"eta": eta, "scores": scores, "order": order, "curves": curves}
     rows = [
         [
             index,
@@ -164,7 +181,12 @@ def _show_group(study: Study, name: str) -> Answer:
         ]
         for place, index in enumerate(order)
     ]
-    return value, _table(["component", "fidelity", "cost of removal", "rank", "fidelity up to here"], rows)
+    text = (
+        f"{name}: {group.size} components ({group.kind}), HiFi {eta:g}: {about['hifi_size']}"
+        f" (scalar: {about['hifi_size_scalar']})\n"
+        f"read by {_layers(len(group.consumers))}: {', '.join(about['read_by'])}\n"
+    )
+    return value, text + _table(["component", "fidelity", "cost of removal", "rank", "fidelity up to here"], rows)
 
 
 def prune(asked: argparse.Namespace, progress: Progress) -> Answer:

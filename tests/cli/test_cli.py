@@ -1,5 +1,6 @@
 """The command line as people and scripts use it: the whole job, and every mistake in one line."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -49,12 +50,16 @@ def test_the_whole_job(work: Path, capsys: pytest.CaptureFixture[str], tmp_path:
     assert any(row["spec"] == "digits-resnet20" for row in ask(capsys, "models")["models"])
     study, plan = tmp_path / "study", tmp_path / "plan.zip"
     analysed = ask(capsys, "analyze", "digits-resnet20", "--out", study)
-    assert (analysed["groups"], analysed["samples"], analysed["params"]) == (9, 512, 269_722)
+    assert (analysed["groups"], analysed["samples"], analysed["params"]) == (12, 512, 269_722)
     shown = ask(capsys, "show", study, "--eta", 0.9)
-    assert len(shown["groups"]) == 9
+    assert len(shown["groups"]) == 12
+    assert {row["kind"] for row in shown["groups"]} == {"channels", "stream"}
+    assert all(0 <= row["hifi_size"] <= row["components"] for row in shown["groups"])
     assert sum(row["components"] for row in shown["groups"]) == analysed["components"]
     one = ask(capsys, "show", study, "--group", "layer1.0.conv1")
     assert len(one["scores"]["fidelity"]) == 16
+    assert one["read_by"] == ["layer1.0.conv2"]
+    assert one["hifi_size"] <= one["hifi_size_scalar"] <= 16
     pruned = ask(capsys, "prune", study, "--flops", 0.5, "--note", "half", "--out", plan)
     assert pruned["predicted"]["flops"] <= 0.5 * pruned["predicted"]["flops_before"]
     result = ask(capsys, "evaluate", plan, "--data", "digits", "--split", "test")
@@ -90,7 +95,8 @@ def test_unlearning(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Pa
 def test_text_for_people(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in [
         (["models"], "timm:NAME"),
-        (["show", work / "study"], "left whole: conv1: written by several layers"),
+        (["show", work / "study"], "10 layers"),
+        (["show", work / "study", "--group", "conv1"], "read by 10 layers: layer1.0.conv1, layer1.1.conv1"),
         (["show", work / "study", "--group", "layer1.0.conv1"], "cost of removal"),
         (["evaluate", work / "plan.json", "--samples", 50], "accuracy"),
         (["bound", work / "study", work / "plan.json", "--samples", 16], "lower bounds of the Lipschitz constants"),
@@ -99,7 +105,26 @@ def test_text_for_people(work: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert words in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("ratio", ["0", "1.5", "nan", "-1", "half", "0.01"])
+def test_what_is_left_whole_is_said_once_for_each_reason(
+    digits_study: modhifi.Study, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    names = [group.name for group in digits_study.groups]
+    reasons = dict.fromkeys(names[:5], "its channels are reshaped") | {names[5]: "a custom operation"}
+    structure = digits_study.structure.without(reasons)
+    readers = {name: digits_study.layers[name] for name in structure.readers}
+    study = dataclasses.replace(digits_study, structure=structure, layers=readers, tables=dict(digits_study.tables))
+    study.save(tmp_path / "study")
+    assert main(["show", str(tmp_path / "study")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        f"left whole, 5: {', '.join(names[:3])} and 2 more: its channels are reshaped",
+        f"left whole: {names[5]}: a custom operation",
+    ]
+    assert len(lines) == 1 + len(names) - 6 + 2
+    assert len(ask(capsys, "show", tmp_path / "study")["skipped"]) == 6
+
+
+@pytest.mark.parametrize("ratio", ["0", "1.5", "nan", "-1", "half", "0.001"])
 def test_ratios_that_are_none(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, ratio: str) -> None:
     refused(capsys, "prune", work / "study", f"--flops={ratio}", "--out", tmp_path / "plan.json")
     assert not list(tmp_path.iterdir())
@@ -200,7 +225,7 @@ def test_a_published_checkpoint(shared: Path, capsys: pytest.CaptureFixture[str]
     weights = shared / "models" / "resnet56-4bfd9763.th"
     study, plan = tmp_path / "study", tmp_path / "plan.json"
     analysed = ask(capsys, "analyze", "cifar10-resnet56", "--weights", weights, *data, "--samples", 256, "--out", study)
-    assert analysed["groups"] == 27
+    assert analysed["groups"] == 30
     ask(capsys, "prune", study, "--flops", 0.75, "--out", plan)
     result = ask(capsys, "evaluate", plan, "--split", "test", "--samples", 500)
     assert result["accuracy_before"] >= 0.78
