@@ -27,6 +27,7 @@ __all__ = [
     "compact",
     "compensation",
     "current_plan",
+    "derived",
     "job_card",
     "labelled_data",
     "latest_job",
@@ -100,7 +101,7 @@ def job_card(job: Job) -> None:
     elif job.state == "error":
         st.error(job.error, icon=":material/error:")
     elif job.state == "cancelled":
-        st.info(f"{job.title}: cancelled. Nothing was kept.", icon=":material/cancel:")
+        st.info(f"{job.title}: cancelled.", icon=":material/cancel:")
 
 
 def latest_job(session: Session, kind: str) -> Job | None:
@@ -109,6 +110,18 @@ def latest_job(session: Session, kind: str) -> Job | None:
     if job is not None:
         job_card(job)
     return job
+
+
+def derived(session: Session, compensate: str, group: str | None = None) -> bool:
+    """Whether the curves of this compensation are there, of one group or all; if not, draws the job that derives them."""
+    job = session.library.derive(session.source, compensate, group)
+    # A small study is through before a person would see the progress.
+    if job is None or (job.wait(0.5) and job.state == "done"):
+        return True
+    job_card(job)
+    if job.state != "running":
+        st.button("Derive again", on_click=session.library.again, args=(job.key,), key=f"again {job.key}")
+    return False
 
 
 @st.fragment(run_every=1.0)

@@ -7,6 +7,7 @@ and a second sign, dash or symbol, wherever two series meet). Large inputs are a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ __all__ = [
     "TradeOff",
     "allocation",
     "bound_scatter",
+    "by_class",
     "confusion",
     "curves",
     "gains",
@@ -40,6 +42,14 @@ ORANGE = "#D9730D"
 GREY = "#7C8798"
 _LARGEST = 5000
 _SCALE = "Cividis"
+_CLASSES = 40
+# What is not plain channels gets a sign above its column.
+_SIGNS = {
+    "stream": ("diamond", "residual stream"),
+    "neurons": ("circle", "hidden neurons"),
+    "heads": ("triangle-up", "attention heads"),
+}
+_LONGEST = 18
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Strip:
     """One group of the overview: (C,) ``fidelity``, in the order from the bottom up, and the size of its HiFi set."""
 
     name: str
+    kind: str
     fidelity: Array
     hifi: int
 
@@ -63,7 +74,8 @@ class TradeOff:
 
 
 def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: bool = False) -> go.Figure:
-    """Every component of every group: a column a group, in forward order, best at the bottom; colour is fidelity.
+    """Every component of every group: a column a group, in forward order, best at the bottom; colour is fidelity. A sign
+    above a column says its kind (none: channels).
 
     Each component's own by default; with ``together`` the fidelity of all components up to it. A click on any mark gives
     ``customdata[0]``, the group's name.
@@ -73,7 +85,7 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: b
     base: list[float] = []
     height: list[float] = []
     value: list[float] = []
-    custom: list[tuple[str, str, float]] = []
+    custom: list[tuple[str, str, float, str]] = []
     for column, strip in enumerate(strips):
         size, rank = len(strip.fidelity), 0
         for piece in np.array_split(strip.fidelity, min(size, per_group)):
@@ -84,7 +96,7 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: b
             base.append(100 * rank / size)
             height.append(100 * len(piece) / size)
             value.append(one)
-            custom.append((strip.name, f"the best {last}" if together else number, one))
+            custom.append((strip.name, f"the best {last}" if together else number, one, strip.kind))
             rank = last
     top = 1.0 if together else max(value, default=0.0) or 1.0
     scale = {"color": np.maximum(value, 0.0), "colorscale": _SCALE, "cmin": 0.0, "cmax": top}
@@ -101,7 +113,8 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: b
                 "line": {"width": 0.8, **scale},
                 "colorbar": {"title": {"text": "fidelity", "side": "right"}, "thickness": 12, "len": 1.0},
             },
-            hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]}<br>fidelity %{customdata[2]:.4f}<extra></extra>",
+            hovertemplate="<b>%{customdata[0]}</b> (%{customdata[3]})<br>%{customdata[1]}<br>"
+            "fidelity %{customdata[2]:.4f}<extra></extra>",
             showlegend=False,
         )
     )
@@ -116,6 +129,18 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: b
         name=f"size of the HiFi set, η = {eta:.2f}",
         hoverinfo="skip",
     )
+    for kind, (sign, words) in _SIGNS.items():
+        columns = [column for column, strip in enumerate(strips) if strip.kind == kind]
+        if columns:
+            figure.add_scatter(
+                x=columns,
+                y=[106] * len(columns),
+                mode="markers",
+                marker={"symbol": sign, "size": 8, "color": GREY},
+                customdata=[(strips[column].name,) for column in columns],
+                name=words,
+                hovertemplate="<b>%{customdata[0]}</b><extra>%{fullData.name}</extra>",
+            )
     names = [s.name for s in strips]
     if focus in names:
         column = names.index(focus)
@@ -124,12 +149,17 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: b
     figure.update_layout(barmode="overlay", bargap=0.1, dragmode=False, clickmode="event+select")
     figure.update_xaxes(
         tickvals=list(range(len(strips)))[:: -(-len(strips) // 32)],
-        ticktext=_short(names)[:: -(-len(strips) // 32)],
+        ticktext=[_cut(name) for name in _short(names)[:: -(-len(strips) // 32)]],
         tickangle=-35 if len(names) > 8 else 0,
     )
     figure.update_xaxes(title="group of components, in forward order", showgrid=False, range=[-0.6, len(strips) - 0.4])
     figure.update_yaxes(
-        title="components, best first", ticksuffix="%", range=[-1.5, 101.5], showgrid=False, zeroline=False
+        title="components, best first",
+        tickvals=[0, 20, 40, 60, 80, 100],
+        ticktext=["0%", "20%", "40%", "60%", "80%", "100%"],
+        range=[-1.5, 111 if any(s.kind in _SIGNS for s in strips) else 101.5],
+        showgrid=False,
+        zeroline=False,
     )
     return _finish(figure, 340)
 
@@ -200,6 +230,7 @@ def outputs(table: Array) -> go.Figure:
             z=small,
             colorscale=_SCALE,
             zmin=0.0,
+            zmax=float(small.max()) or 1.0,
             colorbar={"title": {"text": "fidelity", "side": "right"}, "thickness": 12},
             hovertemplate="component %{x}<br>output %{y}<br>fidelity %{z:.4f}<extra></extra>",
         )
@@ -209,25 +240,59 @@ def outputs(table: Array) -> go.Figure:
     return _finish(figure, 340)
 
 
+def by_class(table: Array, classes: Sequence[str], components: Sequence[int]) -> go.Figure:
+    """How well each component alone reconstructs what a layer answers to each class, (K, C), columns as ``components``.
+
+    Neighbouring columns are averaged above about 5,000 cells, and of many classes the 40 that differ most from the others are
+    shown.
+    """
+    if len(classes) > _CLASSES:
+        apart = np.linalg.norm(table - table.mean(0), axis=1)
+        rows = np.sort(np.argsort(-apart, kind="stable")[:_CLASSES])
+        table, classes = table[rows], [classes[row] for row in rows]
+    pieces = np.array_split(np.arange(len(components)), min(len(components), _LARGEST // max(1, len(classes))))
+    small = np.array([table[:, piece].mean(1) for piece in pieces]).T
+    labels = [
+        f"component {components[p[0]]}" if len(p) == 1 else f"{len(p)} components, ranks {p[0] + 1} to {p[-1] + 1}"
+        for p in pieces
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            z=small,
+            x=[1 + float(piece.mean()) for piece in pieces],
+            y=list(classes),
+            customdata=np.broadcast_to(np.array(labels), small.shape),
+            colorscale=_SCALE,
+            zmin=0.0,
+            zmax=float(small.max()) or 1.0,
+            colorbar={"title": {"text": "fidelity", "side": "right"}, "thickness": 12},
+            hovertemplate="class %{y}, %{customdata}<br>fidelity %{z:.4f}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="component, by its own fidelity", showgrid=False)
+    figure.update_yaxes(title="class", type="category", autorange="reversed", showgrid=False)
+    return _finish(figure, min(400, 120 + 24 * len(classes)))
+
+
 def gains(layers: Sequence[str], maximum: Sequence[float], rms: Sequence[float]) -> go.Figure:
     """Estimated Lipschitz constants of the tail after each layer, in forward order, logarithmic."""
     figure = go.Figure()
-    for low, high, layer in zip(rms, maximum, _short(layers), strict=True):
-        figure.add_scatter(
-            x=[layer, layer],
-            y=[low, high],
-            mode="lines",
-            line={"color": GREY, "width": 2},
-            showlegend=False,
-            hoverinfo="skip",
-        )
     names = _short(layers)
+    size = 10 if len(names) <= 40 else 6
+    figure.add_scatter(
+        x=[end for name in names for end in (name, name, None)],  # None breaks the line between layers
+        y=[end for low, high in zip(rms, maximum, strict=True) for end in (low, high, None)],
+        mode="lines",
+        line={"color": GREY, "width": 2},
+        showlegend=False,
+        hoverinfo="skip",
+    )
     figure.add_scatter(
         x=names,
         y=list(maximum),
         mode="markers",
         name="largest seen",
-        marker={"color": BLUE, "size": 10},
+        marker={"color": BLUE, "size": size},
         hovertemplate="<b>%{x}</b><br>largest %{y:.3g}<extra></extra>",
     )
     figure.add_scatter(
@@ -235,7 +300,7 @@ def gains(layers: Sequence[str], maximum: Sequence[float], rms: Sequence[float])
         y=list(rms),
         mode="markers",
         name="root mean square",
-        marker={"color": ORANGE, "size": 9, "symbol": "diamond"},
+        marker={"color": ORANGE, "size": size - 1, "symbol": "diamond"},
         hovertemplate="<b>%{x}</b><br>root mean square %{y:.3g}<extra></extra>",
     )
     figure.update_xaxes(title="layer, in forward order", **_names_axis(names))
@@ -417,7 +482,22 @@ def _short(names: Sequence[str]) -> list[str]:
 def _names_axis(names: Sequence[str], room: int = 14) -> dict[str, object]:
     """An axis of names, of which every second or third is written where there is no room for all."""
     step = -(-len(names) // room)
-    return {"showgrid": False, "tickvals": list(names[::step]), "tickangle": -35 if len(names) > 6 else 0}
+    shown = names[::step]
+    angle = -35 if len(names) > 6 else 0
+    return {"showgrid": False, "tickvals": list(shown), "ticktext": [_cut(name) for name in shown], "tickangle": angle}
+
+
+def _cut(name: str) -> str:
+    """A name that is too long to stand under an axis, its first parts shortened: ``denseblock3.denselayer12.conv2`` becomes
+    ``d3.d12.conv2``.
+    """
+    parts = name.split(".")
+    for position, part in enumerate(parts[:-1]):
+        if len(".".join(parts)) <= _LONGEST:
+            break
+        parts[position] = re.sub(r"(?<=^[a-zA-Z])\D*", "", part)
+    short = ".".join(parts)
+    return short if len(short) <= _LONGEST else f"…{short[1 - _LONGEST :]}"
 
 
 def _log_axis(values: Sequence[float]) -> dict[str, object]:

@@ -8,6 +8,9 @@ FORMULAS = {
     "by energy over outputs and consumers. 1 is perfect, 0 is nothing.",
     "singleton": "Fidelity of one component alone: the squared cosine between its contribution and the whole output, "
     "$E\\langle A_i, Y\\rangle^2 / (E\\|A_i\\|^2 \\, E\\|Y\\|^2)$.",
+    "class": "How well one component alone reconstructs what the layers that read it compute for the images that the network "
+    "takes for one class $c$, with one factor $\\delta$ for each of those layers: $1 - \\min_\\delta E_c\\|Y - \\delta A_i\\|^2 "
+    "/ E_c\\|Y\\|^2 = E_c\\langle A_i, Y\\rangle^2 / (E_c\\|A_i\\|^2 \\, E_c\\|Y\\|^2)$.",
     "eta": "A set of components whose fidelity reaches η is a **HiFi set** (Def. 3.4). The mark shows the "
     "smallest one in the greedy order.",
     "compensation": "What the remaining components may do to make up for the rest. **None**: nothing. **Scalar**: one "

@@ -10,11 +10,41 @@ import streamlit as st
 from numpy.typing import NDArray
 
 import modhifi
+from modhifi._format import listed
+from modhifi.study._analyze import CLASS_SAMPLES
 
 from . import components as ui
 from .figures import Array, Strip
 
-__all__ = ["GroupView", "colour_choice", "focus_from_click", "group_in_focus", "read_group"]
+__all__ = [
+    "KINDS",
+    "Classes",
+    "GroupView",
+    "Overview",
+    "about",
+    "colour_choice",
+    "focus_from_click",
+    "group_in_focus",
+    "read_classes",
+    "read_group",
+    "read_overview",
+]
+
+KINDS = {
+    "channels": "channels",
+    "stream": "channels of a residual stream",
+    "neurons": "hidden neurons",
+    "heads": "attention heads",
+}
+"""What the components of a group are, in words."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All groups, and what they say together."""
+
+    strips: list[Strip]
+    in_words: str
 
 
 @dataclass(frozen=True)
@@ -22,7 +52,6 @@ class GroupView:
     """``greedy`` and ``naive`` (C+1,) curves, ``singletons`` (C,) sorted, ``chosen`` (C,) those of them in the HiFi
     set, and the sentences that go with them."""
 
-    strips: list[Strip]
     greedy: Array
     naive: Array
     singletons: Array
@@ -30,8 +59,17 @@ class GroupView:
     hifi: int
     consumer: str
     in_words: str
-    overview_in_words: str
     singletons_in_words: str
+
+
+@dataclass(frozen=True)
+class Classes:
+    """``table`` (K, C): fidelity by class, components sorted by their own fidelity over all images as ``components`` says."""
+
+    table: Array
+    names: list[str]
+    components: list[int]
+    in_words: str
 
 
 def group_in_focus(study: modhifi.Study) -> str:
@@ -67,41 +105,78 @@ def clicked_group(event: Any) -> str | None:
     return str(points[0]["customdata"][0]) if points else None
 
 
-def read_group(study: modhifi.Study, name: str, eta: float, compensate: Any, together: bool) -> GroupView:
-    """Everything the page shows of a group; ``together`` as in `app.figures.overview`."""
+def read_overview(study: modhifi.Study, eta: float, compensate: Any, together: bool) -> Overview:
+    """What the picture of all groups shows; ``together`` as in `app.figures.overview`."""
     strips = [
         Strip(
             group.name,
+            group.kind,
             study.curve(group.name, "greedy", compensate)[1:] if together else _alone(study, group.name),
             study.hifi_size(group.name, eta, "greedy", compensate),
         )
         for group in study.groups
     ]
-    group = next(g for g in study.groups if g.name == name)
+    total, kept = sum(len(s.fidelity) for s in strips), sum(s.hifi for s in strips)
+    small = sum(s.hifi < 0.2 * len(s.fidelity) for s in strips)
+    return Overview(
+        strips,
+        f"{kept} of {total} components ({kept / total:.0%}) reach η = {eta:.2f} in every group; "
+        f"in {small} of {len(strips)} groups fewer than a fifth do.",
+    )
+
+
+def about(study: modhifi.Study, name: str) -> str:
+    """What a group is made of and who reads it, one line."""
+    group = study.group(name)
+    readers = [consumer.layer for consumer in group.consumers]
+    return f"{group.size} {KINDS[group.kind]}, read by {listed(readers)}."
+
+
+def read_group(study: modhifi.Study, name: str, eta: float, compensate: Any) -> GroupView:
+    """Everything the page shows of a group but its classes."""
+    group = study.group(name)
     greedy = study.curve(name, "greedy", compensate)
     naive = study.curve(name, "naive", compensate)
     hifi = study.hifi_size(name, eta, "greedy", compensate)
     naive_size = study.hifi_size(name, eta, "naive", compensate)
     ranks = np.argsort(-study.scores(name)["fidelity"], kind="stable")
     singles = study.scores(name)["fidelity"][ranks]
-    total, kept = sum(len(s.fidelity) for s in strips), sum(s.hifi for s in strips)
-    small = sum(s.hifi < 0.2 * len(s.fidelity) for s in strips)
     more = "the naive ranking needs as many" if naive_size == hifi else f"the naive ranking needs {naive_size}"
+    if hifi:
+        words = (
+            f"**{hifi} of {group.size} components** ({hifi / group.size:.0%}) carry {eta:.0%} of the output; {more}."
+        )
+    else:
+        words = (
+            f"**None of {group.size} components** is needed for {eta:.0%}: what else the layers read carries as much."
+        )
     return GroupView(
-        strips=strips,
         greedy=greedy,
         naive=naive,
         singletons=singles,
         chosen=np.isin(ranks, study.order(name, "greedy")[:hifi]),
         hifi=hifi,
         consumer=group.consumers[0].layer,
-        in_words=f"**{hifi} of {group.size} components** ({hifi / group.size:.0%}) carry {eta:.0%} of the output of "
-        f"{', '.join(c.layer for c in group.consumers)}; {more}.",
-        overview_in_words=f"{kept} of {total} components ({kept / total:.0%}) reach η = {eta:.2f} in every group; "
-        f"in {small} of {len(strips)} groups fewer than a fifth do.",
+        in_words=words,
         singletons_in_words=f"Singleton fidelity of {name}, sorted: the best has {singles[0]:.3f}, the median "
         f"{np.median(singles):.3f}.",
     )
+
+
+def read_classes(study: modhifi.Study, name: str) -> Classes:
+    """What a group says of each class that the network answered often enough."""
+    seen, table = study.class_fidelity(name)
+    ranks = np.argsort(-study.scores(name)["fidelity"], kind="stable")
+    every = study.model.classes
+    names = [every[number] for number in seen]
+    few = f"fewer than {CLASS_SAMPLES} of the {study.data.samples} images"
+    if not names:
+        words = f"No class to show: the network took {few} for each of them. Analyse more images to see them."
+    elif len(names) < len(every):
+        words = f"{len(names)} of {len(every)} classes; the network took {few} for each of the others."
+    else:
+        words = f"All {len(names)} classes, as the network answered the {study.data.samples} images."
+    return Classes(table[:, ranks].astype(np.float64), names, ranks.tolist(), words)
 
 
 def _alone(study: modhifi.Study, name: str) -> Array:

@@ -69,8 +69,8 @@ class Library:
                 return name
             model = self._model(source, progress)
             data = modhifi.load_data(source.data, root=source.root, split=source.split)
-            study = modhifi.analyze(model, data, samples=source.samples, seed=source.seed, progress=progress)
-            study.save(self.store.study_path(name))
+            path = self.store.study_path(name)
+            study = modhifi.analyze(model, data, samples=source.samples, seed=source.seed, out=path, progress=progress)
             with self._lock:
                 self._keep(self._studies, name, study, 3)
             return name
@@ -87,6 +87,24 @@ class Library:
             shutil.rmtree(self.store.study_path(source.id))
             return False
 
+    def derive(self, source: Source, compensate: str, group: str | None = None) -> Job | None:
+        """The job that derives what an analysis leaves out, for one group or all; None if nothing is missing."""
+        study = self.study(source)
+        if study is None or not study.missing(compensate, group=group):  # type: ignore[arg-type]
+            return None
+
+        def work(progress: Progress) -> None:
+            study.derive(compensate, group=group, progress=progress)  # type: ignore[arg-type]
+
+        key = f"derive {source.id} {compensate} {group or ''}"
+        job = self.jobs.get(key)
+        if job is not None and job.state == "done":  # for a study that has left the memory since
+            self.jobs.forget(key)
+        if job is not None and job.state in ("cancelled", "error"):
+            return job
+        of = "all groups" if group is None else group
+        return self._once(key, f"Deriving {compensate} compensation of {of}", source, work)
+
     # Pruning
 
     def allocation(self, source: Source, choice: Choice) -> modhifi.pruning.Allocation:
@@ -99,6 +117,7 @@ class Library:
 
         def work(progress: Progress) -> Point:
             study, model = self._study_and_model(source, progress)
+            study.derive(choice.compensate, progress=progress)
             plan = modhifi.prune(study, **choice.arguments, recalibrate_bn=choice.recalibrate_bn, progress=progress)
             changed = modhifi.apply(plan, model)
             labelled = _load(data)
@@ -132,6 +151,7 @@ class Library:
                 def report(done: int, total: int, what: str, prefix: str = prefix) -> None:
                     progress(done, total, prefix + what)
 
+                study.derive(choice.compensate, progress=report)
                 plan = modhifi.prune(study, **choice.arguments, progress=report)
                 measured = modhifi.bounds.measure(study, plan, data, samples=samples, model=model, progress=report)
                 self.store.add_bound(
@@ -214,7 +234,9 @@ class Library:
         if study is None:
             raise UserError("the study of this plan is gone from the cache; run the analysis again")
         plan = self.store.plan(source.id, point.id)
-        return modhifi.export_report(plan, modhifi.Evaluation.model_validate(point.evaluation), study)
+        # Without the study the report only lacks each group's fidelity; a download must not wait for minutes.
+        known = None if study.missing(plan.settings.compensate) else study
+        return modhifi.export_report(plan, modhifi.Evaluation.model_validate(point.evaluation), known)
 
     def plan_zip(self, source: Source, point: Point) -> bytes:
         return self.store.plan(source.id, point.id).to_zip()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 import modhifi
 from modhifi.errors import UserError
@@ -25,20 +26,22 @@ __all__ = ["Wish", "measured", "point_from_click", "prune_controls"]
 
 @dataclass(frozen=True)
 class Wish:
-    """What the controls say, and the allocation that follows; None with its reason where it cannot be met."""
+    """What the controls say, and the allocation that follows; None where it cannot be met, with the reason, or while the
+    curves for it are derived.
+    """
 
     choice: Choice
     data: LabelledData
     allocation: Any
-    problem: str | None
+    problem: str | None = None
 
     @property
     def point(self) -> str:
         return prune_point(self.choice, self.data)
 
 
-def prune_controls(session: Session, study: modhifi.Study) -> Wish:
-    """Draws budget, allocation, compensation and overrides, and *Measure*."""
+def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator) -> Wish:
+    """Draws budget, allocation, compensation and overrides, and *Measure*; in ``room`` what has to be waited for."""
     text = f"What is counted. FLOPs: {ui.FORMULAS['flops']} Parameters: {ui.FORMULAS['params']}"
     budget = ui.choice("Budget", {name: WORDS[name] for name in ("flops", "params")}, "budget", "flops", text)
     least = max(1, math.ceil(100 * smallest_cost(study, budget)))
@@ -77,10 +80,13 @@ def prune_controls(session: Session, study: modhifi.Study) -> Wish:
         overrides=tuple(sorted(by_hand.items())),
     )
     allocation, problem = None, None
-    try:
-        allocation = session.library.allocation(session.source, choice)
-    except UserError as error:
-        problem = str(error)
+    with room:
+        ready = ui.derived(session, compensate)
+    if ready:
+        try:
+            allocation = session.library.allocation(session.source, choice)
+        except UserError as error:
+            problem = str(error)
     with st.container(horizontal=True):
         _by_hand(study, allocation.counts if allocation else {}, by_hand)
         data = ui.labelled_data(session, "test", "Measured on", "test")

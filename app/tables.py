@@ -9,6 +9,8 @@ import pandas as pd
 import streamlit as st
 
 import modhifi
+from modhifi._format import by_reason, listed
+from modhifi.components import Group
 
 from .store import BoundPoint, Point
 
@@ -29,10 +31,11 @@ def groups_table(study: modhifi.Study, eta: float = 0.8) -> tuple[pd.DataFrame, 
     rows = [
         {
             "Group": group.name,
+            "Kind": group.kind,
             "Components": group.size,
             "HiFi set": study.hifi_size(group.name, eta, "greedy", "full"),
             "Share": 100 * study.hifi_size(group.name, eta, "greedy", "full") / group.size,
-            "Read by": ", ".join(consumer.layer for consumer in group.consumers),
+            "Read by": _readers(group),
         }
         for group in study.groups
     ]
@@ -43,10 +46,14 @@ def groups_table(study: modhifi.Study, eta: float = 0.8) -> tuple[pd.DataFrame, 
     }
 
 
+def _readers(group: Group) -> str:
+    """The layer that reads a group, or how many."""
+    return group.consumers[0].layer if len(group.consumers) == 1 else f"{len(group.consumers)} layers"
+
+
 def skipped_table(study: modhifi.Study) -> pd.DataFrame:
-    return pd.DataFrame(
-        [{"Channels of": s.name, "Why": s.reason} for s in study.skipped], columns=["Channels of", "Why"]
-    )
+    rows = [{"Channels of": listed(names), "Why": reason} for reason, names in by_reason(study.skipped).items()]
+    return pd.DataFrame(rows, columns=["Channels of", "Why"])
 
 
 def gains_table(study: modhifi.Study) -> tuple[pd.DataFrame, Columns]:

@@ -4,7 +4,15 @@ import streamlit as st
 
 from app import components as ui
 from app import figures
-from app.importance import colour_choice, focus_from_click, group_in_focus, read_group
+from app.importance import (
+    about,
+    colour_choice,
+    focus_from_click,
+    group_in_focus,
+    read_classes,
+    read_group,
+    read_overview,
+)
 
 session, study = ui.analysed()
 
@@ -24,17 +32,23 @@ with st.container(border=True):
         )
     with colour, st.container(horizontal=True, horizontal_alignment="right"):
         together = colour_choice() == "together"
-    view = read_group(study, name, eta, compensate, together)
+    # Scalar compensation is derived for the group in focus alone: of all groups it would take minutes.
+    full = compensate == "scalar"
+    overview = read_overview(study, eta, "full" if full else compensate, together)
     ui.chart(
-        figures.overview(view.strips, name, eta, together),
-        alt=view.overview_in_words,
+        figures.overview(overview.strips, name, eta, together),
+        alt=overview.in_words,
         key="overview",
         on_select=focus_from_click,
         selection_mode="points",
     )
-    st.caption(view.overview_in_words)
+    st.caption(f"{overview.in_words}{' With full compensation; scalar below.' if full else ''}")
 
 st.subheader(name, anchor=False)
+st.caption(about(study, name))
+if not ui.derived(session, compensate, name):
+    st.stop()
+view = read_group(study, name, eta, compensate)
 st.markdown(view.in_words)
 one, two = st.columns(2, gap="medium")
 with one, st.container(border=True):
@@ -43,6 +57,16 @@ with one, st.container(border=True):
 with two, st.container(border=True):
     st.markdown("**Each component alone**", help=ui.FORMULAS["singleton"])
     ui.chart(figures.singletons(view.singletons, view.chosen), alt=view.singletons_in_words, key="singletons")
+classes = read_classes(study, name)
+with st.container(border=True):
+    st.markdown("**Each component, class by class**", help=ui.FORMULAS["class"])
+    if classes.names:
+        ui.chart(
+            figures.by_class(classes.table, classes.names, classes.components),
+            alt=f"Fidelity of each component of {name} for each class",
+            key="by-class",
+        )
+    st.caption(classes.in_words)
 if st.toggle("Show each output on its own", key="outputs", bind="query-params"):
     with st.container(border=True):
         st.markdown(

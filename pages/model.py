@@ -18,14 +18,17 @@ ui.numbers(
         ui.Number("Parameters", ui.compact(dense.params), ui.FORMULAS["params"]),
         ui.Number("FLOPs (MACs)", ui.compact(dense.flops), ui.FORMULAS["flops"]),
         ui.Number(
-            "Groups", str(len(study.groups)), "Sets of channels that can only go together, each with its consumers."
+            "Groups",
+            str(len(study.groups)),
+            "Sets of components of one kind, each with the layers that write and read them: channels inside a block or of a "
+            "residual stream, hidden neurons, attention heads.",
         ),
         ui.Number("Components", str(sum(g.size for g in study.groups)), "All that could be removed, one by one."),
         ui.Number("Classes", str(len(study.model.classes)), "What the network tells apart."),
         ui.Number("Samples", str(study.data.samples), "Unlabelled images that the statistics were taken from."),
     ]
 )
-left, right = st.columns([3, 2], gap="medium")
+left, right = st.columns([3, 2] if study.skipped else [4, 1], gap="medium")
 with left:
     st.subheader("Groups", anchor=False)
     table, columns = groups_table(study)
@@ -34,8 +37,11 @@ with left:
     )
 with right:
     st.subheader("Left whole", anchor=False)
-    with st.container(height=320, border=False):
-        st.table(skipped_table(study), border="horizontal", hide_index=True, alt="Channels left whole, and why")
+    if study.skipped:
+        with st.container(height=320, border=False):
+            st.table(skipped_table(study), border="horizontal", hide_index=True, alt="Channels left whole, and why")
+    else:
+        st.caption("Nothing: every channel, neuron and head belongs to a group.")
 st.caption(
     f"The study is kept in `{session.library.store.study_path(session.source.id)}`; the command line reads it too."
 )

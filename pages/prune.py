@@ -10,12 +10,12 @@ from app.tables import points_table
 session, study = ui.analysed()
 left, right = st.columns([1, 2.6], gap="medium")
 with left, st.container(border=True):
-    wish = prune_controls(session, study)
+    wish = prune_controls(session, study, right)
 with right:
     plan = wish.allocation
-    if plan is None:
+    if wish.problem is not None:
         st.error(wish.problem, icon=":material/error:")
-    else:
+    if plan is not None:
         flops, params = plan.cost.flops / study.dense.flops, plan.cost.params / study.dense.params
         ui.numbers(
             [

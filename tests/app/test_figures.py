@@ -14,7 +14,8 @@ RNG = np.random.default_rng(0)
 
 def strips(groups: int, components: int) -> list[f.Strip]:
     sorted_ = np.sort(RNG.random((groups, components)), axis=1)[:, ::-1]
-    return [f.Strip(f"layer{i}.0.conv1", row, components // 4) for i, row in enumerate(sorted_)]
+    kinds = ["channels", "stream", "neurons", "heads"]
+    return [f.Strip(f"layer{i}.0.conv1", kinds[i % 4], row, components // 4) for i, row in enumerate(sorted_)]
 
 
 def marks(figure: go.Figure) -> int:
@@ -27,6 +28,7 @@ PLAIN: list[Callable[[], go.Figure]] = [
     lambda: f.singletons(np.linspace(1, 0, 64), np.arange(64) % 3 == 0),
     lambda: f.curves(np.linspace(0, 1, 65), np.linspace(0, 1, 65) ** 2, 0.8, 52),
     lambda: f.outputs(RNG.random((16, 16))),
+    lambda: f.by_class(RNG.random((10, 64)), CLASSES, list(range(64))),
     lambda: f.gains(["a.conv1", "b.conv1"], [10, 3], [4, 2]),
     lambda: f.bound_scatter([0.1, 0.5], [1, 3], [0.8, 0.5]),
     lambda: f.bound_scatter([], [], []),
@@ -52,16 +54,18 @@ def test_large_networks_are_aggregated() -> None:
     assert marks(f.overview(strips(120, 2048), None, 0.8)) < 6000
     assert marks(f.singletons(np.linspace(1, 0, 20_000), np.arange(20_000) < 90)) <= 1000
     assert marks(f.outputs(RNG.random((2048, 2048)))) <= 5000
+    assert marks(f.by_class(RNG.random((300, 2048)), [str(i) for i in range(300)], list(range(2048)))) <= 5000
 
 
 def test_overview_shows_every_component_and_names_its_group() -> None:
     given = strips(3, 16)
-    bars, line = f.overview(given, "layer1.0.conv1", 0.8).data
+    bars, line, stream, neurons = f.overview(given, "layer1.0.conv1", 0.8).data
     assert len(bars.x) == 48
     assert [entry[0] for entry in bars.customdata[:16]] == ["layer0.0.conv1"] * 16
     assert [entry[2] for entry in bars.customdata[16:32]] == pytest.approx(list(given[1].fidelity))
     assert sum(bars.y[:16]) == pytest.approx(100)
     assert line.y[:2] == (25, 25)
+    assert (stream.name, stream.x, neurons.x) == ("residual stream", (1,), (2,)), "plain channels have no sign"
     assert len(f.overview(given, "layer1.0.conv1", 0.8).layout.shapes) == 1
     assert not f.overview(given, None, 0.8).layout.shapes
 
@@ -70,6 +74,15 @@ def test_aggregation_keeps_the_mean() -> None:
     table = RNG.random((128, 160))
     shown = np.array(f.outputs(table).data[0].z)
     assert shown.mean() == pytest.approx(table.mean(), rel=1e-3)
+
+
+def test_of_many_classes_those_that_differ_are_shown() -> None:
+    table = np.full((100, 8), 0.2)
+    table[[17, 60]] = np.eye(8)[:2]
+    shown = f.by_class(table, [f"class {i}" for i in range(100)], list(range(8))).data[0]
+    assert {"class 17", "class 60"} <= set(shown.y)
+    assert len(shown.y) == 40
+    assert shown.customdata[0][3] == "component 3"
 
 
 def test_the_diagonal_of_the_bound_scatter_is_y_equals_x() -> None:
@@ -88,6 +101,12 @@ def test_names_under_an_axis_lose_what_all_share_and_stay_apart() -> None:
     assert f._short(["layer1.0.conv1", "layer1.0.conv2"]) == ["conv1", "conv2"]
     assert f._short(["features.0", "features.3"]) == ["0", "3"]
     assert f._short(["only.one"]) == ["only.one"]
+
+
+def test_long_names_keep_their_numbers_and_their_end() -> None:
+    assert f._cut("layer3.0.conv1") == "layer3.0.conv1"
+    assert f._cut("denseblock3.denselayer12.conv2") == "d3.d12.conv2"
+    assert len(f._cut("encoder.layers.11.self_attention.a_very_long_projection")) == 18
 
 
 def test_colours_are_seen_on_light_and_on_dark() -> None:

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 import modhifi
 from app.selection import Source
 from app.session import library
-from modhifi.errors import UserError
+from modhifi.errors import Cancelled, UserError
 from modhifi.progress import Progress
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
@@ -90,7 +90,7 @@ def test_running(held: None, name: str) -> None:
     assert job.wait(10)
     assert job.state == "cancelled"
     app = settled(app)
-    assert "cancelled. Nothing was kept." in words(app)
+    assert "cancelled." in words(app)
     assert "run the analysis" in words(app)
     assert library().jobs.latest("analyse") is job, "and it is not started again unasked"
 
@@ -206,6 +206,50 @@ def test_eta_and_compensation_move_the_hifi_set(filled: Path) -> None:
     assert size(app) >= full
 
 
+def test_importance_says_what_a_group_is_and_what_it_knows_of_each_class(filled: Path) -> None:
+    app = open_page("importance", group="conv1")
+    assert "16 channels of a residual stream, read by layer1.0.conv1, layer1.1.conv1, layer1.2.conv1 and 7 more." in (
+        words(app)
+    )
+    assert "All 10 classes, as the network answered the 512 images." in words(app)
+
+
+def test_scalar_is_derived_for_the_group_in_focus_alone(filled: Path) -> None:
+    app = open_page("importance", group="layer1.0.conv1")
+    app.segmented_control(key="compensation").set_value("scalar")
+    app = settled(app)
+    job = library().jobs.latest("derive")
+    assert job is not None
+    assert job.title == "Deriving scalar compensation of layer1.0.conv1"
+    assert job.wait(60)
+    app = settled(app)
+    assert "With full compensation; scalar below." in words(app)
+    (study,) = library()._studies.values()
+    derived = {name.split("/")[-1].split("@")[0] for name in study.tables if name.startswith("error/greedy/scalar/")}
+    assert derived == {"layer1.0.conv1"}
+
+
+def test_curves_that_are_missing_can_be_cancelled_and_asked_for_again(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tabulate(*_: Any, **__: Any) -> None:
+        raise Cancelled
+
+    monkeypatch.setattr("app.library.tabulate", tabulate)
+    app = open_page("prune")
+    app.segmented_control(key="compensate").set_value("scalar")
+    app = settled(app)
+    assert "cancelled." in words(app)
+    assert not [m for m in app.metric if m.label == "Predicted fidelity"]
+    monkeypatch.undo()
+    press(app, "Derive again")
+    job = library().jobs.latest("derive")
+    assert job is not None
+    assert job.wait(60)
+    app = settled(app)
+    assert metric(app, "Predicted fidelity")
+
+
 def metric(app: AppTest, label: str) -> str:
     return next(str(m.value) for m in app.metric if m.label == label)
 
@@ -277,6 +321,7 @@ def test_bounds_are_measured_and_kept(filled: Path) -> None:
 
 
 def test_a_shared_address_opens_the_same_view(filled: Path) -> None:
-    app = open_page("prune", remain="30", budget="params", compensate="scalar", allocation="uniform")
+    app = open_page("prune", remain="30", budget="Parameters", compensate="Scalar", allocation="Uniform")
+    app = finish(app, "derive")
     assert app.slider(key="remain").value == 30
     assert 27 <= float(metric(app, "Parameters").rstrip("%")) <= 30.01

@@ -29,6 +29,7 @@ def test_first_visit_is_ready_soon_and_the_walk_ends_in_the_same_number(
 
     someone.go("Importance")
     someone.see("reach η = 0.80 in every group")
+    someone.see("All 10 classes")
 
     someone.go("Prune")
     assert 48 <= float(page.locator("[data-testid=stMetricValue]").first.inner_text().rstrip("%")) <= 50.01
