@@ -42,8 +42,11 @@ Blocks = int | Tensor
 # Outputs handled at a time where a (O, C, C) array would otherwise be needed whole: at most 2^26 entries, 512 MiB.
 _ENTRIES = 1 << 26
 
+# Side of the blocks that `inverse` works on.
+_TILE = 512
+
 # While more components than the second number are left, one in so many leaves in one step of `eliminate`.
-_AT_ONCE = 128
+_AT_ONCE = 64
 _ONE_BY_ONE = 256
 
 
@@ -95,7 +98,21 @@ def ridged(second: Tensor, ridge: float, floor: float = 0.0) -> Tensor:
 def inverse(second: Tensor) -> Tensor:
     """``H⁻¹``, (n, n) float64, of a `ridged` moment. Raises `torch.linalg.LinAlgError` if it is singular."""
     h = second.cpu() if second.device.type == "mps" else second
-    return torch.cholesky_inverse(torch.linalg.cholesky(h.to(torch.float64)))
+    factor = torch.linalg.cholesky(h.to(torch.float64))
+    n = len(factor)
+    # L⁻¹ and L⁻ᵀL⁻¹ by block columns, without the zeros above the diagonal: several times faster than
+    # torch.cholesky_inverse, which runs on one core.
+    half, found = torch.zeros_like(factor), torch.empty_like(factor)
+    starts = range(0, n, _TILE)
+    for start in starts:
+        end = min(start + _TILE, n)
+        unit = torch.eye(n - start, end - start, dtype=factor.dtype, device=factor.device)
+        half[start:, start:end] = torch.linalg.solve_triangular(factor[start:, start:], unit, upper=False)
+    for start in starts:
+        end = min(start + _TILE, n)
+        found[:end, start:end] = half[start:, :end].T @ half[start:, start:end]
+        found[start:end, :start] = found[:start, start:end].T
+    return found
 
 
 def gram(second: Tensor, weight: Tensor, blocks: Blocks) -> Tensor:
@@ -247,7 +264,7 @@ def eliminate(layers: Sequence[tuple[Tensor, Tensor, Blocks]]) -> tuple[Tensor, 
     """Backward greedy elimination with full compensation, in closed form (optimal brain surgeon for blocks).
 
     Removing component ``i`` costs ``tr(W_i [(H⁻¹)_ii]⁻¹ W_iᵀ)``; afterwards ``W ← W − W_i [(H⁻¹)_ii]⁻¹ H⁻¹_{i,:}`` and ``H⁻¹``
-    takes the matching rank-k downdate. While more than 256 components are left, the cheapest 128th of them leaves in one
+    takes the matching rank-k downdate. While more than 256 components are left, the cheapest 64th of them leaves in one
     step, so that wide layers take a few hundred steps.
 
     ``layers``: one ``(inverted (n, n), weight (O, n), blocks)`` for each consumer of the same C components, ``inverted`` the

@@ -21,7 +21,6 @@ from ..progress import Progress, silent
 from ..statistics import Collected, Partial, collect, process_count, process_rank, share
 from ..surgery import verified
 from ._layer import LayerStats
-from ._tables import tabulate
 from ._types import STUDY_SCHEMA, Study, read_columns
 
 __all__ = ["analyze"]
@@ -161,11 +160,7 @@ def _derive(
         layers[name] = LayerStats(weight, found.moments[name], columns)
     tables = _classes(structure, found)
     study = Study(model.ref, drawn.ref, structure, layers, {}, tables, ridge, 0.0, key)
-    total = len(structure.groups)
-    progress(0, total, "deriving scores and curves")
-    for done, (_, table) in enumerate(tabulate(structure, layers, ridge, device=model.device)):
-        study.tables |= table
-        progress(done + 1, total, "deriving scores and curves")
+    study.derive(device=model.device, progress=progress)
     count = min(GAIN_SAMPLES, max(8, GAIN_PASSES * len(drawn) // len(layers)))
     study.gains = directional(model.module, _halves(study), images[:count], progress=progress)
     return study

@@ -16,7 +16,7 @@ from ..components import Group, Structure
 from ..fidelity import eliminate, error_curve, inverse, output_energy, singleton_from_moments
 from ._layer import LayerStats, Level, Order
 
-__all__ = ["LEVELS", "ORDERS", "energy_key", "error_key", "order_key", "score_key", "tabulate"]
+__all__ = ["LEVELS", "ORDERS", "energy_key", "error_key", "order_key", "score_key", "tabulate", "tabulate_scalar"]
 
 ORDERS: tuple[Order, ...] = ("greedy", "naive")
 LEVELS: tuple[Level, ...] = ("none", "scalar", "full")
@@ -49,11 +49,10 @@ def tabulate(
     *,
     groups: frozenset[str] | None = None,
     centred: bool = True,
-    levels: tuple[Level, ...] = ("none", "full"),
     device: torch.device | None = None,
 ) -> Iterator[tuple[Group, dict[str, Tensor]]]:
-    """The tables of each group (of those named, or all) as soon as its last consumer was looked at. A layer's moment is
-    factorised once, whatever many groups it reads.
+    """The tables of each group (of those named, or all), without the scalar level, as soon as its last consumer was looked
+    at. A layer's moment is factorised once, however many groups it reads.
     """
     # MPS has no float64.
     where = device if device is not None and device.type == "cuda" else torch.device("cpu")
@@ -73,18 +72,25 @@ def tabulate(
             found = tables.setdefault(group.name, {})
             found[energy_key(name, centred)] = energy.sum().reshape(1).cpu()
             columns = stats.blocks(group.name).to(where)
-            flat = columns.reshape(-1)
-            # Only the group's own part of the inverse is needed from here on.
-            waiting.setdefault(group.name, {})[name] = (inverted[flat][:, flat], weight[:, flat], columns)
+            # Only the group's own part is needed from here on.
+            own, part, weights = _own(columns, second, inverted, weight)
+            waiting.setdefault(group.name, {})[name] = (part, weights, columns)
             fidelity = singleton_from_moments(second, weight, columns)
             singles.setdefault(group.name, []).append(((energy @ fidelity).cpu(), float(energy.sum())))
-            if "none" in levels or "scalar" in levels:
-                found["second/" + name] = second[flat][:, flat]
+            found["second/" + name] = own
         del second, inverted
         for group in wanted:
             if len(waiting[group.name]) == len(group.consumers):
                 parts = waiting.pop(group.name)
-                yield group, _finish(group, parts, tables.pop(group.name), singles.pop(group.name), centred, levels)
+                yield group, _finish(group, parts, tables.pop(group.name), singles.pop(group.name), centred)
+
+
+def _own(columns: Tensor, second: Tensor, inverted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows and columns of a group's components, in their order."""
+    flat = columns.reshape(-1)
+    if torch.equal(flat, torch.arange(len(second), device=flat.device)):
+        return second, inverted, weight
+    return second[flat][:, flat], inverted[flat][:, flat], weight[:, flat]
 
 
 def _finish(
@@ -93,7 +99,6 @@ def _finish(
     tables: dict[str, Tensor],
     singles: list[tuple[Tensor, float]],
     centred: bool,
-    levels: tuple[Level, ...],
 ) -> dict[str, Tensor]:
     energy = sum(own for _, own in singles)
     total = torch.stack([value for value, _ in singles]).sum(0)
@@ -108,10 +113,24 @@ def _finish(
     for order, index in orders:
         found[order_key(group.name, order, centred)] = index.cpu()
         for layer, (inverted, weight, _) in parts.items():
-            own = tables.get("second/" + layer)
-            for level in levels:
-                # With the group's own rows cut out, error_curve needs the moment for `none` and `scalar`, the inverse for `full`.
-                second = inverted if own is None else own
-                error = error_curve(second, weight, blocks[layer], index.to(weight.device), level, inverted)
-                found[error_key(group.name, layer, order, level, centred)] = error.cpu()
+            for level in LEVELS:
+                if level != "scalar":
+                    second = tables["second/" + layer]
+                    error = error_curve(second, weight, blocks[layer], index.to(weight.device), level, inverted)
+                    found[error_key(group.name, layer, order, level, centred)] = error.cpu()
     return found
+
+
+def tabulate_scalar(
+    layer: str, stats: LayerStats, orders: Mapping[str, Mapping[Order, Tensor]], ridge: float, centred: bool
+) -> dict[str, Tensor]:
+    """The errors of one layer at the scalar level, for the groups in ``orders``: O(O·C³), hence only when asked for."""
+    second, weight = stats.operator(centred, ridge)
+    second = second * stats.moments.positions
+    return {
+        error_key(group, layer, order, "scalar", centred): error_curve(
+            second, weight, stats.blocks(group), index, "scalar"
+        )
+        for group, known in orders.items()
+        for order, index in known.items()
+    }

@@ -24,9 +24,10 @@ from ..errors import UserError
 from ..fidelity import output_energy, singleton_from_moments
 from ..lipschitz import Gain
 from ..models import ModelRef
+from ..progress import Progress, silent
 from ..statistics import Moments
 from ._layer import LayerStats, Level, Order
-from ._tables import energy_key, error_key, order_key, score_key, tabulate
+from ._tables import ORDERS, energy_key, error_key, order_key, score_key, tabulate, tabulate_scalar
 
 __all__ = ["STUDY_SCHEMA", "Study"]
 
@@ -79,13 +80,51 @@ class Study:
         """Cost when ``counts[group]`` components stay."""
         return self.structure.cost(counts)
 
-    def _table(self, key: str, group: str, centred: bool, levels: tuple[Level, ...] = ("none", "full")) -> Tensor:
+    def missing(self, compensate: Level = "full", centred: bool = True, group: str | None = None) -> list[str]:
+        """The groups (or the one named, if it is among them) whose curves at this level were not derived yet."""
+        groups = self.groups if group is None else (self.group(group),)
+        level: Level = "scalar" if compensate == "scalar" else "full"
+        return [
+            one.name
+            for one in groups
+            if any(error_key(one.name, c.layer, "naive", level, centred) not in self.tables for c in one.consumers)
+        ]
+
+    def derive(
+        self,
+        compensate: Level = "full",
+        centred: bool = True,
+        group: str | None = None,
+        *,
+        device: torch.device | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        """Derives what is missing of scores, orders and curves. The raw basis and the scalar level can take long for wide
+        layers; a page asks for them in the background. ``device``: where to compute, if it is a GPU.
+        """
+        what = "deriving scores and curves"
+        wanted = self.missing("full", centred, group)
+        found = tabulate(
+            self.structure, self.layers, self.ridge, groups=frozenset(wanted), centred=centred, device=device
+        )
+        progress(0, len(wanted), what)
+        for done, (_, tables) in enumerate(found if wanted else ()):
+            self.tables |= tables
+            progress(done + 1, len(wanted), what)
+        scalar = set(self.missing("scalar", centred, group)) if compensate == "scalar" else set()
+        readers = {name: [g.name for g, _ in read if g.name in scalar] for name, read in self.structure.readers.items()}
+        layers = [name for name, groups in readers.items() if groups]
+        for done, name in enumerate(layers):
+            progress(done, len(layers), what)
+            orders = {
+                one: {order: self.tables[order_key(one, order, centred)] for order in ORDERS} for one in readers[name]
+            }
+            self.tables |= tabulate_scalar(name, self.layers[name], orders, self.ridge, centred)
+        progress(len(layers), len(layers), what)
+
+    def _table(self, key: str, group: str, compensate: Level, centred: bool) -> Tensor:
         if key not in self.tables:
-            self.group(group)
-            for _, found in tabulate(
-                self.structure, self.layers, self.ridge, groups=frozenset({group}), centred=centred, levels=levels
-            ):
-                self.tables |= found
+            self.derive(compensate, centred, group)
         return self.tables[key]
 
     def scores(self, group: str, centred: bool = True) -> dict[str, np.ndarray]:
@@ -93,18 +132,17 @@ class Study:
         the share of the output's energy lost when greedy elimination removes the component.
         """
         names = ("fidelity", "greedy")
-        return {name: self._table(score_key(group, name, centred), group, centred).numpy() for name in names}
+        return {name: self._table(score_key(group, name, centred), group, "full", centred).numpy() for name in names}
 
     def order(self, group: str, order: Order = "greedy", centred: bool = True) -> np.ndarray:
         """(C,) int64, the components, most important first: by greedy elimination, or by singleton fidelity (naive)."""
-        return self._table(order_key(group, order, centred), group, centred).numpy()
+        return self._table(order_key(group, order, centred), group, "full", centred).numpy()
 
     def errors(self, group: str, layer: str, order: Order, compensate: Level, centred: bool) -> np.ndarray:
         """(C + 1,) float64: ``E‖Y − Ŷ‖²`` of one sample at ``layer`` when the first 0…C components of ``group`` stay, and all
         others that the layer reads.
         """
-        levels: tuple[Level, ...] = ("none", "full") if compensate != "scalar" else ("scalar",)
-        return self._table(error_key(group, layer, order, compensate, centred), group, centred, levels).numpy()
+        return self._table(error_key(group, layer, order, compensate, centred), group, compensate, centred).numpy()
 
     def energy(self, layer: str, centred: bool) -> float:
         """``E‖Y‖²`` (centred: the variance) of one sample at ``layer``, summed over outputs and positions."""

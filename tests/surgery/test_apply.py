@@ -3,17 +3,14 @@
 import copy
 
 import pytest
-import timm
 import torch
-import torchvision
 from torch import nn
 
 import modhifi
 from modhifi import Data, Model, Plan, Study, UserError
-from modhifi.components import enumerate_components
 from modhifi.evaluation import count_cost
-from modhifi.models import InputSpec, fingerprint
-from modhifi.plan import GroupPlan, Settings
+from modhifi.models import fingerprint
+from modhifi.plan import GroupPlan
 from modhifi.surgery import recalibrate
 
 
@@ -60,47 +57,6 @@ def test_a_chain_in_which_consumers_are_producers_and_a_bias_is_added(
     with torch.inference_mode():
         example = chain.example(4)
         torch.testing.assert_close(masked.module(example), net(example.double()).float(), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [("resnet18", 32), ("vgg11_bn", 32), ("vit_tiny_patch16_224", 224), ("convnext_atto", 64), ("mobilenetv2_050", 64)],
-)
-def test_half_of_every_group_at_random_in_other_families(name: str, size: int) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = (
-            torchvision.models.vgg11_bn(num_classes=10, dropout=0.0)
-            if name == "vgg11_bn"
-            else timm.create_model(name, num_classes=10)
-        )
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_()
-                module.running_var.uniform_(0.5, 2)
-    net = net.eval().requires_grad_(False).double()
-    spec = InputSpec(size=(size, size), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    model = Model(name, net, spec, tuple("0123456789"), None, fingerprint(net))
-    model.example = lambda batch=1: torch.randn(  # type: ignore[method-assign]
-        batch, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
-    structure = enumerate_components(net, model.example())
-    generator = torch.Generator().manual_seed(1)
-    keep = {
-        g.name: sorted(torch.randperm(g.size, generator=generator)[: (g.size + 1) // 2].tolist())
-        for g in structure.groups
-    }
-    plan = Plan(
-        kind="prune",
-        model=model.ref,
-        calibration=modhifi.load_data("digits").ref,
-        settings=Settings(budget="manual", compensate="none"),
-        groups={g.name: GroupPlan(total=g.size, keep=keep[g.name]) for g in structure.groups},
-    )
-    _, removed = agree(plan, model, 1e-10)
-    predicted = structure.cost({name: len(kept) for name, kept in keep.items()})
-    assert predicted.params == sum(p.numel() for p in removed.module.parameters())
-    assert predicted.params < structure.cost().params
 
 
 def test_the_model_itself_is_left_as_it_was(digits_study: Study, digits_model: Model) -> None:
