@@ -116,7 +116,7 @@ def read_export(folder: Path, device: torch.device) -> Model:
         raise UserError(f"{path} is damaged: {error.errors()[0]['msg']}; export it again") from error
     state = read_checkpoint(folder / "model.safetensors")
     net = architecture(manifest.architecture, state).eval()
-    example = torch.zeros(1, *manifest.input.shape)
+    example = torch.randn(1, *manifest.input.shape, generator=torch.Generator().manual_seed(0))
     try:
         for step in manifest.steps:
             restructure(net, example, step)

@@ -168,6 +168,7 @@ def collect(
     finally:
         torch.backends.cuda.matmul.allow_tf32 = tf32
     _add_up(list(everything.values()))
+    _agree(list(sums.values()))
     found = Collected({name: one.result() for name, one in sums.items()}, counts)
     for name, one in sums.items():
         for key, value in one.sums.items():
@@ -184,8 +185,21 @@ def collect(
 def _add_up(values: list[Tensor]) -> None:
     """Sums over all processes, in place."""
     if process_count() > 1:
-        gpu = torch.distributed.get_backend() == "nccl"
         for value in values:
-            moved = value.cuda() if gpu else value.cpu()
+            moved = _shareable(value)
             torch.distributed.all_reduce(moved)
             value.copy_(moved)
+
+
+def _agree(layers: list[LayerSums]) -> None:
+    """A process that had no sample learns from the others how many positions a layer has."""
+    if process_count() > 1:
+        positions = _shareable(torch.tensor([one.positions for one in layers]))
+        torch.distributed.all_reduce(positions, torch.distributed.ReduceOp.MAX)
+        for one, seen in zip(layers, positions.tolist(), strict=True):
+            one.positions = seen
+
+
+def _shareable(value: Tensor) -> Tensor:
+    """Where the processes can exchange it."""
+    return value.cuda() if torch.distributed.get_backend() == "nccl" else value.cpu()

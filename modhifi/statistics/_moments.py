@@ -25,9 +25,9 @@ __all__ = ["MAX_INPUTS", "LayerSums", "Moments", "partition"]
 # A dense second moment of more inputs than this would take more than 512 MiB in float32.
 MAX_INPUTS = 11_585
 # Up to this many rows and columns the symmetric half that is left out would not pay for the splitting.
-_TILE = 768
+_TILE = 512
 # One position in so many is looked at for the class tables.
-_CLASS_POSITIONS = 16
+_CLASS_POSITIONS = 64
 
 
 @dataclass
@@ -110,10 +110,19 @@ class LayerSums:
             self._add_contributions(rows)
         else:
             _add_symmetric(self.sums["second"], rows)
-        self.sums["mean"] += rows.sum(0, dtype=self.sums["mean"].dtype)
+        self.sums["mean"] += rows.sum(0)
         self.sums["count"] += rows.shape[0]
         if self.classes:
-            self._note(rows.reshape(x.shape[0], self.size, -1), outputs_at(layer, y, at), x.shape[0])
+            used = min(self.size, max(1, self.positions // _CLASS_POSITIONS))
+            # Those drawn come in random order; where all are looked at, some of them are drawn.
+            where = torch.arange(used).expand(len(samples), -1)
+            if at is None and used < self.size:
+                where = draw(self.positions, used, f"{self.name}/class", samples, self.seed)
+            where = where.to(x.device)
+            chosen = rows.reshape(x.shape[0], self.size, -1)[
+                torch.arange(len(samples), device=x.device)[:, None], where
+            ]
+            self._note(chosen, outputs_at(layer, y, where if at is None else at[:, :used]))
 
     def _add_contributions(self, rows: Tensor) -> None:
         outputs = self.weight.shape[0]
@@ -122,11 +131,10 @@ class LayerSums:
             each = torch.stack([chunk[:, part] @ self.weight[:, part].T for part in self.parts]).flatten(1)  # (C, r·O)
             self.sums["second"].addmm_(each, each.T)
 
-    def _note(self, rows: Tensor, outputs: Tensor, batch: int) -> None:
+    def _note(self, rows: Tensor, outputs: Tensor) -> None:
         """``rows`` (B, p, n) and ``outputs`` (B·p, O) of a part of the positions, summed over them; the classes come later."""
-        used = min(self.size, max(1, self.positions // _CLASS_POSITIONS))
-        x = rows[:, :used].reshape(batch * used, -1)
-        y = outputs.float().reshape(batch, self.size, -1)[:, :used].reshape(batch * used, -1)
+        batch, used = rows.shape[:2]
+        x, y = rows.reshape(batch * used, -1), outputs.float()
         product = x * (y @ self.weight)  # Σ over a component's columns: <A_i, Y>
         self.waiting["class_energy"] = y.square().sum(1).reshape(batch, used).sum(1)
         for group, columns in self.groups.items():

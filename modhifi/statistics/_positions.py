@@ -12,15 +12,15 @@ from torch import Tensor
 
 __all__ = ["draw", "draw_size"]
 
-# A draw costs as many multiply-accumulates in the second moment as this many passes through the layer …
-_PASSES = 1
-# … or so many rows for each input of the layer, whichever is more: fewer would leave the moment without full rank.
-_ROWS_PER_INPUT = 8
+# A draw costs as many multiply-accumulates in the second moment as a quarter of a pass through the layer …
+_PASSES = 0.25
+# … or so many rows for each input of the layer, whichever is more: too few would leave the moment without full rank.
+_ROWS_PER_INPUT = 4
 
 
 def draw_size(positions: int, inputs: int, outputs: int, samples: int) -> int:
     """How many of ``positions`` are drawn from each of ``samples`` samples of a layer with an (outputs, inputs) flat weight."""
-    return min(positions, max(_PASSES * positions * outputs // inputs, -(-_ROWS_PER_INPUT * inputs // samples), 1))
+    return min(positions, max(int(_PASSES * positions * outputs / inputs), -(-_ROWS_PER_INPUT * inputs // samples), 1))
 
 
 def draw(positions: int, size: int, layer: str, samples: Tensor, seed: int) -> Tensor:

@@ -18,7 +18,7 @@ from ._positions import draw
 __all__ = ["collect_singletons"]
 
 # One position in so many is looked at.
-_FRACTION = 8
+_FRACTION = 16
 
 
 class _Sums:
@@ -69,7 +69,7 @@ def collect_singletons(
     """Runs ``module`` once over ``batches`` ((B, 3, H, W) each) and returns the singleton fidelity (O, C) float64 of every
     layer in ``layers``, which names the columns (C, k) of each component.
 
-    ``size`` says how many of so many positions are looked at; by default every eighth. Raises TypeError for a name that is
+    ``size`` says how many of so many positions are looked at; by default every sixteenth. Raises TypeError for a name that is
     neither a convolution nor a linear layer. No hook is left behind, whatever happens.
     """
     device = next(module.parameters()).device

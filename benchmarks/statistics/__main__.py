@@ -1,6 +1,6 @@
 """What collecting the statistics costs, in forward passes of the same images in the same run.
 
-    python benchmarks/statistics.py [--model timm:resnet50] [--samples 128] [--batch 32] [--device auto] [--rounds 3]
+    python benchmarks/statistics [--model timm:resnet50] [--samples 128] [--batch 32] [--device auto] [--rounds 3]
 
 Prints the table that the README shows. Memory is the peak above that of the plain forward pass: of the process, each
 measurement in a process of its own, or of the device's allocator on a GPU. The naive ways are run in full on a few of the
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import modhifi
 from modhifi.components import enumerate_components
