@@ -235,7 +235,7 @@ def test_curves_that_are_missing_can_be_cancelled_and_asked_for_again(
     def tabulate(*_: Any, **__: Any) -> None:
         raise Cancelled
 
-    monkeypatch.setattr("app.library.tabulate", tabulate)
+    monkeypatch.setattr("modhifi.study._types.tabulate_scalar", tabulate)
     app = open_page("prune")
     app.segmented_control(key="compensate").set_value("scalar")
     app = settled(app)
