@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import modhifi
-from modhifi import Data, Model, Study, UserError
+from modhifi import Data, Model, Plan, Study, UserError
+from modhifi.components import enumerate_components
 from modhifi.evaluation import tensor_bytes
+from modhifi.plan import Settings
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +55,14 @@ def test_an_exported_network_can_be_pruned_and_exported_again(smaller: Model, tm
 
 def test_an_added_bias_is_read_back(tmp_path) -> None:
     """A layer without bias and without BatchNorm behind it gets one; the folder says so."""
-    model = modhifi.load_model("timm:mobilenetv2_050", device="cpu")
+    model = modhifi.load_model("timm:densenet121", device="cpu")
     model.input = model.input.model_copy(update={"size": (32, 32)})
-    study = modhifi.analyze(model, modhifi.load_data("digits"), samples=16)
-    group = next(g for g in study.groups if any(consumer.shift is None for consumer in g.consumers))
-    changed = modhifi.apply(modhifi.prune(study, overrides={group.name: group.size // 2}), model)
+    structure = enumerate_components(model.module, model.example())
+    layer = next(name for name, read in structure.readers.items() if read[0][1].shift is None)
+    plan = Plan(
+        kind="prune", model=model.ref, calibration=modhifi.load_data("digits").ref, settings=Settings(budget="manual")
+    ).with_tensors({f"{layer}.shift": torch.full((model.module.get_submodule(layer).out_channels,), 0.5)})
+    changed = modhifi.apply(plan, model)
     assert changed.steps[0].added_biases
     again = modhifi.load_model(str(modhifi.export(changed, tmp_path / "out")), device="cpu")
     with torch.inference_mode():
