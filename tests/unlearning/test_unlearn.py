@@ -44,7 +44,7 @@ def test_the_slices_with_the_highest_singleton_fidelity_on_the_forget_samples_ar
     rows = []
     with (
         torch.inference_mode(),
-        observed(digits_model.module, [layer], lambda _, op, x: rows.append(patches(op, x).double().numpy())),
+        observed(digits_model.module, [layer], lambda _, op, x, __: rows.append(patches(op, x).double().numpy())),
     ):
         for images, _ in forget.batches(digits_model.input):
             digits_model.module(images)
