@@ -85,7 +85,9 @@ class Bench:
         classes = len(model.classes)
         self.steps: dict[str, Callable[[Tensor], object]] = {
             "forward": self.forward,
-            "singletons": lambda images: collect_singletons(self.net, self.columns, images.split(self.batch)),
+            "singletons": lambda images: collect_singletons(
+                self.net, self.columns, images.split(self.batch), len(images)
+            ),
             "moments": lambda images: self.collect(images, 0),
             "moments and class tables": lambda images: self.collect(images, classes),
         }

@@ -61,29 +61,32 @@ def collect_singletons(
     module: nn.Module,
     layers: Mapping[str, Tensor],
     batches: Iterable[Tensor],
+    samples: int,
     *,
     seed: int = 0,
     size: Callable[[int], int] | None = None,
     progress: Progress = silent,
+    what: str = "collecting singleton scores",
 ) -> dict[str, Tensor]:
-    """Runs ``module`` once over ``batches`` ((B, 3, H, W) each) and returns the singleton fidelity (O, C) float64 of every
-    layer in ``layers``, which names the columns (C, k) of each component.
+    """Runs ``module`` once over ``batches`` ((B, 3, H, W) each, ``samples`` in all) and returns the singleton fidelity (O, C)
+    float64 of every layer in ``layers``, which names the columns (C, k) of each component.
 
-    ``size`` says how many of so many positions are looked at; by default every sixteenth. Raises TypeError for a name that is
-    neither a convolution nor a linear layer. No hook is left behind, whatever happens.
+    ``size`` says how many of so many positions are looked at; by default every sixteenth. ``what`` is the step's name. Raises
+    TypeError for a name that is neither a convolution nor a linear layer. No hook is left behind, whatever happens.
     """
     device = next(module.parameters()).device
     choose = size or (lambda positions: positions // _FRACTION)
     sums = {name: _Sums(name, get_operator(module, name), columns, seed, choose) for name, columns in layers.items()}
     done = 0
-    samples = torch.zeros(0, dtype=torch.int64)
+    current = torch.zeros(0, dtype=torch.int64)
     with (
         torch.inference_mode(),
-        observed(module, layers, lambda name, layer, x, y: sums[name].take(layer, x, y, samples)),
+        observed(module, layers, lambda name, layer, x, y: sums[name].take(layer, x, y, current)),
     ):
         for batch in batches:
-            progress(done, done + len(batch), "collecting singleton scores")
-            samples = torch.arange(done, done + len(batch))
+            progress(done, samples, what)
+            current = torch.arange(done, done + len(batch))
             module(batch.to(device))
             done += len(batch)
+        progress(done, samples, what)
     return {name: total.result() for name, total in sums.items()}

@@ -17,11 +17,10 @@ from .._operators import Edit, edited
 from ..data import Data
 from ..errors import UserError
 from ..evaluation import match_labels
-from ..fidelity import singleton_from_moments
 from ..models import Model, reload
 from ..plan import Plan, Settings
 from ..progress import Progress, silent
-from ..statistics import collect
+from ..statistics import collect_singletons
 from ..study import Study
 
 __all__ = ["choose_classes", "unlearn"]
@@ -126,11 +125,11 @@ def unlearn(
 
 def _editable(study: Study, layer: str) -> bool:
     """Layers that read what a block computed. One that reads the residual stream hears every block before it; the one that
-    writes the logits would only be a masked logit; a wide layer's moments speak of components, not of single slices.
+    writes the logits would only be a masked logit.
     """
     logits = layer == list(study.structure.readers)[-1] and len(study.layers[layer].weight) == len(study.model.classes)
     streams = any(group.kind == "stream" for group, _ in study.structure.readers[layer])
-    return not (logits or streams or study.layers[layer].wide)
+    return not (logits or streams)
 
 
 def _slices(study: Study, layer: str) -> Tensor:
@@ -158,21 +157,19 @@ class _Search:
         self.method = "published, negation" if negate else "published, zeroing"
         self.factor = -1.0 if negate else 0.0
         forget_images = images[chosen]
-        moments = collect(
-            model.module,
-            {name: {} for name in self.layers},
-            lambda start: forget_images[start:].split(128),
-            len(forget_images),
-            progress=progress,
-            what="forget samples",
-        ).moments
         self.weights = {name: study.layers[name].weight.double() for name in self.layers}
         # All slices that a layer reads, of whatever group.
         self.columns = {name: _slices(study, name) for name in self.layers}
-        self.scores = {
-            name: singleton_from_moments(moments[name].second, self.weights[name], self.columns[name])
-            for name in self.layers
-        }
+        # Few samples and a ranking of single slices: every position counts.
+        self.scores = collect_singletons(
+            model.module,
+            self.columns,
+            forget_images.split(128),
+            len(forget_images),
+            size=lambda positions: positions,
+            progress=progress,
+            what="forget samples",
+        )
 
     def edits(self, layers: Sequence[str], strength: float) -> dict[str, Edit]:
         """The fraction ``strength`` of each layer's (output, component) slices with the highest scores, edited."""

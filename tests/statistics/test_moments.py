@@ -145,11 +145,15 @@ def test_singletons_of_the_fast_path_are_those_of_the_moments(
     weight = flat_weight(get_operator(digits_model.module, layer))
     columns = torch.arange(weight.shape[1]).reshape(-1, 9 if layer != "linear" else 4)
     moments = run(digits_model.module, [layer], images)[layer]
-    found = collect_singletons(digits_model.module, {layer: columns}, images.split(3), size=lambda positions: positions)
+    found = collect_singletons(
+        digits_model.module, {layer: columns}, images.split(3), len(images), size=lambda positions: positions
+    )
     expected = singleton_from_moments(moments.second, weight, columns)
     torch.testing.assert_close(found[layer], expected, rtol=1e-4, atol=1e-6)
     # A part of the positions, drawn in the same way: near.
-    part = collect_singletons(digits_model.module, {layer: columns}, images.split(3), size=lambda p: p // 4)[layer]
+    part = collect_singletons(
+        digits_model.module, {layer: columns}, images.split(3), len(images), size=lambda p: p // 4
+    )[layer]
     assert float((part - expected).abs().mean()) < 0.06
 
 
@@ -280,7 +284,7 @@ def test_no_hook_stays_behind(chain: Model) -> None:
     with pytest.raises(Cancelled):
         run(net, ["b"], images, progress=cancel)
     with pytest.raises(Cancelled):
-        collect_singletons(net, {"b": torch.arange(54).reshape(6, 9)}, [images], progress=cancel)
+        collect_singletons(net, {"b": torch.arange(54).reshape(6, 9)}, [images], len(images), progress=cancel)
     with pytest.raises(RuntimeError):
         run(net, ["b"], torch.randn(4, 2, 8, 8))
     with pytest.raises(TypeError, match="not a Conv2d or Linear"):
