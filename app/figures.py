@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -225,16 +226,7 @@ def outputs(table: Array) -> go.Figure:
     columns = min(table.shape[1], _LARGEST // rows)
     blocks = [np.array_split(part, columns, axis=1) for part in np.array_split(table, rows, axis=0)]
     small = np.array([[cell.mean() for cell in row] for row in blocks])
-    figure = go.Figure(
-        go.Heatmap(
-            z=small,
-            colorscale=_SCALE,
-            zmin=0.0,
-            zmax=float(small.max()) or 1.0,
-            colorbar={"title": {"text": "fidelity", "side": "right"}, "thickness": 12},
-            hovertemplate="component %{x}<br>output %{y}<br>fidelity %{z:.4f}<extra></extra>",
-        )
-    )
+    figure = _heatmap(small, "component %{x}<br>output %{y}")
     figure.update_xaxes(title="component (input channel)", showgrid=False)
     figure.update_yaxes(title="output channel", autorange="reversed", showgrid=False)
     return _finish(figure, 340)
@@ -256,22 +248,30 @@ def by_class(table: Array, classes: Sequence[str], components: Sequence[int]) ->
         f"component {components[p[0]]}" if len(p) == 1 else f"{len(p)} components, ranks {p[0] + 1} to {p[-1] + 1}"
         for p in pieces
     ]
-    figure = go.Figure(
-        go.Heatmap(
-            z=small,
-            x=[1 + float(piece.mean()) for piece in pieces],
-            y=list(classes),
-            customdata=np.broadcast_to(np.array(labels), small.shape),
-            colorscale=_SCALE,
-            zmin=0.0,
-            zmax=float(small.max()) or 1.0,
-            colorbar={"title": {"text": "fidelity", "side": "right"}, "thickness": 12},
-            hovertemplate="class %{y}, %{customdata}<br>fidelity %{z:.4f}<extra></extra>",
-        )
+    figure = _heatmap(
+        small,
+        "class %{y}, %{customdata}",
+        x=[1 + float(piece.mean()) for piece in pieces],
+        y=list(classes),
+        customdata=np.broadcast_to(np.array(labels), small.shape),
     )
     figure.update_xaxes(title="component, by its own fidelity", showgrid=False)
     figure.update_yaxes(title="class", type="category", autorange="reversed", showgrid=False)
     return _finish(figure, min(400, 120 + 24 * len(classes)))
+
+
+def _heatmap(fidelity: Array, hover: str, **axes: Any) -> go.Figure:
+    return go.Figure(
+        go.Heatmap(
+            z=fidelity,
+            colorscale=_SCALE,
+            zmin=0.0,
+            zmax=float(fidelity.max()) or 1.0,
+            colorbar={"title": {"text": "fidelity", "side": "right"}, "thickness": 12},
+            hovertemplate=f"{hover}<br>fidelity %{{z:.4f}}<extra></extra>",
+            **axes,
+        )
+    )
 
 
 def gains(layers: Sequence[str], maximum: Sequence[float], rms: Sequence[float]) -> go.Figure:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import modhifi
 from modhifi._format import listed
-from modhifi.study._analyze import CLASS_SAMPLES
+from modhifi.study import CLASS_SAMPLES
 
 from . import components as ui
 from .figures import Array, Strip

@@ -24,7 +24,7 @@ from ..models import Model, reload
 from ..plan import Plan
 from ..progress import Progress, silent
 from ..study import Study
-from ..surgery import gone_columns
+from ..surgery import remaining_columns
 
 __all__ = ["BoundReport", "BoundRow", "measure"]
 
@@ -159,8 +159,7 @@ def plan_edits(study: Study, plan: Plan) -> dict[str, Edit]:
     keep = {name: group.keep for name, group in plan.groups.items()}
     for name in study.structure.readers:
         own = study.layers[name].weight.double()
-        stays = torch.ones(own.shape[1], dtype=torch.bool)
-        stays[torch.from_numpy(gone_columns(study.structure, name, keep))] = False
+        stays = remaining_columns(study.structure, name, own, keep)
         weight = torch.zeros_like(own)
         weight[:, stays] = plan.tensors.get(f"{name}.weight", own[:, stays]).double()
         shift = plan.tensors.get(f"{name}.shift", own.new_zeros(own.shape[0])).double()

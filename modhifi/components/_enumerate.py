@@ -63,6 +63,7 @@ def _dependency_graph(module: nn.Module, example: Tensor) -> Any:
 class _Enumeration:
     def __init__(self, net: nn.Module, example: Tensor, seen: Trace) -> None:
         self.trace = seen
+        self.order = {name: position for position, name in enumerate(seen.order)}
         self.extras: list[Extra] = extras(net)
         self.graph = _dependency_graph(net, example)
         self.modules: dict[str, Any] = dict(net.named_modules()) | dict(net.named_parameters())
@@ -205,10 +206,9 @@ class _Enumeration:
                 groups.append(found)
             elif found is not None:
                 skipped.setdefault(found.name, found.reason)
-        order = {name: position for position, name in enumerate(self.trace.order)}
-        groups = self._named(sorted(groups, key=lambda group: order[group.name]))
+        groups = self._named(sorted(groups, key=lambda group: self.order[group.name]))
         for name, module in self.modules.items():
-            if isinstance(module, _Layer) and name not in order:
+            if isinstance(module, _Layer) and name not in self.order:
                 skipped.setdefault(name, "its weights are used without running it")
         layers = self._costs(groups)
         total = sum(value.numel() for value in self.modules.values() if isinstance(value, nn.Parameter))
@@ -226,9 +226,12 @@ class _Enumeration:
         """Of components that are all coupled to ``sides``: their group, why there is none, or None for the outputs of the
         network and what nothing writes.
         """
-        order = {name: position for position, name in enumerate(self.trace.order)}
-        writers = sorted((name for name, side in sides if side == "out" and self._writes(name)), key=order.__getitem__)
-        readers = sorted((name for name, side in sides if side == "in" and self._reads(name)), key=order.__getitem__)
+        writers = sorted(
+            (name for name, side in sides if side == "out" and self._writes(name)), key=self.order.__getitem__
+        )
+        readers = sorted(
+            (name for name, side in sides if side == "in" and self._reads(name)), key=self.order.__getitem__
+        )
         if not writers:
             return None  # the network's input
         if not readers:
@@ -364,8 +367,7 @@ class _Enumeration:
 
     def _affected(self, names: set[str]) -> Iterator[str]:
         yield from (name for name in self.trace.order if name in names)
-        layers = set(self.trace.order)
-        yield from (name for name in self.modules if name in names and name not in layers)
+        yield from (name for name in self.modules if name in names and name not in self.order)
 
 
 def _pixels(layer: nn.Module) -> int:

@@ -31,6 +31,7 @@ __all__ = [
     "gram",
     "inverse",
     "output_energy",
+    "own_part",
     "ridged",
     "scalar_compensation",
     "singleton_from_moments",
@@ -71,12 +72,18 @@ def _checked(second: Tensor, weight: Tensor, blocks: Blocks) -> tuple[Tensor, Te
     return second.to(torch.float64), weight.to(torch.float64), columns
 
 
-def _owned(second: Tensor, weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, int]:
-    """The components' own rows and columns, one component after the other, and ``k``."""
+def own_part(columns: Tensor, weight: Tensor, *squares: Tensor) -> tuple[Tensor, ...]:
+    """``weight`` (O, n) and matrices (n, n) cut down to the components' own ``columns`` (C, k), one component after the other."""
     flat = columns.reshape(-1)
-    if torch.equal(flat, torch.arange(len(second), device=flat.device)):
-        return second, weight, columns.shape[1]
-    return second[flat][:, flat], weight[:, flat], columns.shape[1]
+    if torch.equal(flat, torch.arange(weight.shape[1], device=flat.device)):
+        return weight, *squares
+    return weight[:, flat], *(square[flat][:, flat] for square in squares)
+
+
+def _owned(second: Tensor, weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, int]:
+    """`own_part`, and ``k``."""
+    own_weight, own_second = own_part(columns, weight, second)
+    return own_second, own_weight, columns.shape[1]
 
 
 def centre(second: Tensor, mean: Tensor) -> Tensor:

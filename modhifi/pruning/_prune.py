@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..plan import GroupPlan, Plan, Settings
 from ..progress import Progress, silent
 from ..study import LEVELS, Level, Study
-from ..surgery import gone_columns, recalibrated
+from ..surgery import recalibrated, remaining_columns
 from ._allocate import Allocation, Score, Spread, allocate
 
 __all__ = ["prune"]
@@ -73,9 +71,8 @@ def prune(
     for done, name in enumerate(touched if compensate != "none" else []):
         progress(done, len(touched), "compensating")
         edit = study.edit(name, decided.keep, compensate, centred)
-        stays = np.ones(edit.weight.shape[1], dtype=bool)
-        stays[gone_columns(study.structure, name, decided.keep)] = False
-        tensors[f"{name}.weight"] = edit.weight[:, torch.from_numpy(stays)].float()
+        stays = remaining_columns(study.structure, name, edit.weight, decided.keep)
+        tensors[f"{name}.weight"] = edit.weight[:, stays].float()
         if centred:
             tensors[f"{name}.shift"] = edit.shift.float()
     progress(len(touched), len(touched), "compensating")

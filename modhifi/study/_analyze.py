@@ -23,7 +23,7 @@ from ..surgery import verified
 from ._layer import LayerStats
 from ._types import STUDY_SCHEMA, Study, read_columns
 
-__all__ = ["analyze"]
+__all__ = ["CLASS_SAMPLES", "analyze"]
 
 RIDGE = 1e-6
 GAIN_SAMPLES = 64

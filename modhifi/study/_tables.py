@@ -8,12 +8,13 @@ defaults ask for; the rest is derived when it is first asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..components import Group, Structure
-from ..fidelity import eliminate, error_curve, inverse, output_energy, singleton_from_moments
+from ..fidelity import eliminate, error_curve, inverse, output_energy, own_part, singleton_from_moments
 from ._layer import LayerStats, Level, Order
 
 __all__ = ["LEVELS", "ORDERS", "energy_key", "error_key", "order_key", "score_key", "tabulate", "tabulate_scalar"]
@@ -56,9 +57,7 @@ def tabulate(
     """
     # MPS has no float64.
     where = device if device is not None and device.type == "cuda" else torch.device("cpu")
-    waiting: dict[str, dict[str, tuple[Tensor, Tensor, Tensor]]] = {}
-    tables: dict[str, dict[str, Tensor]] = {}
-    singles: dict[str, list[tuple[Tensor, float]]] = {}
+    waiting: dict[str, dict[str, _Part]] = {}
     for name, readers in structure.readers.items():
         wanted = [group for group, _ in readers if groups is None or group.name in groups]
         if not wanted:
@@ -69,55 +68,56 @@ def tabulate(
         inverted = inverse(second)
         energy = output_energy(second, weight)
         for group in wanted:
-            found = tables.setdefault(group.name, {})
-            found[energy_key(name, centred)] = energy.sum().reshape(1).cpu()
             columns = stats.blocks(group.name).to(where)
             # Only the group's own part is needed from here on.
-            own, part, weights = _own(columns, second, inverted, weight)
-            waiting.setdefault(group.name, {})[name] = (part, weights, columns)
-            fidelity = singleton_from_moments(second, weight, columns)
-            singles.setdefault(group.name, []).append(((energy @ fidelity).cpu(), float(energy.sum())))
-            found["second/" + name] = own
+            own_weight, own_second, own_inverse = own_part(columns, weight, second, inverted)
+            part = _Part(
+                weight=own_weight,
+                second=own_second,
+                inverted=own_inverse,
+                block=columns.shape[1],
+                energy=float(energy.sum()),
+                explained=(energy @ singleton_from_moments(second, weight, columns)).cpu(),
+            )
+            waiting.setdefault(group.name, {})[name] = part
         del second, inverted
         for group in wanted:
             if len(waiting[group.name]) == len(group.consumers):
-                parts = waiting.pop(group.name)
-                yield group, _finish(group, parts, tables.pop(group.name), singles.pop(group.name), centred)
+                yield group, _finish(group.name, waiting.pop(group.name), centred)
 
 
-def _own(columns: Tensor, second: Tensor, inverted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows and columns of a group's components, in their order."""
-    flat = columns.reshape(-1)
-    if torch.equal(flat, torch.arange(len(second), device=flat.device)):
-        return second, inverted, weight
-    return second[flat][:, flat], inverted[flat][:, flat], weight[:, flat]
+@dataclass
+class _Part:
+    """A group as one of its consumers reads it: the components' own ``weight``, ``second`` moment of one sample and inverse,
+    the ``energy`` of the whole output, and how much of it each component alone explains, (C,).
+    """
+
+    weight: Tensor
+    second: Tensor
+    inverted: Tensor
+    block: int
+    energy: float
+    explained: Tensor
 
 
-def _finish(
-    group: Group,
-    parts: dict[str, tuple[Tensor, Tensor, Tensor]],
-    tables: dict[str, Tensor],
-    singles: list[tuple[Tensor, float]],
-    centred: bool,
-) -> dict[str, Tensor]:
-    energy = sum(own for _, own in singles)
-    total = torch.stack([value for value, _ in singles]).sum(0)
-    fidelity = total / energy if energy > 0 else total
-    blocks = {layer: columns.shape[1] for layer, (_, _, columns) in parts.items()}
-    greedy, cost = eliminate([(inverted, weight, blocks[layer]) for layer, (inverted, weight, _) in parts.items()])
+def _finish(group: str, parts: Mapping[str, _Part], centred: bool) -> dict[str, Tensor]:
+    energy = sum(part.energy for part in parts.values())
+    explained = torch.stack([part.explained for part in parts.values()]).sum(0)
+    fidelity = explained / energy if energy > 0 else explained
+    greedy, cost = eliminate([(part.inverted, part.weight, part.block) for part in parts.values()])
     naive = torch.argsort(fidelity, descending=True, stable=True)
-    found = {name: value for name, value in tables.items() if not name.startswith("second/")}
-    found[score_key(group.name, "fidelity", centred)] = fidelity
-    found[score_key(group.name, "greedy", centred)] = cost.cpu() / energy if energy > 0 else torch.zeros_like(fidelity)
+    found = {energy_key(layer, centred): fidelity.new_tensor([part.energy]) for layer, part in parts.items()}
+    found[score_key(group, "fidelity", centred)] = fidelity
+    found[score_key(group, "greedy", centred)] = cost.cpu() / energy if energy > 0 else torch.zeros_like(fidelity)
     orders: tuple[tuple[Order, Tensor], ...] = (("greedy", greedy), ("naive", naive))
     for order, index in orders:
-        found[order_key(group.name, order, centred)] = index.cpu()
-        for layer, (inverted, weight, _) in parts.items():
+        found[order_key(group, order, centred)] = index.cpu()
+        for layer, part in parts.items():
             for level in LEVELS:
                 if level != "scalar":
-                    second = tables["second/" + layer]
-                    error = error_curve(second, weight, blocks[layer], index.to(weight.device), level, inverted)
-                    found[error_key(group.name, layer, order, level, centred)] = error.cpu()
+                    there = index.to(part.weight.device)
+                    error = error_curve(part.second, part.weight, part.block, there, level, part.inverted)
+                    found[error_key(group, layer, order, level, centred)] = error.cpu()
     return found
 
 

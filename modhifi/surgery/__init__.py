@@ -2,7 +2,7 @@
 
 from ._apply import apply
 from ._recalibrate import recalibrate, recalibrated
-from ._remove import gone_columns, remove, restructure
+from ._remove import remaining_columns, remove, restructure
 from ._verify import verified
 
-__all__ = ["apply", "gone_columns", "recalibrate", "recalibrated", "remove", "restructure", "verified"]
+__all__ = ["apply", "recalibrate", "recalibrated", "remaining_columns", "remove", "restructure", "verified"]

@@ -20,7 +20,7 @@ from ..components import Structure, enumerate_components
 from ..errors import UserError
 from ..models import Model, Step, fingerprint
 from ..plan import Plan
-from ._remove import add_bias, gone_columns, remove
+from ._remove import add_bias, remaining_columns, remove
 from ._verify import TOLERANCE, difference
 
 __all__ = ["apply"]
@@ -94,8 +94,7 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
     for name, read in structure.readers.items():
         layer = get_operator(net, name)
         flat = layer.weight.flatten(1)
-        stays = torch.ones(flat.shape[1], dtype=torch.bool, device=flat.device)
-        stays[torch.from_numpy(gone_columns(structure, name, keep)).to(flat.device)] = False
+        stays = remaining_columns(structure, name, flat, keep)
         new = torch.zeros_like(flat)
         new[:, stays] = _tensor(plan, f"{name}.weight", flat[:, stays])
         layer.weight.copy_(new.reshape(layer.weight.shape))

@@ -15,7 +15,7 @@ from ..components import Cut, Structure, enumerate_components, set_right
 from ..errors import UserError
 from ..models import Step
 
-__all__ = ["add_bias", "gone_columns", "remove", "restructure"]
+__all__ = ["add_bias", "remaining_columns", "remove", "restructure"]
 
 
 def restructure(module: nn.Module, example: Tensor, step: Step) -> None:
@@ -60,13 +60,15 @@ def remove(module: nn.Module, structure: Structure, keep: Mapping[str, Sequence[
     set_right(module, cuts)
 
 
-def gone_columns(structure: Structure, layer: str, keep: Mapping[str, Iterable[int]]) -> np.ndarray:
-    """The columns of the flat weight of ``layer`` that belong to components that do not stay; ascending."""
-    found = [np.zeros(0, dtype=np.int64)]
+def remaining_columns(structure: Structure, layer: str, weight: Tensor, keep: Mapping[str, Iterable[int]]) -> Tensor:
+    """(n,) bool, where ``weight`` is: which columns of the flat ``weight`` (O, n) of ``layer`` do not belong to components
+    that go.
+    """
+    stays = np.ones(weight.shape[1], dtype=bool)
     for group, consumer in structure.readers[layer]:
         if group.name in keep:
-            found.append(consumer.columns(group.size)[_gone(group.size, keep[group.name])].reshape(-1))
-    return np.sort(np.concatenate(found))
+            stays[consumer.columns(group.size)[_gone(group.size, keep[group.name])]] = False
+    return torch.from_numpy(stays).to(weight.device)
 
 
 def _gone(size: int, stays: Iterable[int]) -> np.ndarray:

@@ -13,7 +13,7 @@ from .._operators import get_operator
 from ..components import Group, Structure
 from ..errors import UserError
 from ..progress import Progress, silent
-from ._remove import gone_columns, remove
+from ._remove import remaining_columns, remove
 
 __all__ = ["difference", "verified"]
 
@@ -29,13 +29,12 @@ def verified(structure: Structure, module: nn.Module, example: Tensor, *, progre
     A random half of every group is removed at once and the answer compared with that of the network in which the columns
     that read them are zero. If they differ, the groups are split in two until the ones at fault stand alone.
     """
-    net = copy.deepcopy(module)
     reasons: dict[str, str] = {}
     stack: list[Sequence[Group]] = [structure.groups] if structure.groups else []
     while stack:
         progress(len(structure.groups) - sum(map(len, stack)), len(structure.groups), "trying out removals")
         groups = stack.pop()
-        reason = _fault(structure, net, example, groups)
+        reason = _fault(structure, module, example, groups)
         if reason is None:
             continue
         if len(groups) == 1:
@@ -55,8 +54,8 @@ def _fault(structure: Structure, net: nn.Module, example: Tensor, groups: Sequen
     masked, removed = copy.deepcopy(net), copy.deepcopy(net)
     for name in structure.readers:
         layer = get_operator(masked, name)
-        columns = torch.from_numpy(gone_columns(structure, name, keep)).to(layer.weight.device)
-        layer.weight.data.flatten(1)[:, columns] = 0.0
+        flat = layer.weight.data.flatten(1)
+        flat[:, ~remaining_columns(structure, name, flat, keep)] = 0.0
     try:
         remove(removed, structure, keep)
         off = difference(masked, removed, example)
