@@ -2,6 +2,7 @@
 
 from ._adapters import Cut, set_right
 from ._enumerate import enumerate_components
+from ._trace import flop_counter
 from ._types import Consumer, Cost, Group, Kind, LayerCost, Share, Skipped, Slice, Structure
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "Slice",
     "Structure",
     "enumerate_components",
+    "flop_counter",
     "set_right",
 ]

@@ -68,15 +68,23 @@ def _source(x: Tensor) -> Tensor:
 
 
 class _Attention(Adapter):
-    """Fused q/k/v of timm's transformers. The trace is cut between heads and projection, `extra` joins them again."""
+    """timm's attention, q/k/v fused or separate, several heads sharing one k/v head included. The trace is cut between heads
+    and projection, `extra` joins them again. One component is a k/v head with all heads that share it.
+    """
 
-    classes = ("timm.layers.attention.Attention", "timm.models.swin_transformer.WindowAttention")
+    classes = (
+        "timm.layers.attention.Attention",
+        "timm.layers.attention.AttentionRope",
+        "timm.models.swin_transformer.WindowAttention",
+    )
 
     def stand_in(self, module: Any, sides: list[Tensor]) -> Callable[..., Any]:
         def forward(x: Tensor, *_: Any, **__: Any) -> Any:
-            fused = module.qkv(x)  # (…, 3 · heads · head_dim)
-            sides.append(fused)
-            return module.proj(_source(fused[..., : module.proj.in_features]))
+            parts = [
+                part(x) for part in ([module.qkv] if _fused(module) else _separate(module))
+            ]  # (…, heads · head_dim)
+            sides.extend(parts)
+            return module.proj(_source(parts[0][..., : module.proj.in_features]))
 
         return forward
 
@@ -86,23 +94,67 @@ class _Attention(Adapter):
         ):
             return None  # a gate that another layer writes, a normalisation across heads
         heads, width = int(module.num_heads), int(module.proj.in_features)
-        head = width // heads
+        head, units = width // heads, _kv_heads(module)
+        shared = head * (heads // units)
+        if _fused(module):
+            outputs = [Slice(layer=f"{name}.qkv", width=head, start=part * width) for part in range(3)]
+        else:
+            widths = {"q_proj": shared, "k_proj": head, "v_proj": head}
+            outputs = [Slice(layer=f"{name}.{part}", width=each) for part, each in widths.items()]
         table = "relative_position_bias_table"
         return Extra(
-            size=heads,
-            outputs=tuple(Slice(layer=f"{name}.qkv", width=head, start=part * width) for part in range(3)),
-            inputs=(Slice(layer=f"{name}.proj", width=head),),
+            size=units,
+            outputs=tuple(outputs),
+            inputs=(Slice(layer=f"{name}.proj", width=shared),),
             tables=(Slice(layer=f"{name}.{table}"),) if hasattr(module, table) else (),
             core=name,
         )
 
     def set_right(self, name: str, module: Any, cuts: Mapping[str, Cut]) -> None:
-        cut = cuts.get(f"{name}.qkv")
-        if cut is not None:
-            head = cut.total // 3 // module.num_heads
-            module.num_heads = len(cut.keep) // 3 // head
-            if hasattr(module, "attn_dim"):
-                module.attn_dim = module.num_heads * head
+        fused = _fused(module)
+        cut = cuts.get(f"{name}.qkv" if fused else f"{name}.k_proj")
+        if cut is None:
+            return
+        units = _kv_heads(module)
+        width = cut.total // 3 if fused else cut.total
+        left = len(cut.keep) * units // cut.total
+        module.num_heads = left * (module.num_heads // units)
+        if hasattr(module, "num_kv_heads"):
+            module.num_kv_heads = left
+            module.kv_dim = left * (width // units)
+        if hasattr(module, "attn_dim"):
+            module.attn_dim = module.num_heads * (width // units)
+
+
+def _fused(attention: Any) -> bool:
+    return getattr(attention, "qkv", None) is not None
+
+
+def _separate(attention: Any) -> list[Any]:
+    return [attention.q_proj, attention.k_proj, attention.v_proj]
+
+
+def _kv_heads(attention: Any) -> int:
+    return int(getattr(attention, "num_kv_heads", attention.num_heads))
+
+
+class _Opaque(Adapter):
+    """Attention that uses the weights of its layers without running them: nothing in it can be observed or cut, and following
+    its windows and heads takes the tracer minutes and gigabytes. It stays whole, with the channels that it reads and writes.
+    """
+
+    classes = (
+        "torch.nn.modules.activation.MultiheadAttention",
+        "torchvision.models.swin_transformer.ShiftedWindowAttention",
+    )
+
+    def stand_in(self, module: Any, sides: list[Tensor]) -> Callable[..., Any]:
+        def forward(x: Tensor, *others: Tensor, **_: Any) -> Any:
+            sides.extend([x, *(other for other in others if isinstance(other, Tensor))])
+            answer = _source(x)
+            return (answer, None) if isinstance(module, nn.MultiheadAttention) else answer
+
+        return forward
 
 
 class _Positions(Adapter):
@@ -184,7 +236,15 @@ class _PaddedShortcut(Adapter):
             module.padding = (sum(i < before for i in cut.keep), sum(i >= first_behind for i in cut.keep))
 
 
-_ADAPTERS: tuple[Adapter, ...] = (_Attention(), _Positions(), _Windows(), _Merging(), _Mixer(), _PaddedShortcut())
+_ADAPTERS: tuple[Adapter, ...] = (
+    _Attention(),
+    _Opaque(),
+    _Positions(),
+    _Windows(),
+    _Merging(),
+    _Mixer(),
+    _PaddedShortcut(),
+)
 
 
 def _known(module: nn.Module) -> Iterator[tuple[Adapter, str, nn.Module]]:

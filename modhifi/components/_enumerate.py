@@ -43,7 +43,18 @@ def enumerate_components(module: nn.Module, example: Tensor) -> Structure:
     net = copy.deepcopy(module).cpu().eval()
     example = example.detach().cpu()
     seen = trace(net, example)
-    return _Enumeration(net, example, seen).structure()
+    try:
+        graph = _dependency_graph(net, example)
+    except Exception as error:  # channels that are shuffled, for one, are too much for it
+        reason = f"the tracer fails on this network ({type(error).__name__}: {error})"
+        params = sum(parameter.numel() for parameter in net.parameters())
+        return Structure(
+            groups=(),
+            skipped=tuple(Skipped(name=name, reason=reason) for name in seen.order),
+            layers=(),
+            other=Cost(params=params, flops=seen.macs[""]),
+        )
+    return _Enumeration(net, graph, seen).structure()
 
 
 @torch.inference_mode(False)
@@ -61,11 +72,11 @@ def _dependency_graph(module: nn.Module, example: Tensor) -> Any:
 
 
 class _Enumeration:
-    def __init__(self, net: nn.Module, example: Tensor, seen: Trace) -> None:
+    def __init__(self, net: nn.Module, graph: Any, seen: Trace) -> None:
         self.trace = seen
         self.order = {name: position for position, name in enumerate(seen.order)}
         self.extras: list[Extra] = extras(net)
-        self.graph = _dependency_graph(net, example)
+        self.graph = graph
         self.modules: dict[str, Any] = dict(net.named_modules()) | dict(net.named_parameters())
         self.names = {id(module): name for name, module in self.modules.items()}
         self.starts: dict[Side, int] = {}
@@ -209,7 +220,7 @@ class _Enumeration:
         groups = self._named(sorted(groups, key=lambda group: self.order[group.name]))
         for name, module in self.modules.items():
             if isinstance(module, _Layer) and name not in self.order:
-                skipped.setdefault(name, "its weights are used without running it")
+                skipped.setdefault(name, "not run as a layer of its own")
         layers = self._costs(groups)
         total = sum(value.numel() for value in self.modules.values() if isinstance(value, nn.Parameter))
         tied = Structure(groups=tuple(groups), skipped=(), layers=layers, other=Cost(params=0, flops=0)).cost()

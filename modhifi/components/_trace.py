@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Trace", "trace", "width_of"]
+__all__ = ["Trace", "flop_counter", "trace", "width_of"]
 
 
 def width_of(layer: nn.Module) -> int:
@@ -28,6 +30,19 @@ class Trace:
     calls: dict[str, int] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
     odd: set[str] = field(default_factory=set)
+
+
+@contextlib.contextmanager
+def flop_counter() -> Iterator[FlopCounterMode]:
+    """Counts what runs while it is open, two for each multiply-accumulate; gradients are off."""
+    # torch's fast path for multi-head attention is a single operation that the counter does not know.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def trace(module: nn.Module, example: Tensor) -> Trace:
@@ -50,7 +65,7 @@ def trace(module: nn.Module, example: Tensor) -> Trace:
         if isinstance(layer, (nn.Conv2d, nn.Linear))
     ]
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             module(example)
     finally:
         for hook in hooks:
@@ -58,7 +73,6 @@ def trace(module: nn.Module, example: Tensor) -> Trace:
     found.odd = {name for name, layer, x, output in suspects if not _answers_as_plain(layer, x, output)}
     root = f"{type(module).__name__}."
     for name, counts in counter.get_flop_counts().items():
-        # The counter counts a multiply-accumulate twice.
         macs = sum(counts.values()) // (2 * example.shape[0])
         found.macs[name.removeprefix(root) if name.startswith(root) else ""] = macs
     found.macs[""] = counter.get_total_flops() // (2 * example.shape[0])

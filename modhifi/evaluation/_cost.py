@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from ..components import Cost
+from ..components import Cost, flop_counter
 from ..models import Model
 from ..progress import Progress, silent
 
@@ -18,7 +17,7 @@ __all__ = ["count_cost", "measure_latency", "tensor_bytes"]
 
 def count_cost(model: Model) -> Cost:
     """Parameters, and multiply-accumulates of one sample (counted ×1), counted by running the network once."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         model.module(model.example())
     params = sum(parameter.numel() for parameter in model.module.parameters())
     return Cost(params=params, flops=counter.get_total_flops() // 2)

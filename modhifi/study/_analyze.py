@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .._format import by_reason, listed
 from .._operators import Edit, flat_weight, get_operator
 from ..components import Structure, enumerate_components
 from ..data import Data
@@ -78,7 +79,7 @@ def analyze(
     traced = enumerate_components(model.module, model.example())
     structure = verified(traced, model.module, model.example(2), progress=progress)
     if not structure.groups:
-        reasons = "; ".join(f"{skip.name}: {skip.reason}" for skip in structure.skipped[:3])
+        reasons = "; ".join(f"{listed(names)}: {reason}" for reason, names in by_reason(structure.skipped).items())
         raise UserError(f"{model.spec} has no components that can be removed ({reasons})")
     groups = {name: read_columns(structure, name) for name in structure.readers}
     numbers = share(len(drawn))

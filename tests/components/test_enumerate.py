@@ -189,6 +189,55 @@ def test_heads_are_three_slices_of_the_fused_layer(name: str) -> None:
     assert any("LayerNorm" in skip.reason for skip in structure.skipped)
 
 
+@pytest.mark.parametrize("shared_by", [1, 2])
+def test_heads_of_separate_queries_keys_and_values(shared_by: int) -> None:
+    """Also where several heads share one key and value: they can only go together."""
+    torch.manual_seed(0)
+    net = timm.models.eva.Eva(
+        img_size=32, patch_size=8, num_classes=5, embed_dim=48, depth=2, num_heads=6, num_kv_heads=6 // shared_by,
+        attn_type="rope", qkv_fused=False, use_rot_pos_emb=True,
+    ).eval()  # fmt: skip
+    structure = _structure(net, 32)
+    group = structure.group("blocks.0.attn.q_proj")
+    assert (group.kind, group.size) == ("heads", 6 // shared_by)
+    widths = {"q_proj": 8 * shared_by, "k_proj": 8, "v_proj": 8}
+    assert {part.layer: part.width for part in group.producers} == {
+        f"blocks.0.attn.{name}": width for name, width in widths.items()
+    }
+    assert [(part.layer, part.width) for part in group.consumers] == [("blocks.0.attn.proj", 8 * shared_by)]
+    assert verified(structure, net, torch.randn(2, 3, 32, 32)).groups == structure.groups
+
+    keep = {group.name: range(1, group.size) for group in structure.groups if group.kind == "heads"}
+    small, masked = copy.deepcopy(net).double(), copy.deepcopy(net).double()
+    remove(small, structure, keep)
+    for name in keep:
+        masked.get_submodule(name.replace("q_proj", "proj")).weight.data[:, : 8 * shared_by] = 0
+    example = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(small(example), masked(example), atol=1e-10, rtol=1e-10)
+    predicted = structure.cost({name: len(stays) for name, stays in keep.items()})
+    assert (predicted.params, predicted.flops) == counted(small, example[:1])
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t"])
+def test_attention_that_does_not_run_its_layers_is_left_whole(name: str) -> None:
+    """Following it would take the tracer minutes (ViT) or all memory (Swin)."""
+    net = torchvision.models.get_model(name)
+    structure = _structure(net, 224)
+    assert [(group.kind, group.size) for group in structure.groups][:1] == [
+        ("neurons", 3072 if name == "vit_b_16" else 384)
+    ]
+    assert len(structure.groups) == 12
+    attention = [skip for skip in structure.skipped if "attention" in skip.name or ".attn." in skip.name]
+    assert {skip.reason for skip in attention} == {"not run as a layer of its own"}
+
+
+def test_a_network_that_the_tracer_fails_on_is_left_whole() -> None:
+    structure = _structure(torchvision.models.shufflenet_v2_x0_5(), 64)
+    assert structure.groups == ()
+    (reason,) = {skip.reason for skip in structure.skipped}
+    assert "the tracer fails on this network (ZeroDivisionError" in reason
+
+
 class _Odd(nn.Module):
     """Runs one convolution twice, and has another with a forward pass of its own."""
 
@@ -244,7 +293,7 @@ def test_what_the_tracer_misreads_is_found_by_trying_it_out() -> None:
     assert [group.name for group in structure.groups] == ["b"]
     reasons = {skip.name: skip.reason for skip in structure.skipped}
     assert "misread by the tracer" in reasons["a"]
-    assert "without running it" in reasons["unused"]
+    assert "not run as a layer" in reasons["unused"]
     assert (structure.cost().params, structure.cost().flops) == counted(net, example[:1])
     small = copy.deepcopy(net)
     remove(small, structure, {"b": [0, 5]})
