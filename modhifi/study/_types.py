@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from .._files import atomic_folder, file_sha256, read_json
+from .._format import listed
 from .._operators import Edit
 from ..components import Cost, Group, Skipped, Structure
 from ..data import DataRef
@@ -73,8 +75,10 @@ class Study:
         try:
             return self.structure.group(name)
         except KeyError as error:
-            known = ", ".join(group.name for group in self.groups)
-            raise UserError(f"no group {name!r}; the groups of {self.model.spec} are: {known}") from error
+            names = [group.name for group in self.groups]
+            alike = difflib.get_close_matches(name, names, n=3)
+            known = f"did you mean {' or '.join(alike)}?" if alike else f"groups are {listed(names)}"
+            raise UserError(f"{self.model.spec} has no group {name!r}; {known}") from error
 
     def cost(self, counts: dict[str, int]) -> Cost:
         """Cost when ``counts[group]`` components stay."""

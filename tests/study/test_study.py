@@ -86,8 +86,10 @@ def test_hifi_size_is_where_the_curve_crosses(digits_study: Study) -> None:
     for eta in (0.0, 1.5, float("nan")):
         with pytest.raises(UserError, match="eta"):
             digits_study.hifi_size(name, eta)
-    with pytest.raises(UserError, match="no group 'nothing'"):
+    with pytest.raises(UserError, match="no group 'nothing'; groups are "):
         digits_study.curve("nothing")
+    with pytest.raises(UserError, match=r"did you mean layer1\.0\.conv1"):
+        digits_study.curve("layer1.0.conv")
 
 
 def test_an_edit_makes_the_error_that_the_curve_says(digits_study: Study) -> None:
