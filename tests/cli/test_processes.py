@@ -43,15 +43,17 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_two_processes_give_the_study_of_one(tmp_path: Path, digits_model: modhifi.Model) -> None:
+@pytest.mark.parametrize("samples", [75, 1])
+def test_two_processes_give_the_study_of_one(tmp_path: Path, digits_model: modhifi.Model, samples: int) -> None:
+    """Also where there is nothing left to do for one of them."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "modhifi"]
-    asked = ["analyze", "digits-resnet20", "--samples", "75", "--device", "cpu", "--out", "study"]
+    asked = ["analyze", "digits-resnet20", "--samples", str(samples), "--device", "cpu", "--out", "study"]
     done = run(*torchrun, *asked, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to study") == 1, "the first process alone speaks"
     assert [path.name for path in tmp_path.iterdir()] == ["study"], "no sums are left over"
     shared = modhifi.Study.load(tmp_path / "study")
-    alone = modhifi.analyze(digits_model, modhifi.load_data("digits"), samples=75)
+    alone = modhifi.analyze(digits_model, modhifi.load_data("digits"), samples=samples)
     assert shared.key == alone.key
     for name, layer in alone.layers.items():
         moments = shared.layers[name].moments
