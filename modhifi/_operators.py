@@ -1,7 +1,9 @@
 """The two linear operators that read components, Conv2d and Linear, seen alike: ``Y = W x`` at every position.
 
 A weight is *flat* when it has shape (O, n): n = in_channels · kernel pixels for a convolution (channel-major, as
-`Tensor.flatten` gives it), n = in_features for a linear layer. A position is a pixel of the output or a token.
+`Tensor.flatten` gives it), n = in_features for a linear layer. A position is a pixel of the output or a token. A layer may see
+each sample in several rows of its batch (the windows of Swin), one sample after the other: the positions of all of them are
+the sample's.
 """
 
 from __future__ import annotations
@@ -65,29 +67,29 @@ def _output_size(layer: nn.Conv2d, padded: Tensor) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def position_count(layer: Operator, x: Tensor) -> int:
-    """Positions of one sample for the input ``x`` (B, …)."""
+def position_count(layer: Operator, x: Tensor, samples: int) -> int:
+    """Positions of one sample for the input ``x`` (B, …) of ``samples`` samples."""
     if isinstance(layer, nn.Linear):
-        return x[0].numel() // x.shape[-1]
+        return x.numel() // (samples * x.shape[-1])
     height, width = _output_size(layer, _padded(layer, x[:1]))
-    return height * width
+    return height * width * (x.shape[0] // samples)
 
 
 def patches(layer: Operator, x: Tensor, at: Tensor | None = None) -> Tensor:
     """What the operator multiplies its flat weight with: the rows of ``x`` at each position, (B·p, n).
 
-    ``x``: the layer's input. ``at``: (B, p) int64, which positions of each sample; None for all, in order.
+    ``x``: the layer's input. ``at``: (samples, p) int64, which positions of each sample; None for all, in order.
     """
     if isinstance(layer, nn.Linear):
-        tokens = x.reshape(x.shape[0], -1, x.shape[-1])  # (B, P, n)
         if at is None:
-            return tokens.reshape(-1, x.shape[-1])
-        return tokens[torch.arange(x.shape[0], device=x.device)[:, None], at].reshape(-1, x.shape[-1])
+            return x.reshape(-1, x.shape[-1])
+        tokens = x.reshape(len(at), -1, x.shape[-1])  # (samples, P, n)
+        return tokens[torch.arange(len(at), device=x.device)[:, None], at].reshape(-1, x.shape[-1])
     padded = _padded(layer, x).contiguous()
     batch, channels = padded.shape[:2]
     height, width = _output_size(layer, padded)
     (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
-    if (kh, kw) == (1, 1) and at is not None:
+    if (kh, kw) == (1, 1) and at is not None and len(at) == batch:
         pixel = at // width * sh * padded.shape[3] + at % width * sw
         columns = padded.flatten(2).gather(2, pixel[:, None].expand(-1, channels, -1))  # (B, C, p)
         return columns.transpose(1, 2).reshape(-1, channels)
@@ -96,7 +98,9 @@ def patches(layer: Operator, x: Tensor, at: Tensor | None = None) -> Tensor:
     view = padded.as_strided((batch, height, width, channels, kh, kw), (nb, ny * sh, nx * sw, nc, ny * dh, nx * dw))
     if at is None:
         return view.reshape(batch * height * width, -1)
-    row = torch.arange(batch, device=x.device)[:, None]
+    row = torch.arange(len(at), device=x.device)[:, None]
+    if len(at) != batch:
+        row, at = row * (batch // len(at)) + at // (height * width), at % (height * width)
     return view[row, at // width, at % width].reshape(at.numel(), -1)
 
 
@@ -104,10 +108,12 @@ def outputs_at(layer: Operator, y: Tensor, at: Tensor | None = None) -> Tensor:
     """``W x`` at the positions of `patches`, (B·p, O), from the layer's output ``y``: its bias is taken off."""
     bias = None if layer.bias is None else layer.bias.detach()
     if isinstance(layer, nn.Linear):
-        rows = y.reshape(y.shape[0], -1, y.shape[-1])  # (B, P, O)
+        rows = y.reshape(y.shape[0] if at is None else len(at), -1, y.shape[-1])  # (samples, P, O)
         chosen = rows if at is None else rows.gather(1, at[:, :, None].expand(-1, -1, rows.shape[2]))
     else:
-        maps = y.flatten(2)  # (B, O, P)
+        maps = y.flatten(2)  # (samples, O, P)
+        if at is not None and len(at) != len(maps):
+            maps = maps.unflatten(0, (len(at), -1)).transpose(1, 2).flatten(2)
         chosen = (maps if at is None else maps.gather(2, at[:, None].expand(-1, maps.shape[1], -1))).transpose(1, 2)
     found = chosen.reshape(-1, chosen.shape[2])
     return found if bias is None else found - bias

@@ -110,7 +110,8 @@ def measure(
         with torch.inference_mode(), edited(net.module, {name: edits[name] for name in active}, see):
             logits = torch.cat([net.module(batch).double().cpu() for batch in batches])
         done += 1
-        return logits, torch.cat(local) if local else torch.zeros(0)
+        # A layer may see a sample in several rows of its batch.
+        return logits, torch.cat(local).reshape(len(logits), -1).sum(1) if local else torch.zeros(0)
 
     plain, _ = run([])
     after = plain  # f_{l+1}: the layers after the current one modified

@@ -170,6 +170,8 @@ class _Enumeration:
                 self._join(outputs, np.repeat(heads, len(outputs) // layer.groups))
             if name in self.trace.odd:
                 self.blocked.append((everything, f"{name} is a {type(layer).__name__} with a forward pass of its own"))
+            if name in self.trace.mixed:
+                self.blocked.append((everything, f"{name} does not read one sample after the other"))
             if self.trace.calls[name] != 1:
                 self.blocked.append((everything, f"{name} runs more than once in a forward pass"))
 

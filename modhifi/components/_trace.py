@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +22,8 @@ def width_of(layer: nn.Module) -> int:
 class Trace:
     """``order``: names of the convolutions and linear layers as they ran; of each, ``positions`` of one sample and ``calls``.
     ``macs``: of one sample, by name of module, everything inside it included; ``""`` is the whole network. ``odd``: layers that
-    answer otherwise than a convolution or linear layer with their weight and bias does.
+    answer otherwise than a convolution or linear layer with their weight and bias does. ``mixed``: layers whose input is not
+    one sample after the other (a table of positions, the same for every image).
     """
 
     order: list[str] = field(default_factory=list)
@@ -30,6 +31,7 @@ class Trace:
     calls: dict[str, int] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
     odd: set[str] = field(default_factory=set)
+    mixed: set[str] = field(default_factory=set)
 
 
 @contextlib.contextmanager
@@ -46,37 +48,59 @@ def flop_counter() -> Iterator[FlopCounterMode]:
 
 
 def trace(module: nn.Module, example: Tensor) -> Trace:
-    """Runs ``module`` once on ``example`` (B, 3, H, W)."""
+    """Runs ``module`` on ``example`` (1, 3, H, W), and once more with a second sample behind it."""
     found = Trace()
     suspects: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    first: dict[str, Tensor] = {}
 
     def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
         if name not in found.calls:
             found.order.append(name)
+            first[name] = x.clone() if len(x) > 1 else x.new_empty(1)
         found.calls[name] = found.calls.get(name, 0) + 1
-        found.positions[name] = output.numel() // (width_of(layer) * example.shape[0])
+        found.positions[name] = output.numel() // width_of(layer)
         plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
         if type(layer).forward is not plain.forward:
             suspects.append((name, layer, x, output.clone()))
 
+    def compare(name: str, _: nn.Module, x: Tensor, __: Tensor) -> None:
+        alone = first.pop(name, None)
+        if alone is None:  # seen before
+            return
+        # Several rows of one sample must lie one after the other.
+        apart = len(x) == 2 * len(alone) and (
+            len(alone) == 1 or torch.allclose(x[: len(alone)], alone, rtol=1e-3, atol=1e-4)
+        )
+        if not apart:
+            found.mixed.add(name)
+
+    with flop_counter() as counter, _watched(module, note):
+        module(example)
+    other = torch.randn(example.shape, dtype=example.dtype, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), _watched(module, compare):
+        module(torch.cat([example, other]))
+    found.odd = {name for name, layer, x, output in suspects if not _answers_as_plain(layer, x, output)}
+    root = f"{type(module).__name__}."
+    for name, counts in counter.get_flop_counts().items():
+        macs = sum(counts.values()) // 2
+        found.macs[name.removeprefix(root) if name.startswith(root) else ""] = macs
+    found.macs[""] = counter.get_total_flops() // 2
+    return found
+
+
+@contextlib.contextmanager
+def _watched(module: nn.Module, see: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
+    """While open, ``see(name, layer, input, output)`` is called for every convolution and linear layer that runs."""
     hooks = [
-        layer.register_forward_hook(lambda layer, args, output, name=name: note(name, layer, args[0], output))
+        layer.register_forward_hook(lambda layer, args, output, name=name: see(name, layer, args[0], output))
         for name, layer in module.named_modules()
         if isinstance(layer, (nn.Conv2d, nn.Linear))
     ]
     try:
-        with flop_counter() as counter:
-            module(example)
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    found.odd = {name for name, layer, x, output in suspects if not _answers_as_plain(layer, x, output)}
-    root = f"{type(module).__name__}."
-    for name, counts in counter.get_flop_counts().items():
-        macs = sum(counts.values()) // (2 * example.shape[0])
-        found.macs[name.removeprefix(root) if name.startswith(root) else ""] = macs
-    found.macs[""] = counter.get_total_flops() // (2 * example.shape[0])
-    return found
 
 
 @torch.no_grad()

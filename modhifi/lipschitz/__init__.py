@@ -67,6 +67,7 @@ def directional(
                 for batch, before in zip(batches, plain, strict=True):
                     after = module(batch.to(device))
                     reached.append((after - before).flatten(1).double().square().sum(1).cpu())
-            gains[name] = gain_of(torch.cat(local), torch.cat(reached))
+            # A layer may see a sample in several rows of its batch.
+            gains[name] = gain_of(torch.cat(local).reshape(len(images), -1).sum(1), torch.cat(reached))
     progress(len(edits), len(edits), "estimating Lipschitz constants")
     return gains

@@ -100,7 +100,7 @@ class LayerSums:
     def take(self, layer: Operator, x: Tensor, y: Tensor, samples: Tensor) -> None:
         """Adds a batch: the layer's input and output, and the numbers of its samples (B,)."""
         if not self.size:
-            self.positions = position_count(layer, x)
+            self.positions = position_count(layer, x, len(samples))
             self.size = draw_size(self.positions, self.weight.shape[1], self.weight.shape[0], self.samples)
         at = None
         if self.size < self.positions:
@@ -119,7 +119,7 @@ class LayerSums:
             if at is None and used < self.size:
                 where = draw(self.positions, used, f"{self.name}/class", samples, self.seed)
             where = where.to(x.device)
-            chosen = rows.reshape(x.shape[0], self.size, -1)[
+            chosen = rows.reshape(len(samples), self.size, -1)[
                 torch.arange(len(samples), device=x.device)[:, None], where
             ]
             self._note(chosen, outputs_at(layer, y, where if at is None else at[:, :used]))

@@ -32,7 +32,7 @@ class _Sums:
         self.energy = self.weight.new_zeros(self.weight.shape[0])
 
     def take(self, layer: Operator, x: Tensor, y: Tensor, samples: Tensor) -> None:
-        positions = position_count(layer, x)
+        positions = position_count(layer, x, len(samples))
         size = min(positions, max(1, self.choose(positions)))
         at = None if size == positions else draw(positions, size, self.name, samples, self.seed).to(x.device)
         rows, outputs = patches(layer, x, at).float(), outputs_at(layer, y, at).float()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 import modhifi
 from modhifi import Model
+from modhifi.bounds._measure import plan_edits
 from modhifi.evaluation import count_cost
 from modhifi.models import InputSpec
+from modhifi.statistics import _positions
 
 
 def load(name: str, size: int) -> Model:
@@ -60,3 +63,42 @@ def test_a_vit_loses_whole_heads() -> None:
     cost = count_cost(smaller)
     assert (cost.params, cost.flops) == (plan.predicted["params"], plan.predicted["flops"])
     assert cost.params <= 0.6 * study.dense.params
+
+
+@pytest.mark.parametrize("name", ["swin_transformer.SwinTransformer", "swin_transformer_v2.SwinTransformerV2"])
+def test_layers_that_see_an_image_window_by_window(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their rows of the batch are windows: what is summed per sample must be summed over all of its windows."""
+    monkeypatch.setattr(_positions, "_ROWS_PER_INPUT", 10**6)  # all positions
+    module, _, kind = name.partition(".")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = getattr(getattr(timm.models, module), kind)(
+            img_size=32, patch_size=2, window_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 4), num_classes=10
+        )
+        for part in net.modules():
+            if isinstance(part, nn.LayerNorm):  # the second version begins with blocks that add nothing
+                part.weight.data.uniform_(0.5, 1.5)
+            if isinstance(part, nn.Linear):  # timm's are so small that rounding would be seen
+                nn.init.xavier_uniform_(part.weight)
+    net.eval().requires_grad_(False)
+    spec = InputSpec(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    model = Model(kind, net, spec, tuple("0123456789"), None, modhifi.models.fingerprint(net))
+    data = modhifi.load_data("digits")
+    study = modhifi.analyze(model, data, samples=24, batch_size=9)
+    tables = {skip.name: skip.reason for skip in study.skipped if "cpb_mlp" in skip.name}
+    if kind == "SwinTransformer":
+        assert study.layers["layers.0.blocks.1.attn.proj"].moments.positions == 256
+        assert [group.size for group in study.groups if group.kind == "heads"] == [2, 2, 4, 4]
+    else:
+        assert len(tables) == 4
+        assert all("one sample after the other" in reason for reason in tables.values())
+    plan = modhifi.prune(study, overrides={group.name: (group.size + 1) // 2 for group in study.groups})
+    report = modhifi.bounds.measure(study, plan, data.take(24, 0), samples=24, model=model)
+    edits = plan_edits(study, plan)
+    assert len(report.rows) == len(study.layers)
+    for row in report.rows:
+        assert row.local**2 == pytest.approx(study.layers[row.layer].error(edits[row.layer]), rel=1e-3)
+        assert row.alone_bound >= row.measured * (1 - 1e-6)
+    assert report.predicted == pytest.approx(plan.predicted["bound"])
+    smaller = modhifi.apply(plan, model)
+    assert count_cost(smaller).params == plan.predicted["params"]

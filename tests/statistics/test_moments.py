@@ -42,7 +42,7 @@ def test_patches_times_weight_is_the_convolution(options: dict) -> None:
     x = torch.randn(2, 4, 7, 9, dtype=torch.float64)
     expected = layer(x) - layer.bias[:, None, None]
     rows = patches(layer, x)
-    assert position_count(layer, x) == expected[0, 0].numel()
+    assert position_count(layer, x, 2) == expected[0, 0].numel()
     found = (rows @ flat_weight(layer).T).reshape(2, -1, 5).transpose(1, 2).reshape(expected.shape)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(operate(layer, x, flat_weight(layer), layer.bias), layer(x))
@@ -51,14 +51,22 @@ def test_patches_times_weight_is_the_convolution(options: dict) -> None:
     torch.testing.assert_close(patches(layer, x, at), chosen)
     torch.testing.assert_close(outputs_at(layer, layer(x), at), chosen @ flat_weight(layer).T)
     torch.testing.assert_close(outputs_at(layer, layer(x)), rows @ flat_weight(layer).T)
+    # The same as two rows of a single sample, as windows are: the positions of the second come after those of the first.
+    count = position_count(layer, x, 1)
+    assert count == 2 * position_count(layer, x, 2)
+    at = torch.tensor([[count - 1, 0, count // 2]])
+    torch.testing.assert_close(patches(layer, x, at), rows[at[0]])
+    torch.testing.assert_close(outputs_at(layer, layer(x), at), rows[at[0]] @ flat_weight(layer).T)
 
 
 def test_patches_of_tokens() -> None:
     layer = nn.Linear(6, 3)
     x = torch.randn(2, 5, 6)
-    assert position_count(layer, x) == 5
+    assert position_count(layer, x, 2) == 5
+    assert position_count(layer, x, 1) == 10
     torch.testing.assert_close(patches(layer, x), x.reshape(10, 6))
     torch.testing.assert_close(patches(layer, x, torch.tensor([[4], [1]])), torch.stack([x[0, 4], x[1, 1]]))
+    torch.testing.assert_close(patches(layer, x, torch.tensor([[4, 6]])), torch.stack([x[0, 4], x[1, 1]]))
 
 
 def reference(net: nn.Module, layer: str, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
