@@ -21,11 +21,12 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..models import Model
 from ._adapters import Extra, extras, standing_in
 from ._trace import Trace, trace, width_of
 from ._types import Consumer, Cost, Group, Kind, LayerCost, Share, Skipped, Slice, Structure
 
-__all__ = ["enumerate_components"]
+__all__ = ["enumerate_components", "structure_of"]
 
 _Layer = (nn.Conv2d, nn.Linear)
 # Work on each channel by itself, with parameters of one entry a channel.
@@ -55,6 +56,14 @@ def enumerate_components(module: nn.Module, example: Tensor) -> Structure:
             other=Cost(params=params, flops=seen.macs[""]),
         )
     return _Enumeration(net, graph, seen).structure()
+
+
+def structure_of(model: Model) -> Structure:
+    """`enumerate_components` of a loaded network, done once."""
+    size = model.input.size
+    if size not in model.structures:
+        model.structures[size] = enumerate_components(model.module, model.example())
+    return model.structures[size]
 
 
 @torch.inference_mode(False)

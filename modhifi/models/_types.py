@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 if TYPE_CHECKING:
+    from ..components import Structure
     from ..plan import Plan
 
 __all__ = ["InputSpec", "Model", "ModelRef", "Step", "fingerprint"]
@@ -72,6 +73,8 @@ class Model:
     """The spec whose untrained network has this one's shape before ``steps``; ``spec`` itself unless it is an exported folder."""
     steps: tuple[Step, ...] = ()
     """How the shape differs from the architecture's, in order: one step a plan."""
+    structures: dict[tuple[int, int], Structure] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What `modhifi.components.structure_of` found, by size of the input; ``module`` is not to change its shape."""
 
     def __post_init__(self) -> None:
         self.architecture = self.architecture or self.spec

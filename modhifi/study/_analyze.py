@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._format import by_reason, listed
 from .._operators import Edit, flat_weight, get_operator
-from ..components import Structure, enumerate_components
+from ..components import Structure, structure_of
 from ..data import Data
 from ..errors import UserError
 from ..lipschitz import directional
@@ -76,8 +76,7 @@ def analyze(
         progress(1, 1, "the same study is already there")
         return known
     progress(0, 1, "tracing the network")
-    traced = enumerate_components(model.module, model.example())
-    structure = verified(traced, model.module, model.example(2), progress=progress)
+    structure = verified(structure_of(model), model.module, model.example(2), progress=progress)
     if not structure.groups:
         reasons = "; ".join(f"{listed(names)}: {reason}" for reason, names in by_reason(structure.skipped).items())
         raise UserError(f"{model.spec} has no components that can be removed ({reasons})")

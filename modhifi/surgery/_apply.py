@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._operators import get_operator
-from ..components import Structure, enumerate_components
+from ..components import Structure, structure_of
 from ..errors import UserError
 from ..models import Model, Step, fingerprint
 from ..plan import Plan
@@ -44,7 +44,7 @@ def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
             f"the plan was made for other weights ({plan.model.spec}, fingerprint {plan.model.fingerprint[:12]}) than these"
             f" ({model.spec}, {model.fingerprint[:12]}); load the weights it names"
         )
-    structure = enumerate_components(model.module, model.example())
+    structure = structure_of(model)
     _check(plan, structure)
     net = copy.deepcopy(model.module)
     added = _mask(net, plan, structure)

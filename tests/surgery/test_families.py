@@ -13,7 +13,7 @@ from torch import nn
 
 import modhifi
 from modhifi import Model, Plan
-from modhifi.components import Structure, enumerate_components
+from modhifi.components import Structure, structure_of
 from modhifi.evaluation import count_cost
 from modhifi.models import InputSpec, fingerprint
 from modhifi.plan import GroupPlan, Settings
@@ -81,7 +81,7 @@ def plan_for(model: Model, structure: Structure, keep: dict[str, list[int]]) -> 
 def test_half_of_everything_removed(name: str, tmp_path: Path) -> None:
     size, kinds = FAMILIES[name]
     model = build(name, size)
-    structure = enumerate_components(model.module, model.example())
+    structure = structure_of(model)
     assert {kind: sum(group.kind == kind for group in structure.groups) for kind in kinds} == kinds
     assert len(structure.groups) == sum(kinds.values())
     assert verified(structure, model.module, model.example(2)).groups == structure.groups
