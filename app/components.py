@@ -188,8 +188,8 @@ def choice(label: str, words: Mapping[str, str], key: str, default: str, help_: 
     )
 
 
-def compensation(key: str) -> Any:
-    words = {"none": "None", "scalar": WORDS["scalar"], "full": WORDS["full"]}
+def compensation(key: str, levels: Sequence[str] = ("scalar", "full")) -> Any:
+    words = {"none": "None"} | {level: WORDS[level] for level in levels}
     return choice("Compensation", words, key, "full", FORMULAS["compensation"])
 
 

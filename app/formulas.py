@@ -15,7 +15,8 @@ FORMULAS = {
     "smallest one in the greedy order.",
     "compensation": "What the remaining components may do to make up for the rest. **None**: nothing. **Scalar**: one "
     "factor for each (output, component) pair, $\\delta^* = G_{SS}^+ b_S$. **Full**: new weights by least "
-    "squares, $W' = W H_{:,S} H_{SS}^+$.",
+    "squares, $W' = W H_{:,S} H_{SS}^+$. **Sequential**: the same layer by layer, each fitted to what the layers before "
+    "it, already changed, really give it; the prediction is that of full.",
     "order": "**Greedy** takes away, one after the other, the component that costs least given all that are left. "
     "**Naive** ranks by singleton fidelity, which is optimal only where contributions are uncorrelated "
     "(Thm. 3.9).",

@@ -117,8 +117,10 @@ class Library:
 
         def work(progress: Progress) -> Point:
             study, model = self._study_and_model(source, progress)
-            study.derive(choice.compensate, progress=progress)
-            plan = modhifi.prune(study, **choice.arguments, recalibrate_bn=choice.recalibrate_bn, progress=progress)
+            study.derive(choice.level, progress=progress)
+            plan = modhifi.prune(
+                study, **choice.arguments, recalibrate_bn=choice.recalibrate_bn, model=model, progress=progress
+            )
             changed = modhifi.apply(plan, model)
             labelled = _load(data)
             evaluation = modhifi.evaluate(changed, labelled, baseline=model, progress=progress)
@@ -151,7 +153,7 @@ class Library:
                 def report(done: int, total: int, what: str, prefix: str = prefix) -> None:
                     progress(done, total, prefix + what)
 
-                study.derive(choice.compensate, progress=report)
+                study.derive(choice.level, progress=report)
                 plan = modhifi.prune(study, **choice.arguments, progress=report)
                 measured = modhifi.bounds.measure(study, plan, data, samples=samples, model=model, progress=report)
                 self.store.add_bound(
@@ -235,7 +237,7 @@ class Library:
             raise UserError("the study of this plan is gone from the cache; run the analysis again")
         plan = self.store.plan(source.id, point.id)
         # Without the study the report only lacks each group's fidelity; a download must not wait for minutes.
-        known = None if study.missing(plan.settings.compensate) else study
+        known = None if study.missing(plan.settings.level) else study
         return modhifi.export_report(plan, modhifi.Evaluation.model_validate(point.evaluation), known)
 
     def plan_zip(self, source: Source, point: Point) -> bytes:

@@ -56,7 +56,7 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
         bind="query-params",
         help="The fraction of the whole network's that stays; met to within one component.",
     )
-    compensate = ui.compensation("compensate")
+    compensate = ui.compensation("compensate", ("scalar", "full", "sequential"))
     text = (
         "**Global** takes next what raises the bound least for the budget it frees. **Uniform** takes the same share of "
         "every group."
@@ -81,7 +81,7 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
     )
     allocation, problem = None, None
     with room:
-        ready = ui.derived(session, compensate)
+        ready = ui.derived(session, choice.level)
     if ready:
         try:
             allocation = session.library.allocation(session.source, choice)

@@ -14,16 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 import modhifi
 from modhifi.errors import UserError
+from modhifi.plan import Compensation
 
 __all__ = ["DEFAULT", "Choice", "Compensation", "LabelledData", "Source", "WORDS", "digest", "distinct"]
 
 _Value = TypeVar("_Value")
-Compensation = Literal["none", "scalar", "full"]
 
 WORDS: Mapping[str, str] = {
     "none": "No compensation",
     "scalar": "Scalar",
     "full": "Full",
+    "sequential": "Sequential",
     "greedy": "Greedy",
     "naive": "Naive",
     "global": "Global",
@@ -146,6 +147,11 @@ class Choice(_Frozen):
     compensate: Compensation = "full"
     recalibrate_bn: bool = False
     overrides: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def level(self) -> Literal["none", "scalar", "full"]:
+        """The level of compensation that the prediction is made with."""
+        return "full" if self.compensate == "sequential" else self.compensate
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from .data import DataRef
 from .errors import UserError
 from .models import ModelRef
 
-__all__ = ["PLAN_SCHEMA", "GroupPlan", "Plan", "Settings", "TensorFile"]
+__all__ = ["PLAN_SCHEMA", "Compensation", "GroupPlan", "Plan", "Settings", "TensorFile"]
 
 PLAN_SCHEMA = 1
+Compensation = Literal["none", "scalar", "full", "sequential"]
 _LARGEST_IN_ZIP = 8 << 30
 
 
@@ -47,8 +48,9 @@ class Settings(_Frozen):
     remain: float | None = Field(default=None, description="the fraction of the budget that was asked to remain")
     score: str = "greedy"
     allocation: Literal["global", "uniform"] = "global"
-    compensate: Literal["none", "scalar", "full"] = "full"
+    compensate: Compensation = "full"
     centred: bool = True
+    drift: bool = Field(default=False, description="sequential: residual streams' losses are made up for")
     ridge: float = Field(default=0.0, ge=0, description="relative to the mean of the diagonal")
     recalibrate_bn: bool = False
     overrides: dict[str, int] = Field(default_factory=dict, description="group -> components kept, set by hand")
@@ -57,6 +59,11 @@ class Settings(_Frozen):
         default=None, description="unlearning: fraction of the (output, component) pairs edited"
     )
     layers: list[str] = Field(default_factory=list, description="unlearning: the layers edited")
+
+    @property
+    def level(self) -> Literal["none", "scalar", "full"]:
+        """The level of compensation whose errors the study knows: sequential ones are predicted as full ones."""
+        return "full" if self.compensate == "sequential" else self.compensate
 
 
 class TensorFile(_Frozen):

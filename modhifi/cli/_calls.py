@@ -202,6 +202,7 @@ def prune(asked: argparse.Namespace, progress: Progress) -> Answer:
         allocation=asked.allocation,
         compensate=asked.compensate,
         centred=not asked.raw,
+        drift=not asked.no_drift,
         recalibrate_bn=asked.recalibrate_bn,
         progress=progress,
     )

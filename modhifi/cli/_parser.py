@@ -75,7 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     budget.add_argument("--params", type=float, metavar="R", help="fraction of the parameters that remains")
     prune.add_argument("--score", choices=("greedy", "fidelity"), default="greedy")
     prune.add_argument("--allocation", choices=("global", "uniform"), default="global")
-    prune.add_argument("--compensate", choices=("none", "scalar", "full"), default="full")
+    prune.add_argument("--compensate", choices=("none", "scalar", "full", "sequential"), default="full")
+    prune.add_argument("--no-drift", action="store_true", help="sequential: leave residual streams' losses as they are")
     prune.add_argument("--raw", action="store_true", help="raw instead of centred moments (Def. 3.1 as written)")
     prune.add_argument("--recalibrate-bn", action="store_true", help="re-estimate BatchNorm on the calibration images")
     prune.add_argument(

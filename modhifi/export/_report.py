@@ -123,7 +123,7 @@ def _groups(plan: Plan, study: Study | None) -> str:
         fidelity = "–"
         if study is not None:
             order = "naive" if plan.settings.score == "fidelity" else "greedy"
-            curve = study.curve(name, order, plan.settings.compensate, plan.settings.centred)  # type: ignore[arg-type]
+            curve = study.curve(name, order, plan.settings.level, plan.settings.centred)  # type: ignore[arg-type]
             fidelity = percent(float(curve[kept]))
         bar = f"<span class=bar style='width:{share:.1%}'></span>"
         rows.append([f"<code>{escape(name)}</code>", f"{kept} of {group.total}", bar, fidelity])

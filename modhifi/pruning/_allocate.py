@@ -22,6 +22,7 @@ import numpy as np
 
 from ..components import Cost, Structure
 from ..errors import UserError
+from ..plan import Compensation
 from ..study import Level, Study
 
 __all__ = ["Allocation", "allocate", "smallest_cost"]
@@ -66,7 +67,7 @@ def allocate(
     overrides: Mapping[str, int] | None = None,
     score: Score = "greedy",
     allocation: Spread = "global",
-    compensate: Level = "full",
+    compensate: Compensation = "full",
     centred: bool = True,
 ) -> Allocation:
     """Decides what stays, without running the network.
@@ -78,7 +79,7 @@ def allocate(
         overrides: components kept, for groups that are set by hand.
         score: ``greedy`` (backward elimination) or ``fidelity`` (singletons, Def. 3.1).
         allocation: ``global`` or ``uniform``, see the module's text.
-        compensate: the level whose errors are predicted.
+        compensate: how the rest will make up for it: the level whose errors are predicted (``sequential``: those of ``full``).
         centred: whether a lost mean is put back.
 
     Raises:
@@ -90,6 +91,7 @@ def allocate(
         raise UserError(f"unknown score {score!r}; a score is one of: {', '.join(ORDER_OF)}")
     if allocation not in ("global", "uniform"):
         raise UserError(f"unknown allocation {allocation!r}; it is global or uniform")
+    level: Level = "full" if compensate == "sequential" else compensate
     budget, ratio = _budget(flops, params)
     counts = {group.name: fixed.get(group.name, group.size) for group in study.groups}
     if budget is not None:
@@ -101,8 +103,8 @@ def allocate(
                 f" {len(study.groups)} groups{kept}; ask for at least {math.ceil(smallest * 1000) / 1000:g}"
             )
         limit = ratio * getattr(study.dense, budget)
-        counts = _spend(study, counts, set(fixed), budget, limit, score, allocation, compensate, centred)
-    return _predict(study, counts, score, compensate, centred)
+        counts = _spend(study, counts, set(fixed), budget, limit, score, allocation, level, centred)
+    return _predict(study, counts, score, level, centred)
 
 
 def _checked_overrides(study: Study, overrides: Mapping[str, int]) -> dict[str, int]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from .._operators import Edit
 from ..errors import UserError
-from ..plan import GroupPlan, Plan, Settings
+from ..models import Model, reload
+from ..plan import Compensation, GroupPlan, Plan, Settings
 from ..progress import Progress, silent
-from ..study import LEVELS, Level, Study
-from ..surgery import recalibrated, remaining_columns
+from ..study import LEVELS, Study
+from ..surgery import calibration_data, recalibrated, remaining_columns
 from ._allocate import Allocation, Score, Spread, allocate
+from ._sequential import RIDGE, sequential
 
 __all__ = ["prune"]
 
@@ -24,18 +28,33 @@ def prune(
     overrides: Mapping[str, int] | None = None,
     score: Score = "greedy",
     allocation: Spread = "global",
-    compensate: Level = "full",
+    compensate: Compensation = "full",
     centred: bool = True,
+    drift: bool = True,
     recalibrate_bn: bool = False,
+    model: Model | None = None,
     progress: Progress = silent,
 ) -> Plan:
-    """ModHiFi-P: which components stay, and the weights that make up for the rest. The network is not run, except
-    to re-estimate BatchNorm statistics when ``recalibrate_bn`` is set (the model and the calibration data are loaded again).
+    """ModHiFi-P: which components stay, and the weights that make up for the rest.
 
-    Arguments and errors as `allocate`; ``compensate`` is ``none``, ``scalar`` (δ*, Prop. 3.8) or ``full`` (least squares).
+    Arguments and errors as `allocate`, and:
+
+    Args:
+        compensate: ``none``, ``scalar`` (δ*, Prop. 3.8), ``full`` (least squares on the study's moments) or ``sequential`` (each
+            layer fitted to what the changed layers before it give; theory, section 4).
+        drift: whether sequential compensation also makes up for what residual streams have lost.
+        recalibrate_bn: re-estimate BatchNorm statistics at the end.
+        model: the network, if it is at hand. It is run only for sequential compensation and for BatchNorm statistics, on the
+            study's calibration images, which are loaded again.
+        progress: see `modhifi.progress`.
+
+    Raises:
+        UserError: also where the calibration images have changed since the study.
     """
-    if compensate not in LEVELS:
-        raise UserError(f"unknown compensation {compensate!r}; it is one of: {', '.join(LEVELS)}")
+    levels = (*LEVELS, "sequential")
+    if compensate not in levels:
+        raise UserError(f"unknown compensation {compensate!r}; it is one of: {', '.join(levels)}")
+    in_sequence = compensate == "sequential"
     decided = allocate(
         study,
         flops=flops,
@@ -58,7 +77,8 @@ def prune(
             allocation=allocation,
             compensate=compensate,
             centred=centred,
-            ridge=study.ridge,
+            drift=in_sequence and drift,
+            ridge=RIDGE if in_sequence else study.ridge,
             recalibrate_bn=recalibrate_bn,
             overrides=dict(overrides or {}),
         ),
@@ -68,9 +88,18 @@ def prune(
     tensors: dict[str, Tensor] = {}
     cut = {group.name for group in study.groups if decided.counts[group.name] < group.size}
     touched = [name for name, read in study.structure.readers.items() if any(group.name in cut for group, _ in read)]
+    edits: dict[str, Edit] = {}
+    net = model
+    if in_sequence and touched:
+        net = net or reload(study.model)
+        images = torch.cat([batch for batch, _ in calibration_data(study.data).batches(net.input)])
+        edits = sequential(study, decided.keep, net.module, images, centred=centred, drift=drift, progress=progress)
+        # What runs before the first layer that loses something is as it was.
+        names = list(edits)
+        touched = names[min(names.index(name) for name in touched) :]
     for done, name in enumerate(touched if compensate != "none" else []):
         progress(done, len(touched), "compensating")
-        edit = study.edit(name, decided.keep, compensate, centred)
+        edit = edits[name] if in_sequence else study.edit(name, decided.keep, plan.settings.level, centred)
         stays = remaining_columns(study.structure, name, edit.weight, decided.keep)
         tensors[f"{name}.weight"] = edit.weight[:, stays].float()
         if centred:
@@ -79,7 +108,7 @@ def prune(
     plan.predicted["params"] += _added_biases(study, decided, tensors)
     plan.with_tensors(tensors)
     if recalibrate_bn:
-        plan.with_tensors(tensors | recalibrated(plan, progress=progress))
+        plan.with_tensors(tensors | recalibrated(plan, net, progress=progress))
     return plan
 
 

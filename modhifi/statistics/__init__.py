@@ -2,6 +2,7 @@
 
 from ._collect import Collected, Partial, collect, process_count, process_rank, share
 from ._moments import MAX_INPUTS, Moments, partition
+from ._positions import draw
 from ._singletons import collect_singletons
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Partial",
     "collect",
     "collect_singletons",
+    "draw",
     "partition",
     "process_count",
     "process_rank",

@@ -1,8 +1,17 @@
 """Surgery: a plan and a model in, a changed model out."""
 
 from ._apply import apply
-from ._recalibrate import recalibrate, recalibrated
+from ._recalibrate import calibration_data, recalibrate, recalibrated
 from ._remove import remaining_columns, remove, restructure
 from ._verify import verified
 
-__all__ = ["apply", "recalibrate", "recalibrated", "remaining_columns", "remove", "restructure", "verified"]
+__all__ = [
+    "apply",
+    "calibration_data",
+    "recalibrate",
+    "recalibrated",
+    "remaining_columns",
+    "remove",
+    "restructure",
+    "verified",
+]

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..data import Data, load_data
+from ..data import Data, DataRef, load_data
 from ..errors import UserError
 from ..models import Model, reload
 from ..plan import Plan
 from ..progress import Progress, silent
 from ._apply import apply
 
-__all__ = ["recalibrate", "recalibrated"]
+__all__ = ["calibration_data", "recalibrate", "recalibrated"]
 
 
 @torch.no_grad()
@@ -47,6 +47,14 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tenso
     }
 
 
+def calibration_data(ref: DataRef) -> Data:
+    """The images that a study was made on, loaded again. Raises `UserError` if they are not those any more."""
+    data = load_data(ref.spec, ref.root, ref.split).take(ref.samples, ref.seed)
+    if data.ref.fingerprint != ref.fingerprint:
+        raise UserError(f"the calibration images of {ref.spec} have changed since the study; analyze again")
+    return data
+
+
 def recalibrated(
     plan: Plan, model: Model | None = None, data: Data | None = None, progress: Progress = silent
 ) -> dict[str, Tensor]:
@@ -55,11 +63,7 @@ def recalibrated(
     Raises `UserError` if the network has no BatchNorm, or the calibration images are not the ones the study saw.
     """
     base = model or reload(plan.model)
-    if data is None:
-        ref = plan.calibration
-        data = load_data(ref.spec, ref.root, ref.split).take(ref.samples, ref.seed)
-        if data.ref.fingerprint != ref.fingerprint:
-            raise UserError(f"the calibration images of {ref.spec} have changed since the study; analyze again")
+    data = data or calibration_data(plan.calibration)
     twin = apply(plan, base, masked=True)
     total = len(data)
 

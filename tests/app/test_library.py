@@ -54,7 +54,8 @@ def test_a_wish_that_cannot_be_met_is_a_mistake_of_the_user(library: Library) ->
 
 
 def test_the_archive_is_read_back_as_the_same_network(library: Library, tmp_path: Path) -> None:
-    point = measured(library, Choice(remain=0.4))
+    point = measured(library, Choice(remain=0.4, compensate="sequential"))
+    assert "sequential" in point.label
     assert library.archive(DEFAULT, point, ["safetensors"]) is None
     job = library.build(DEFAULT, point, ["safetensors"])
     assert job.wait(120)

@@ -46,6 +46,23 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return captured.err
 
 
+def test_sequential_compensation_and_its_settings(
+    work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = ["prune", work / "study", "--flops", 0.3, "--compensate", "sequential"]
+    settings = [
+        ask(capsys, *asked, *more, "--out", tmp_path / f"{number}.json")["settings"]
+        for number, more in enumerate(([], ["--no-drift"]))
+    ]
+    assert [(one["compensate"], one["drift"], one["ridge"]) for one in settings] == [
+        ("sequential", True, 1e-3),
+        ("sequential", False, 1e-3),
+    ]
+    with_drift, without = (load_file(tmp_path / f"{number}.safetensors") for number in (0, 1))
+    assert with_drift.keys() == without.keys()
+    assert any(not torch.equal(with_drift[name], without[name]) for name in with_drift)
+
+
 def test_the_whole_job(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert any(row["spec"] == "digits-resnet20" for row in ask(capsys, "models")["models"])
     study, plan = tmp_path / "study", tmp_path / "plan.zip"

@@ -1,0 +1,272 @@
+"""Compensation layer by layer (theory, section 4, level 3): each layer is fitted to what the layers before it, already
+changed, really give it, with the unchanged network's outputs as the target.
+
+Both networks run once on all images in one batch. In the changed one every layer that reads components is fitted in the
+moment it runs, so that the pass itself brings the next layer its input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from .._operators import Edit, Operator, flat_weight, get_operator, operate, outputs_at, patches, position_count
+from ..progress import Progress, silent
+from ..statistics import draw
+from ..study import Study
+from ..surgery import remaining_columns
+
+__all__ = ["RIDGE", "sequential"]
+
+# Relative to the mean of the diagonal, on the fitted columns. Fitted anew in every layer, small directions are noise.
+RIDGE = 1e-3
+# Rows that a layer is fitted on, for each of its inputs.
+_ROWS_PER_INPUT = 16
+# All images run in one batch; more pixels than this would need too much memory.
+_PIXELS = 1 << 24
+# An output whose scale on its way to the stream is smaller than this, relative to the largest, takes up no drift.
+_SMALLEST_SCALE = 1e-3
+
+_ADDITIONS = ("add", "__add__", "__radd__", "__iadd__")
+
+
+@torch.inference_mode()
+def sequential(
+    study: Study,
+    keep: Mapping[str, Sequence[int]],
+    module: nn.Module,
+    images: Tensor,
+    *,
+    centred: bool = True,
+    ridge: float = RIDGE,
+    drift: bool = True,
+    progress: Progress = silent,
+) -> dict[str, Edit]:
+    """New weights for every layer that reads components, in the coordinates of the unchanged network.
+
+    Args:
+        study: of ``module``; its structure says which layers read what, and its moments answer for layers that are too wide.
+        keep: the components that stay of each group.
+        module: the unchanged network; it is left as it is.
+        images: (N, 3, H, W). So many of them are used as fit into memory in one batch.
+        centred: whether a lost mean is put back as a constant.
+        ridge: pulls the weights towards the old ones, relative to the mean of the diagonal of the second moment.
+        drift: whether a layer that is added to a residual stream also makes up for what the stream has lost so far.
+        progress: see `modhifi.progress`.
+    """
+    device = next(module.parameters()).device
+    used = images[: max(1, _PIXELS // (images.shape[2] * images.shape[3]))].to(device)
+    pass_ = _Pass(study, keep, module, len(used), centred, ridge, progress)
+    pass_.observe(used, drift)
+    pass_.fit(used)
+    return pass_.edits
+
+
+class _Pass:
+    def __init__(
+        self,
+        study: Study,
+        keep: Mapping[str, Sequence[int]],
+        module: nn.Module,
+        samples: int,
+        centred: bool,
+        ridge: float,
+        progress: Progress,
+    ) -> None:
+        self.study, self.keep, self.module, self.samples = study, keep, module, samples
+        self.centred, self.ridge, self.progress = centred, ridge, progress
+        self.layers = list(study.structure.readers)
+        self.positions: dict[str, Tensor] = {}
+        self.targets: dict[str, Tensor] = {}
+        self.streams: dict[str, _Stream] = {}
+        self.edits: dict[str, Edit] = {}
+
+    def observe(self, images: Tensor, drift: bool) -> None:
+        """The unchanged network: the outputs of every layer, and the streams that they are added to."""
+        net = copy.deepcopy(self.module)
+        numbers = torch.arange(self.samples)
+
+        def see(name: str, layer: Operator, x: Tensor, y: Tensor) -> Tensor:
+            count, inputs = position_count(layer, x, self.samples), flat_weight(layer).shape[1]
+            size = min(count, -(-_ROWS_PER_INPUT * inputs // self.samples))
+            at = draw(count, size, name, numbers, 0) if size < count else torch.arange(count).expand(self.samples, -1)
+            self.positions[name] = at.to(x.device)
+            self.targets[name] = outputs_at(layer, y, self.positions[name])
+            self.progress(len(self.targets), 2 * len(self.layers), "compensating in sequence")
+            return y
+
+        def added(path: _Path, own: Tensor, other: Tensor) -> None:
+            scale, constant = path.affine(own)
+            at = self.positions[path.layer]
+            expected = self.targets[path.layer] + _bias(get_operator(net, path.layer))
+            # Something in between that is no affine map of each channel (an activation in place) rules it out.
+            if torch.allclose(_rows(own, at), expected * scale + constant, rtol=1e-3, atol=1e-4):
+                self.streams[path.layer] = _Stream(_rows(other, at), scale)
+
+        with _followed(net, self.layers, see, added if drift else None):
+            net(images)
+
+    def fit(self, images: Tensor) -> None:
+        """The changed network: every layer fitted as it runs; one that is added to a stream, at the addition."""
+        net = copy.deepcopy(self.module)
+        waiting: dict[str, Tensor] = {}
+
+        def see(name: str, layer: Operator, x: Tensor, y: Tensor) -> Tensor:
+            if name in self.streams:
+                waiting[name] = x
+                return y
+            return self._fitted(name, layer, x, self.targets[name])
+
+        def added(path: _Path, own: Tensor, other: Tensor) -> Tensor | None:
+            x = waiting.pop(path.layer, None)
+            if x is None:
+                return None
+            stream = self.streams[path.layer]
+            lost = stream.rows - _rows(other, self.positions[path.layer])
+            able = stream.scale.abs() > _SMALLEST_SCALE * stream.scale.abs().max()
+            lost = torch.where(able, lost / torch.where(able, stream.scale, 1.0), 0.0)
+            layer = get_operator(net, path.layer)
+            return path.run(self._fitted(path.layer, layer, x, self.targets[path.layer] + lost)).reshape(own.shape)
+
+        with _followed(net, self.layers, see, added):
+            net(images)
+        assert not waiting, "an addition that was seen in the unchanged network did not come"
+
+    def _fitted(self, name: str, layer: Operator, x: Tensor, target: Tensor) -> Tensor:
+        """Fits a layer to the rows (r, O) of ``target``, keeps the edit, and gives the layer's new output for ``x``."""
+        self.progress(len(self.layers) + len(self.edits), 2 * len(self.layers), "compensating in sequence")
+        stats, own = self.study.layers[name], flat_weight(layer)
+        if stats.wide:
+            read = {g.name: torch.as_tensor(self.keep[g.name]) for g, _ in self.study.structure.readers[name]}
+            edit = stats.edit(read, "full", self.centred, self.study.ridge)
+        else:
+            stays = remaining_columns(self.study.structure, name, own, self.keep)
+            rows = patches(layer, x, self.positions[name])[:, stays]
+            weight, shift = fit_rows(rows, target, own[:, stays], self.ridge, self.centred)
+            new = torch.zeros(own.shape, dtype=weight.dtype, device=weight.device)
+            new[:, stays] = weight
+            edit = Edit(new, shift)
+        self.edits[name] = Edit(edit.weight.cpu(), edit.shift.cpu())
+        return operate(layer, x, edit.weight.to(own), edit.shift.to(own) + _bias(layer))
+
+
+def fit_rows(rows: Tensor, target: Tensor, own: Tensor, ridge: float, centred: bool) -> tuple[Tensor, Tensor]:
+    """``W' = argmin E‖y − W'x − b‖² + λ‖W' − W‖²`` with ``λ`` = ``ridge`` · mean(diag), from ``rows`` (r, n), ``target``
+    (r, O) and the weights as they are, ``own`` (O, n): W' (O, n) and b (O,), 0 unless ``centred``, both float64.
+    """
+    exact = torch.float32 if rows.device.type == "mps" else torch.float64
+    mean_x = rows.to(exact).mean(0) if centred else rows.new_zeros(rows.shape[1], dtype=exact)
+    mean_y = target.to(exact).mean(0) if centred else target.new_zeros(target.shape[1], dtype=exact)
+    x, y = rows - mean_x.to(rows), target - mean_y.to(target)
+    second = (x.T @ x).to(exact) / len(rows)
+    pull = max(ridge * float(second.diagonal().mean()), 1e-12)
+    second.diagonal().add_(pull)
+    cross = (y.T @ x).to(exact) / len(rows) + pull * own.to(exact)
+    weight = torch.linalg.solve(second, cross.T).T
+    return weight, mean_y - weight @ mean_x
+
+
+@dataclasses.dataclass
+class _Stream:
+    """What a layer's output is added to, at the layer's positions (r, O), and the ``scale`` (O,) of the output there."""
+
+    rows: Tensor
+    scale: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class _Path:
+    """Where a tensor comes from: a layer's output, passed on by ``modules`` that treat each channel by itself."""
+
+    layer: str
+    modules: tuple[nn.Module, ...] = ()
+
+    def run(self, y: Tensor) -> Tensor:
+        for module in self.modules:
+            y = module(y)
+        return y
+
+    def affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and constant (O,) of each channel, for tensors of the shape of ``like``."""
+        probe = torch.zeros_like(like[:1])
+        constant = self.run(probe)
+        scale = self.run(probe + 1) - constant
+        first = torch.zeros(1, 1, dtype=torch.int64, device=like.device)
+        return _rows(scale, first)[0], _rows(constant, first)[0]
+
+
+class _Additions(TorchFunctionMode):
+    """Tells of every addition of two tensors of one shape of which one comes from a known layer; what is answered takes
+    that tensor's place.
+    """
+
+    def __init__(self, added: Callable[[_Path, Tensor, Tensor], Tensor | None]) -> None:
+        super().__init__()
+        self.added = added
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _ADDITIONS and len(args) == 2 and not kwargs:
+            first, second = args
+            if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape:
+                for own, other in ((first, second), (second, first)):
+                    path = getattr(own, "_path", None)
+                    instead = self.added(path, own, other) if path is not None else None
+                    if instead is not None:
+                        return torch.add(instead, other)
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _followed(
+    net: nn.Module,
+    layers: Sequence[str],
+    see: Callable[[str, Operator, Tensor, Tensor], Tensor],
+    added: Callable[[_Path, Tensor, Tensor], Tensor | None] | None,
+) -> Iterator[None]:
+    """While open, ``see`` may replace the output of each named layer, and ``added`` is told where that output is added to
+    something."""
+    hooks = []
+
+    def ran(layer: nn.Module, args: tuple[Any, ...], output: Tensor, *, name: str) -> Tensor:
+        answer = see(name, layer, args[0], output)  # type: ignore[arg-type]
+        answer._path = _Path(name)  # type: ignore[attr-defined]
+        return answer
+
+    def passed(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        path = getattr(args[0], "_path", None)
+        if path is not None and output is not args[0]:
+            output._path = _Path(path.layer, (*path.modules, module))  # type: ignore[attr-defined]
+
+    try:
+        for name in layers:
+            layer = get_operator(net, name)
+            hooks.append(
+                layer.register_forward_hook(lambda layer, args, output, name=name: ran(layer, args, output, name=name))
+            )
+        for module in net.modules():
+            if isinstance(module, _BatchNorm) or type(module).__name__.startswith("LayerScale"):
+                hooks.append(module.register_forward_hook(passed))
+        with _Additions(added) if added is not None else contextlib.nullcontext():
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _rows(y: Tensor, at: Tensor) -> Tensor:
+    """(samples·p, O) of a map (B, O, H, W) or of tokens (B, …, O), at the positions (samples, p) of each sample."""
+    tokens = y.flatten(2).transpose(1, 2) if y.ndim == 4 else y
+    tokens = tokens.reshape(len(at), -1, tokens.shape[-1])
+    return tokens[torch.arange(len(at), device=y.device)[:, None], at].reshape(-1, tokens.shape[-1])
+
+
+def _bias(layer: Operator) -> Tensor:
+    return layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach()
