@@ -35,7 +35,7 @@ _PIXELS = 1 << 24
 # An output whose scale on its way to the stream is smaller than this, relative to the largest, takes up no drift.
 _SMALLEST_SCALE = 1e-3
 
-_ADDITIONS = ("add", "__add__", "__radd__", "__iadd__")
+_ADDITIONS = ("add", "__add__", "__radd__", "__iadd__", "add_")  # in place, += is the last one
 
 
 @torch.inference_mode()
@@ -103,13 +103,15 @@ class _Pass:
             self.progress(len(self.targets), 2 * len(self.layers), "compensating in sequence")
             return y
 
-        def added(path: _Path, own: Tensor, other: Tensor) -> None:
+        def added(path: _Path, own: Tensor, other: Tensor) -> Tensor | None:
             scale, constant = path.affine(own)
             at = self.positions[path.layer]
             expected = self.targets[path.layer] + _bias(get_operator(net, path.layer))
             # Something in between that is no affine map of each channel (an activation in place) rules it out.
-            if torch.allclose(_rows(own, at), expected * scale + constant, rtol=1e-3, atol=1e-4):
-                self.streams[path.layer] = _Stream(_rows(other, at), scale)
+            if not torch.allclose(_rows(own, at), expected * scale + constant, rtol=1e-3, atol=1e-4):
+                return None
+            self.streams[path.layer] = _Stream(_rows(other, at), scale)
+            return own  # of two layers that are added to one another, the second is fitted as it runs
 
         with _followed(net, self.layers, see, added if drift else None):
             net(images)
@@ -213,14 +215,17 @@ class _Additions(TorchFunctionMode):
         self.added = added
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in _ADDITIONS and len(args) == 2 and not kwargs:
+        name = getattr(func, "__name__", "")
+        if name in _ADDITIONS and len(args) == 2 and not kwargs:
             first, second = args
             if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape:
                 for own, other in ((first, second), (second, first)):
                     path = getattr(own, "_path", None)
                     instead = self.added(path, own, other) if path is not None else None
-                    if instead is not None:
+                    if instead is not None and name != "add_":
                         return torch.add(instead, other)
+                    if instead is not None:
+                        return first.copy_(instead).add_(second) if own is first else first.add_(instead)
         return func(*args, **(kwargs or {}))
 
 

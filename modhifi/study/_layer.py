@@ -60,8 +60,8 @@ class LayerStats:
                 contributions.index_add_(0, self.parts(), (weight * self.moments.mean).T)
                 raw = second - contributions @ contributions.T
             weight = torch.ones(1, len(second), dtype=torch.float64)
-        # The moments are float32 sums: their eigenvalues are known to within this much.
-        return ridged(raw, ridge, torch.finfo(torch.float32).eps * float(second.norm())), weight
+        # The moments are float32 sums: their eigenvalues are known to within about this much.
+        return ridged(raw, ridge, 4 * torch.finfo(torch.float32).eps * float(second.norm())), weight
 
     def edit(self, keep: Mapping[str, Tensor], compensate: Level, centred: bool, ridge: float) -> Edit:
         """New weights when of each group in ``keep`` those components stay (theory, section 4, levels 1 and 2), zero for the

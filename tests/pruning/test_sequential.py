@@ -27,6 +27,7 @@ class Residual(nn.Module):
             self.add_module(f"{block}1", nn.Conv2d(12, 10, 3, padding=1))
             self.add_module(f"{block}2", nn.Conv2d(10, 12, 3, padding=1, bias=False))
             self.add_module(f"{block}n", nn.BatchNorm2d(12))
+        self.shortcut = nn.Conv2d(12, 12, 1)
         self.linear = nn.Linear(12, 4)
         self.active = active
 
@@ -37,7 +38,11 @@ class Residual(nn.Module):
             inner = self.get_submodule(f"{block}n")(self.get_submodule(f"{block}2")(inner))
             if self.active:
                 inner.relu_()
-            x = torch.relu(inner + x) if block == "a" else inner + x
+            if block == "a":
+                x = torch.relu(inner + x)
+            else:
+                inner += self.shortcut(x)  # as timm and torchvision add
+                x = inner
         return self.linear(x.mean((2, 3)))
 
 
@@ -160,8 +165,9 @@ def test_what_a_stream_has_lost_is_made_up_for_at_the_addition(pictures: Data, d
         target = flat(seen(dense, name, images.double())[1])
         if drift:
             scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).numpy()
-            # The input of the block's first layer is the stream.
-            streams = [flat(seen(one, f"{block}1", images.double())[0]) for one in (dense, net)]
+            # The input of the first block's first layer is the stream; in the second one a layer comes between.
+            place, side = ("a1", 0) if block == "a" else ("shortcut", 1)
+            streams = [flat(seen(one, place, images.double())[side]) for one in (dense, net)]
             target = target + (streams[0] - streams[1]) / scale
         x = rows_of(layer, seen(net, name, images.double())[0])
         columns = (np.array(keep[f"{block}1"])[:, None] * 9 + np.arange(9)).reshape(-1)
@@ -174,8 +180,10 @@ def test_drift_is_left_alone_where_the_way_to_the_stream_is_not_affine(pictures:
     study = modhifi.analyze(model, pictures)
     images, keep = images_of(pictures, model), half(study)
     corrected, plain = (sequential(study, keep, model.module, images, drift=drift) for drift in (True, False))
-    for name, edit in corrected.items():
-        torch.testing.assert_close(edit.weight, plain[name].weight)
+    for name in ("a1", "a2", "b1", "b2"):
+        torch.testing.assert_close(corrected[name].weight, plain[name].weight)
+    # What it is added to is a layer that does reach the sum unbent: that one takes up the drift.
+    assert not torch.allclose(corrected["shortcut"].weight, plain["shortcut"].weight)
 
 
 def test_a_sequential_plan_keeps_more_than_a_one_shot_one(

@@ -9,8 +9,9 @@ import torch
 import modhifi
 from modhifi import Cancelled, Data, Model, Study, UserError
 from modhifi._operators import observed, patches
-from modhifi.fidelity import subset_fidelity
-from modhifi.statistics import _moments
+from modhifi.fidelity import inverse, subset_fidelity
+from modhifi.statistics import Moments, _moments
+from modhifi.study import LayerStats
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def test_a_layer_that_reads_two_groups_is_refitted_on_what_stays_of_both(
     columns = np.concatenate([np.arange(c * 9, c * 9 + 9) for c in channels])
     w, mean = stats.weight.double().numpy(), stats.moments.mean.numpy()
     covariance = stats.moments.second.double().numpy() - np.outer(mean, mean)
-    floor = np.finfo(np.float32).eps * np.linalg.norm(stats.moments.second.double().numpy())
+    floor = 4 * np.finfo(np.float32).eps * np.linalg.norm(stats.moments.second.double().numpy())
     covariance += np.eye(len(mean)) * max(1e-6 * np.trace(covariance) / len(mean), floor)
     fitted = np.linalg.solve(covariance[np.ix_(columns, columns)], (w @ covariance[:, columns]).T).T
     np.testing.assert_allclose(edit.weight[:, columns], fitted, rtol=1e-4, atol=1e-6)
@@ -327,3 +328,16 @@ def test_class_fidelity_is_that_of_the_samples_taken_for_the_class(chain: Model,
             (each * y[:, None]).sum((0, 2)).square() / each.square().sum((0, 2)).clamp(min=1e-300) / y.square().sum()
         )
         np.testing.assert_allclose(table[row], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_large_constant_in_the_input_leaves_the_covariance_positive() -> None:
+    """Float32 sums lose what is small beside the mean; the ridge must cover that."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        rows = 200 + torch.randn(960, 96, generator=generator) * 10 ** torch.linspace(-4, 0, 96)
+        second = torch.zeros(96, 96)
+        for batch in rows.split(60):
+            second.addmm_(batch.T, batch)
+        moments = Moments(second / 960, rows.double().mean(0), 960, 10)
+        stats = LayerStats(torch.randn(8, 96, generator=generator), moments, {})
+        assert bool(torch.isfinite(inverse(stats.operator(True, 1e-6)[0])).all())
