@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 import modhifi
+from modhifi.study import Level
 
 from .formulas import FORMULAS
 from .jobs import Job
@@ -112,9 +113,11 @@ def latest_job(session: Session, kind: str) -> Job | None:
     return job
 
 
-def derived(session: Session, compensate: str, group: str | None = None) -> bool:
-    """Whether the curves of this compensation are there, of one group or all; if not, draws the job that derives them."""
-    job = session.library.derive(session.source, compensate, group)
+def derived(session: Session, compensate: Level, group: str | None = None, score: str | None = None) -> bool:
+    """Whether the curves of this compensation are there, of one group or all (and in the order of one score); if not, draws the
+    job that derives them.
+    """
+    job = session.library.derive(session.source, compensate, group, score)
     # A small study is through before a person would see the progress.
     if job is None or (job.wait(0.5) and job.state == "done"):
         return True
@@ -188,9 +191,9 @@ def choice(label: str, words: Mapping[str, str], key: str, default: str, help_: 
     )
 
 
-def compensation(key: str, levels: Sequence[str] = ("scalar", "full")) -> Any:
+def compensation(key: str, levels: Sequence[str] = ("scalar", "full"), default: str = "full") -> Any:
     words = {"none": "None"} | {level: WORDS[level] for level in levels}
-    return choice("Compensation", words, key, "full", FORMULAS["compensation"])
+    return choice("Compensation", words, key, default, FORMULAS["compensation"])
 
 
 def labelled_data(session: Session, key: str, label: str, split: str) -> LabelledData:

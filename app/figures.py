@@ -31,6 +31,7 @@ __all__ = [
     "outputs",
     "overview",
     "per_class",
+    "sensitivity",
     "singletons",
     "tightness",
     "trade_off",
@@ -368,6 +369,35 @@ def allocation(names: Sequence[str], kept: Sequence[int], total: Sequence[int]) 
     return _finish(figure, 270)
 
 
+def sensitivity(names: Sequence[str], shares: Sequence[float], errors: Array) -> go.Figure:
+    """(G, S) estimated errors of the logits when one group alone keeps each of the ``shares``."""
+    # Errors span orders of magnitude; those of nothing at all are drawn as the smallest one.
+    smallest = float(errors[errors > 0].min()) if bool((errors > 0).any()) else 1.0
+    exponent = np.log10(np.maximum(errors, smallest))
+    figure = go.Figure(
+        go.Heatmap(
+            z=exponent.T,
+            x=_short(names),
+            y=[f"{100 * share:g}%" for share in shares],
+            colorscale=_SCALE,
+            customdata=np.stack([errors.T, np.broadcast_to(np.array(names, dtype=object), errors.T.shape)], -1),
+            hovertemplate="<b>%{customdata[1]}</b><br>%{y} stays<br>error %{customdata[0]:.3g}<extra></extra>",
+            colorbar={"title": {"text": "error", "side": "right"}, "thickness": 12} | _powers(exponent),
+        )
+    )
+    figure.update_xaxes(**_names_axis(_short(names)))
+    figure.update_yaxes(title="this group keeps", type="category", autorange="reversed", showgrid=False)
+    return _finish(figure, 270)
+
+
+def _powers(exponent: Array) -> dict[str, object]:
+    """Ticks of a colour bar at powers of ten, or at both ends where there are fewer than two."""
+    low, high = float(exponent.min()), float(exponent.max())
+    ticks = np.arange(np.ceil(low), np.floor(high) + 1)
+    values = ticks if len(ticks) > 1 else np.array([low, high])
+    return {"tickvals": values.tolist(), "ticktext": [f"{10**value:.2g}" for value in values]}
+
+
 def trade_off(points: Sequence[TradeOff], dense: float | None, planned: float | None, chosen: str | None) -> go.Figure:
     """Accuracy against FLOPs of the measured plans; ``dense`` is the accuracy before, ``planned`` the slider's FLOPs.
 
@@ -397,8 +427,8 @@ def trade_off(points: Sequence[TradeOff], dense: float | None, planned: float | 
             "size": [15 if p.id == chosen else 10 for p in points],
             "line": {"width": [3 if p.id == chosen else 0 for p in points], "color": ORANGE},
         },
-        customdata=[(p.id, p.label) for p in points],
-        hovertemplate="%{customdata[1]}<br>FLOPs %{x:.1f}%<br>accuracy %{y:.2f}%<extra></extra>",
+        customdata=[(p.id, p.label, "" if p.latency is None else f"<br>{p.latency:.2f} ms") for p in points],
+        hovertemplate="%{customdata[1]}<br>FLOPs %{x:.1f}%<br>accuracy %{y:.2f}%%{customdata[2]}<extra></extra>",
     )
     figure.update_xaxes(title="FLOPs that remain", ticksuffix="%", range=[0, 106])
     shown = [100 * p.accuracy for p in points] + ([100 * dense] if dense is not None else [])

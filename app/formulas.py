@@ -30,6 +30,11 @@ FORMULAS = {
     "careful.",
     "flops": "Multiply-accumulates of one sample, counted once.",
     "params": "All weights, biases and normalisation parameters.",
+    "table_ms": "Predicted time of one forward pass on this machine: every layer at its new widths, read off a table of "
+    "timings at several widths (multiples of eight channels apart from odd numbers), and the rest of the network. *Time the "
+    "layers*, under Score and widths, makes the table.",
+    "sensitivity": "Estimated error of the logits, $\\sum_l K_l \\sqrt{e_l}$ over the layers that read the group, when this "
+    "group alone is cut to so much and everything else stays whole. Coupled layers are one group.",
     "latency_ms": "Median time of one batch on this machine; it varies with what else runs here.",
     "accuracy": "Share of the labelled test images that are answered correctly.",
     "probe": "Accuracy on the forgotten classes of a linear classifier trained on the penultimate features. High "

@@ -136,9 +136,9 @@ def read_group(study: modhifi.Study, name: str, eta: float, compensate: Any) -> 
     """Everything the page shows of a group but its classes."""
     group = study.group(name)
     greedy = study.curve(name, "greedy", compensate)
-    naive = study.curve(name, "naive", compensate)
+    naive = study.curve(name, "fidelity", compensate)
     hifi = study.hifi_size(name, eta, "greedy", compensate)
-    naive_size = study.hifi_size(name, eta, "naive", compensate)
+    naive_size = study.hifi_size(name, eta, "fidelity", compensate)
     ranks = np.argsort(-study.scores(name)["fidelity"], kind="stable")
     singles = study.scores(name)["fidelity"][ranks]
     more = "the naive ranking needs as many" if naive_size == hifi else f"the naive ranking needs {naive_size}"

@@ -17,13 +17,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import modhifi
 from modhifi._files import atomic_file
 from modhifi.data import Data
 from modhifi.errors import UserError
 from modhifi.models import Model
 from modhifi.plan import Plan
-from modhifi.progress import Progress
+from modhifi.progress import Progress, prefixed
+from modhifi.pruning import LatencyTable, machine_name
+from modhifi.study import ORDERS, Level
 
 from .jobs import Job, Jobs
 from .selection import Choice, LabelledData, Source, digest
@@ -87,16 +91,23 @@ class Library:
             shutil.rmtree(self.store.study_path(source.id))
             return False
 
-    def derive(self, source: Source, compensate: str, group: str | None = None) -> Job | None:
-        """The job that derives what an analysis leaves out, for one group or all; None if nothing is missing."""
+    def derive(
+        self, source: Source, compensate: Level, group: str | None = None, score: str | None = None
+    ) -> Job | None:
+        """The job that derives what an analysis leaves out, for one group or all, by the study's own orders or by the one of
+        ``score``; None if nothing is missing.
+        """
         study = self.study(source)
-        if study is None or not study.missing(compensate, group=group):  # type: ignore[arg-type]
+        orders = ORDERS if score is None else (score,)
+        if study is None or not study.missing(compensate, group=group, orders=orders):
             return None
 
         def work(progress: Progress) -> None:
-            study.derive(compensate, group=group, progress=progress)  # type: ignore[arg-type]
+            if score is not None and not study.has_score(score):
+                modhifi.pruning.score(study, score, self._model(source, progress), progress=progress)
+            study.derive(compensate, group=group, orders=orders, progress=progress)
 
-        key = f"derive {source.id} {compensate} {group or ''}"
+        key = f"derive {source.id} {compensate} {group or ''} {score or ''}"
         job = self.jobs.get(key)
         if job is not None and job.state == "done":  # for a study that has left the memory since
             self.jobs.forget(key)
@@ -105,39 +116,96 @@ class Library:
         of = "all groups" if group is None else group
         return self._once(key, f"Deriving {compensate} compensation of {of}", source, work)
 
+    def sensitivity(self, source: Source, choice: Choice) -> np.ndarray:
+        """(groups, `modhifi.pruning.SHARES`): see `modhifi.pruning.sensitivity`."""
+        study = self.study(source)
+        assert study is not None, "a page that asks for this has a study"
+        found = modhifi.pruning.sensitivity(study, score=choice.score, compensate=choice.level)
+        return np.array(list(found.values()))
+
+    def latencies(self, source: Source) -> LatencyTable | None:
+        """How long the layers take on this machine, if they were timed; a table of another machine does not count."""
+        path = self.store.latency_path(source.id)
+        if not path.is_file():
+            return None
+        try:
+            table = _latencies(path, path.stat().st_mtime_ns)
+        except UserError:
+            return None
+        return table if table.machine == machine_name() else None
+
+    def time_layers(self, source: Source) -> Job:
+        """Starts timing them."""
+
+        def work(progress: Progress) -> None:
+            study, model = self._study_and_model(source, progress)
+            table = modhifi.pruning.measure_table(model, study.structure, progress=progress)
+            table.save(self.store.latency_path(source.id))
+
+        self.again(f"latency {source.id} ")
+        return self._once(f"latency {source.id} ", "Timing the layers", source, work)
+
     # Pruning
 
     def allocation(self, source: Source, choice: Choice) -> modhifi.pruning.Allocation:
         """What a plan would keep and cost; milliseconds. Raises `UserError` for a wish that cannot be met."""
-        return _allocation(self, source, choice)
+        return _allocation(self, source, choice, self.latencies(source) is not None)
 
     def measure(self, source: Source, choice: Choice, data: LabelledData) -> Job:
         """Makes the plan, carries it out and measures before and after; the result is the `Point` that was kept."""
-        point_id = prune_point(choice, data)
 
         def work(progress: Progress) -> Point:
-            study, model = self._study_and_model(source, progress)
-            study.derive(choice.level, progress=progress)
-            plan = modhifi.prune(
-                study, **choice.arguments, recalibrate_bn=choice.recalibrate_bn, model=model, progress=progress
-            )
-            changed = modhifi.apply(plan, model)
-            labelled = _load(data)
-            evaluation = modhifi.evaluate(changed, labelled, baseline=model, progress=progress)
-            point = Point(
-                id=point_id,
-                kind="prune",
-                label=choice.label,
-                measured_on=data,
-                evaluation=evaluation.model_dump(mode="json"),
-                choice=choice,
-                predicted=plan.predicted,
-            )
-            plan.measured.append(evaluation.to_json())
-            self.store.add_point(source.id, point, plan)
-            return point
+            return self._measured(source, choice, data, progress)
 
-        return self._once(f"measure {source.id} {point_id}", f"Measuring {choice.label}", source, work)
+        return self._once(f"measure {source.id} {prune_point(choice, data)}", f"Measuring {choice.label}", source, work)
+
+    def compare(self, source: Source, choices: Sequence[Choice], data: LabelledData) -> Job:
+        """Measures each of ``choices`` that was not measured yet; every one is a `Point` as soon as it is there."""
+
+        def work(progress: Progress) -> int:
+            known = {point.id for point in self.store.points(source.id)}
+            for number, choice in enumerate(choices):
+                if prune_point(choice, data) not in known:
+                    report = prefixed(progress, f"{choice.label} ({number + 1} of {len(choices)}): ")
+                    self._measured(source, choice, data, report)
+            return len(choices)
+
+        key = f"compare {source.id} {digest(list(choices))} {data.digest}"
+        self.again(key)
+        return self._once(key, f"Comparing {len(choices)} methods", source, work)
+
+    def _measured(self, source: Source, choice: Choice, data: LabelledData, progress: Progress) -> Point:
+        """Makes the plan, carries it out, measures it and keeps it."""
+        study, model = self._study_and_model(source, progress)
+        plan = self._plan(study, model, source, choice, progress)
+        changed = modhifi.apply(plan, model)
+        evaluation = modhifi.evaluate(changed, _load(data), baseline=model, progress=progress)
+        point = Point(
+            id=prune_point(choice, data),
+            kind="prune",
+            label=choice.label,
+            measured_on=data,
+            evaluation=evaluation.model_dump(mode="json"),
+            choice=choice,
+            predicted=plan.predicted,
+        )
+        plan.measured.append(evaluation.to_json())
+        self.store.add_point(source.id, point, plan)
+        return point
+
+    def _plan(self, study: modhifi.Study, model: Model, source: Source, choice: Choice, progress: Progress) -> Plan:
+        if choice.method is not None:
+            method = modhifi.pruning.METHODS[choice.method]
+            return method.plan(study, choice.budget, choice.remain, model=model, progress=progress)
+        study.derive(choice.level, progress=progress)
+        return modhifi.prune(
+            study,
+            **choice.arguments,
+            recalibrate_bn=choice.recalibrate_bn,
+            latencies=self.latencies(source) if choice.budget == "latency" else None,
+            model=model,
+            progress=progress,
+        )
 
     # Bounds
 
@@ -148,13 +216,8 @@ class Library:
             study, model = self._study_and_model(source, progress)
             data = modhifi.load_data(source.data, root=source.root, split=source.split)
             for number, choice in enumerate(choices):
-                prefix = f"{choice.remain:.0%} remains ({number + 1} of {len(choices)}): "
-
-                def report(done: int, total: int, what: str, prefix: str = prefix) -> None:
-                    progress(done, total, prefix + what)
-
-                study.derive(choice.level, progress=report)
-                plan = modhifi.prune(study, **choice.arguments, progress=report)
+                report = prefixed(progress, f"{choice.remain:.0%} remains ({number + 1} of {len(choices)}): ")
+                plan = self._plan(study, model, source, choice, report)
                 measured = modhifi.bounds.measure(study, plan, data, samples=samples, model=model, progress=report)
                 self.store.add_bound(
                     source.id,
@@ -294,11 +357,17 @@ def forget_point(classes: Sequence[str], data: LabelledData, test: LabelledData)
 
 # The wish is made of names and numbers, and a study never changes under its name: an exact key.
 @lru_cache(maxsize=512)
-def _allocation(library: Library, source: Source, choice: Choice) -> modhifi.pruning.Allocation:
+def _allocation(library: Library, source: Source, choice: Choice, timed: bool) -> modhifi.pruning.Allocation:
     study = library.study(source)
     if study is None:
         raise UserError("this network has no study yet; run the analysis on the Model page first")
-    return modhifi.pruning.allocate(study, **choice.arguments)
+    # With the table, if there is one, the milliseconds are predicted too.
+    return modhifi.pruning.allocate(study, **choice.arguments, latencies=library.latencies(source) if timed else None)
+
+
+@lru_cache(maxsize=8)
+def _latencies(path: Path, changed: int) -> LatencyTable:  # noqa: ARG001 - ``changed`` is in the key
+    return LatencyTable.load(path)
 
 
 def _load(data: LabelledData) -> Data:
@@ -317,9 +386,22 @@ def commands(source: Source, plan: Plan, point: Point) -> str:
     if plan.kind == "unlearn":
         make = ["unlearn", "study", "--forget", ",".join(plan.forget), *_where(point.decided_on or source.labelled)]
     else:
-        make = ["prune", "study", f"--{settings.budget}", str(settings.remain), "--allocation", settings.allocation]
-        make += ["--compensate", settings.compensate, *(["--recalibrate-bn"] if settings.recalibrate_bn else [])]
-        make += [word for name, count in settings.overrides.items() for word in ("--keep", f"{name}={count}")]
+        make = ["prune", "study", f"--{settings.budget}", str(settings.remain)]
+        if settings.method is not None:
+            make += ["--published"]
+        else:
+            make += [
+                "--score",
+                settings.score,
+                "--allocation",
+                settings.allocation,
+                "--compensate",
+                settings.compensate,
+            ]
+            make += [*(["--recalibrate-bn"] if settings.recalibrate_bn else [])]
+            make += ["--multiple", str(settings.multiple)] if settings.multiple > 1 else []
+            make += [word for name, count in settings.overrides.items() for word in ("--keep", f"{name}={count}")]
+            make += [word for name, count in settings.floors.items() for word in ("--floor", f"{name}={count}")]
     make += ["--out", "plan.json"]
     evaluate = ["evaluate", "plan.json", *_where(point.measured_on)]
     export = ["export", "plan.json", "--out", "model"]

@@ -12,7 +12,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 import modhifi
 from modhifi.errors import UserError
-from modhifi.pruning import smallest_cost
+from modhifi.pruning import ALIGNED, BASELINES, METHODS, smallest_cost
+from modhifi.study import SCORES
 
 from . import components as ui
 from .figures import TradeOff
@@ -21,7 +22,11 @@ from .selection import WORDS, Choice, LabelledData
 from .session import Session, choose_plan, current
 from .store import Point
 
-__all__ = ["Wish", "measured", "point_from_click", "prune_controls"]
+__all__ = ["Wish", "compare_controls", "measured", "point_from_click", "prune_controls"]
+
+BUDGETS = ("flops", "params", "latency")
+# What a comparison begins with: this project's way and what it is measured against.
+COMPARED = ("studio", "one-shot", "published", "l2", "l2+bn", "l2+full")
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Wish:
     data: LabelledData
     allocation: Any
     problem: str | None = None
+    dense_ms: float | None = None
+    """Milliseconds of the unchanged network, from the table of latencies if there is one."""
 
     @property
     def point(self) -> str:
@@ -42,26 +49,60 @@ class Wish:
 
 def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator) -> Wish:
     """Draws budget, allocation, compensation and overrides, and *Measure*; in ``room`` what has to be waited for."""
-    text = f"What is counted. FLOPs: {ui.FORMULAS['flops']} Parameters: {ui.FORMULAS['params']}"
-    budget = ui.choice("Budget", {name: WORDS[name] for name in ("flops", "params")}, "budget", "flops", text)
-    least = max(1, math.ceil(100 * smallest_cost(study, budget)))
+    text = (
+        f"What is counted. FLOPs: {ui.FORMULAS['flops']} Parameters: {ui.FORMULAS['params']} Latency: the time of one forward "
+        "pass on this machine, from a table of its layers at several widths; Measure corrects it by what it really takes."
+    )
+    budget = ui.choice("Budget", {name: WORDS[name] for name in BUDGETS}, "budget", "flops", text)
+    table = session.library.latencies(session.source)
+    if budget == "latency" and table is None:
+        with room:
+            _timing(session)
+        st.stop()
+    with st.popover("Score and widths", icon=":material/straighten:"):
+        score = st.selectbox(
+            "Score",
+            [*SCORES, *BASELINES],
+            format_func=WORDS.__getitem__,
+            key="score",
+            bind="query-params",
+            help="What says which components of a group stay. Taylor and Hessian look at labels and gradients; the others "
+            "need neither.",
+        )
+        eight = st.toggle(
+            "Multiples of 8 channels",
+            key="multiple",
+            bind="query-params",
+            help="Matrix units and vectors take channels by the eight: odd widths can be slower with fewer FLOPs.",
+        )
+        if table is None:
+            st.caption(
+                "The layers were not timed on this machine yet; with their times every plan shows its milliseconds."
+            )
+            st.button("Time the layers", on_click=ui.start, args=(session.library.time_layers, session.source))
+        else:
+            st.caption(f"Milliseconds: timed on {table.machine}, {table.device}, batch {table.batch}.")
+            st.button("Time again", on_click=ui.start, args=(session.library.time_layers, session.source))
+    multiple = ALIGNED if eight else 1
+    by_hand, at_least = overrides(session)
+    least = max(1, math.ceil(100 * smallest_cost(study, budget, by_hand, at_least, multiple, table)))
     remain = st.slider(
-        f"{WORDS[budget]} that remain",
-        least,
+        f"{WORDS[budget]} that remain" + ("s" if budget == "latency" else ""),
+        min(least, 99),
         100,
-        max(50, least),
+        max(50, min(least, 99)),
         1,
         format="%d%%",
         key="remain",
         bind="query-params",
         help="The fraction of the whole network's that stays; met to within one component.",
     )
-    compensate = ui.compensation("compensate", ("scalar", "full", "sequential"))
+    compensate = ui.compensation("compensate", ("scalar", "full", "sequential"), "sequential")
     text = (
         "**Global** takes next what raises the bound least for the budget it frees. **Uniform** takes the same share of "
-        "every group."
+        "every group. **Ranking** takes the lowest score of all, whatever it frees."
     )
-    spreads = {name: WORDS[name] for name in ("global", "uniform")}
+    spreads = {name: WORDS[name] for name in ("global", "uniform", "ranking")}
     spread = ui.choice("Spread over the layers", spreads, "allocation", "global", text)
     recalibrate = st.toggle(
         "Re-estimate BatchNorm",
@@ -70,29 +111,33 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
         help="Runs the unlabelled images through the pruned network once more. Helps a poor reconstruction, can hurt "
         "a good one.",
     )
-    by_hand = overrides(session)
     choice = Choice(
         budget=budget,
         remain=remain / 100,
+        score=score,
         compensate=compensate,
         allocation=spread,
         recalibrate_bn=recalibrate,
+        multiple=multiple,
         overrides=tuple(sorted(by_hand.items())),
+        floors=tuple(sorted(at_least.items())),
     )
     allocation, problem = None, None
     with room:
-        ready = ui.derived(session, choice.level)
+        ui.latest_job(session, "latency")
+        ready = ui.derived(session, choice.level, score=score)
     if ready:
         try:
             allocation = session.library.allocation(session.source, choice)
         except UserError as error:
             problem = str(error)
     with st.container(horizontal=True):
-        _by_hand(study, allocation.counts if allocation else {}, by_hand)
+        _by_hand(study, allocation.counts if allocation else {}, by_hand, at_least)
         data = ui.labelled_data(session, "test", "Measured on", "test")
-    if by_hand:
-        st.caption("By hand: " + ", ".join(f"{name} keeps {count}" for name, count in by_hand.items()))
-    wish = Wish(choice, data, allocation, problem)
+    for words, counts in (("By hand", by_hand), ("At least", at_least)):
+        if counts:
+            st.caption(f"{words}: " + ", ".join(f"{name} keeps {count}" for name, count in counts.items()))
+    wish = Wish(choice, data, allocation, problem, None if table is None else table.dense)
     known = any(point.id == wish.point for point in session.points())
     st.button(
         "Measure again" if known else "Measure",
@@ -108,17 +153,62 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
     return wish
 
 
-def overrides(session: Session) -> dict[str, int]:
-    """What was set by hand for this study, in this tab."""
-    held: dict[str, dict[str, int]] = st.session_state.setdefault("overrides", {})
-    return held.setdefault(session.source.id, {})
+def compare_controls(session: Session, wish: Wish) -> None:
+    """Which methods to measure at the budget of ``wish``, and the job that does it."""
+    left, right = st.columns([5, 1], gap="medium", vertical_alignment="bottom")
+    with left:
+        chosen = st.multiselect(
+            "Compare at this budget",
+            list(METHODS),
+            COMPARED,
+            format_func=lambda name: METHODS[name].title,
+            key="methods",
+            persist_state="session",
+            help="Every method makes its own plan for the same budget; each is measured and becomes a point and a row that can "
+            "be exported.",
+        )
+    choices = [Choice.of(METHODS[name], wish.choice.budget, wish.choice.remain) for name in chosen]
+    with right:
+        st.button(
+            "Compare",
+            icon=":material/compare_arrows:",
+            width="stretch",
+            disabled=not choices,
+            on_click=ui.start,
+            args=(session.library.compare, session.source, choices, wish.data),
+            key="compare",
+        )
+    ui.latest_job(session, "compare")
 
 
-def _by_hand(study: modhifi.Study, planned: Mapping[str, int], by_hand: dict[str, int]) -> None:
-    """Draws the choice of one group and how many of its components stay; callbacks write into ``by_hand``."""
+def _timing(session: Session) -> None:
+    """What is there to see while the layers have not been timed."""
+    job = ui.latest_job(session, "latency")
+    if job is None or job.state != "running":
+        st.info("A budget of latency needs the times of the layers on this machine: a few seconds, once.")
+        st.button(
+            "Time the layers",
+            type="primary",
+            icon=":material/timer:",
+            on_click=ui.start,
+            args=(session.library.time_layers, session.source),
+            key="time-layers",
+        )
+
+
+def overrides(session: Session) -> tuple[dict[str, int], dict[str, int]]:
+    """Groups set by hand, and groups with a floor, of this session for this study; callbacks write into them."""
+    name = f"by-hand-{session.source.id}"
+    return st.session_state.setdefault(name, {}), st.session_state.setdefault(f"{name}-floors", {})
+
+
+def _by_hand(
+    study: modhifi.Study, planned: Mapping[str, int], by_hand: dict[str, int], at_least: dict[str, int]
+) -> None:
+    """A group, and how many of its components stay exactly or at least."""
     sizes = {group.name: group.size for group in study.groups}
     with st.popover("By hand", icon=":material/tune:"):
-        st.caption("A group set by hand keeps exactly so many; the budget is spent on the others.")
+        st.caption("A group set by hand keeps exactly so many, or at least; the budget is spent on the others.")
         name = st.selectbox("Group", list(sizes), key="hand-group", persist_state="session")
         if sizes[name] == 1:
             st.caption("This group has one component, which stays.")
@@ -127,16 +217,24 @@ def _by_hand(study: modhifi.Study, planned: Mapping[str, int], by_hand: dict[str
             "Components that stay",
             1,
             sizes[name],
-            by_hand.get(name, planned.get(name, sizes[name])),
+            by_hand.get(name, at_least.get(name, planned.get(name, sizes[name]))),
             key=f"hand-count-{name}",
         )
         with st.container(horizontal=True):
-            st.button("Set", type="primary", on_click=_set, args=(by_hand, name), key="hand-set")
-            st.button("Clear all", disabled=not by_hand, on_click=by_hand.clear, key="hand-clear")
+            st.button("Exactly", type="primary", on_click=_set, args=(by_hand, at_least, name), key="hand-set")
+            st.button("At least", on_click=_set, args=(at_least, by_hand, name), key="hand-floor")
+            nothing = not by_hand and not at_least
+            st.button("Clear all", disabled=nothing, on_click=_clear, args=(by_hand, at_least), key="hand-clear")
 
 
-def _set(by_hand: dict[str, int], name: str) -> None:
-    by_hand[name] = int(st.session_state[f"hand-count-{name}"])
+def _set(chosen: dict[str, int], other: dict[str, int], name: str) -> None:
+    chosen[name] = int(st.session_state[f"hand-count-{name}"])
+    other.pop(name, None)
+
+
+def _clear(*several: dict[str, int]) -> None:
+    for one in several:
+        one.clear()
 
 
 def _measure(session: Session, wish: Wish) -> None:

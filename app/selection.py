@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 import modhifi
 from modhifi.errors import UserError
-from modhifi.plan import Compensation
+from modhifi.plan import Budget, Compensation, Spread
+from modhifi.pruning import METHODS, Method
 
 __all__ = ["DEFAULT", "Choice", "Compensation", "LabelledData", "Source", "WORDS", "digest", "distinct"]
 
@@ -26,11 +27,22 @@ WORDS: Mapping[str, str] = {
     "full": "Full",
     "sequential": "Sequential",
     "greedy": "Greedy",
-    "naive": "Naive",
+    "fidelity": "Singleton fidelity",
+    "row-sum": "Row sum",
+    "removal-cost": "Removal cost",
+    "l1": "L1 norm",
+    "l2": "L2 norm",
+    "group-norm": "Group norm",
+    "lamp": "LAMP",
+    "random": "Random",
+    "taylor": "Taylor (uses labels)",
+    "hessian": "Hessian (uses labels)",
     "global": "Global",
     "uniform": "Uniform",
+    "ranking": "Ranking",
     "flops": "FLOPs",
     "params": "Parameters",
+    "latency": "Latency",
 }
 """How the words of the library are written on a screen."""
 
@@ -141,12 +153,30 @@ DEFAULT = Source()
 class Choice(_Frozen):
     """How to prune: the wish, before a plan is made of it."""
 
-    budget: Literal["flops", "params"] = "flops"
+    budget: Budget = "flops"
     remain: float = Field(default=0.5, gt=0, le=1)
-    allocation: Literal["global", "uniform"] = "global"
-    compensate: Compensation = "full"
+    score: str = "greedy"
+    allocation: Spread = "global"
+    compensate: Compensation = "sequential"
     recalibrate_bn: bool = False
+    multiple: int = Field(default=1, ge=1)
     overrides: tuple[tuple[str, int], ...] = ()
+    floors: tuple[tuple[str, int], ...] = ()
+    method: str | None = None
+    """The name in `modhifi.pruning.METHODS` where that one was asked for."""
+
+    @classmethod
+    def of(cls, method: Method, budget: Budget, remain: float) -> Choice:
+        """The wish that a named method stands for."""
+        return cls(
+            budget=budget,
+            remain=remain,
+            score=method.score,
+            allocation=method.allocation,
+            compensate=method.compensate,
+            recalibrate_bn=method.recalibrate_bn,
+            method=method.name,
+        )
 
     @property
     def level(self) -> Literal["none", "scalar", "full"]:
@@ -158,14 +188,22 @@ class Choice(_Frozen):
         """As `modhifi.pruning.allocate` takes them."""
         return {
             self.budget: self.remain,
+            "score": self.score,
             "allocation": self.allocation,
             "compensate": self.compensate,
+            "multiple": self.multiple,
             "overrides": dict(self.overrides),
+            "floors": dict(self.floors),
         }
 
     @property
     def label(self) -> str:
+        begin = f"{self.remain:.0%} {WORDS[self.budget]} · "
+        if self.method is not None:
+            return begin + METHODS[self.method].title
+        score = "" if self.score == "greedy" else f"{WORDS[self.score].lower()}, "
         hand = f", {len(self.overrides)} by hand" if self.overrides else ""
+        hand += f", {len(self.floors)} floors" if self.floors else ""
+        widths = f", multiples of {self.multiple}" if self.multiple > 1 else ""
         bn = ", BN re-estimated" if self.recalibrate_bn else ""
-        names = f"{WORDS[self.allocation].lower()}, {WORDS[self.compensate].lower()}"
-        return f"{self.remain:.0%} {WORDS[self.budget]} · {names}{bn}{hand}"
+        return f"{begin}{score}{WORDS[self.allocation].lower()}, {WORDS[self.compensate].lower()}{bn}{widths}{hand}"

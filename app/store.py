@@ -3,6 +3,7 @@
 ``$MODHIFI_HOME`` (default ``~/.cache/modhifi``) holds
 
     studies/ID/source.json           what was asked for (`app.selection.Source`)
+    studies/ID/latency.json          how long the layers take on this machine
     studies/ID/study/                the study itself, as `modhifi.Study.save` writes it
     studies/ID/points/ID/plan.json   a plan, as `modhifi.Plan.save` writes it
     studies/ID/points/ID/point.json  what it is called, what was chosen, and what was measured
@@ -87,6 +88,9 @@ class Store:
 
     def study_path(self, study: str) -> Path:
         return self.folder(study) / "study"
+
+    def latency_path(self, study: str) -> Path:
+        return self.folder(study) / "latency.json"
 
     def has_study(self, study: str) -> bool:
         return self.study_path(study).is_dir()

@@ -23,10 +23,12 @@ from .data import DataRef
 from .errors import UserError
 from .models import ModelRef
 
-__all__ = ["PLAN_SCHEMA", "Compensation", "GroupPlan", "Plan", "Settings", "TensorFile"]
+__all__ = ["PLAN_SCHEMA", "Budget", "Compensation", "GroupPlan", "Plan", "Settings", "Spread", "TensorFile"]
 
-PLAN_SCHEMA = 1
+PLAN_SCHEMA = 2
 Compensation = Literal["none", "scalar", "full", "sequential"]
+Spread = Literal["global", "uniform", "ranking"]
+Budget = Literal["flops", "params", "latency"]
 _LARGEST_IN_ZIP = 8 << 30
 
 
@@ -44,17 +46,24 @@ class GroupPlan(_Frozen):
 class Settings(_Frozen):
     """How the plan was decided."""
 
-    budget: Literal["flops", "params", "manual", "none"] = "none"
+    budget: Budget | Literal["manual", "none"] = "none"
     remain: float | None = Field(default=None, description="the fraction of the budget that was asked to remain")
     score: str = "greedy"
-    allocation: Literal["global", "uniform"] = "global"
+    allocation: Spread = "global"
     compensate: Compensation = "full"
     centred: bool = True
     drift: bool = Field(default=False, description="sequential: residual streams' losses are made up for")
-    ridge: float = Field(default=0.0, ge=0, description="relative to the mean of the diagonal")
+    ridges: dict[str, float] = Field(
+        default_factory=dict,
+        description="layer -> what was added to its second moment, relative to the mean eigenvalue",
+    )
     recalibrate_bn: bool = False
+    multiple: int = Field(default=1, ge=1, description="groups that lose something keep a multiple of so many channels")
     overrides: dict[str, int] = Field(default_factory=dict, description="group -> components kept, set by hand")
-    method: str | None = Field(default=None, description="unlearning: the method's name")
+    floors: dict[str, int] = Field(default_factory=dict, description="group -> components kept at least")
+    method: str | None = Field(
+        default=None, description="the named method, where it is another one than this project's"
+    )
     strength: float | None = Field(
         default=None, description="unlearning: fraction of the (output, component) pairs edited"
     )

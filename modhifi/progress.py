@@ -7,7 +7,7 @@ half-written files are deleted on the way out, so that the command line, the das
 
 from typing import Protocol
 
-__all__ = ["Progress", "silent"]
+__all__ = ["Progress", "prefixed", "silent"]
 
 
 class Progress(Protocol):
@@ -18,3 +18,12 @@ class Progress(Protocol):
 
 def silent(done: int, total: int, what: str) -> None:
     """The default: nobody watches."""
+
+
+def prefixed(progress: Progress, prefix: str) -> Progress:
+    """The same, with ``prefix`` before the name of every step."""
+
+    def report(done: int, total: int, what: str) -> None:
+        progress(done, total, prefix + what)
+
+    return report

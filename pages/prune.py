@@ -4,8 +4,9 @@ import streamlit as st
 
 from app import components as ui
 from app import figures
-from app.prune import measured, point_from_click, prune_controls
+from app.prune import compare_controls, measured, point_from_click, prune_controls
 from app.tables import points_table
+from modhifi.pruning import SHARES
 
 session, study = ui.analysed()
 left, right = st.columns([1, 2.6], gap="medium")
@@ -35,6 +36,12 @@ with right:
                     "Predicted fidelity", f"{plan.mean_fidelity:.4f}", ui.FORMULAS["fidelity"], note="over all groups"
                 ),
                 ui.Number("Predicted bound", f"{plan.bound:.3g}", ui.FORMULAS["bound"], note="RMS over the logits"),
+                ui.Number(
+                    "Latency",
+                    "n/a" if plan.milliseconds is None else f"{plan.milliseconds:.2f} ms",
+                    ui.FORMULAS["table_ms"],
+                    note="layers not timed yet" if wish.dense_ms is None else f"of {wish.dense_ms:.2f} ms",
+                ),
             ]
         )
     job = ui.latest_job(session, "measure")
@@ -42,14 +49,22 @@ with right:
     pruned = [point for point in points if point.kind == "prune"]
     one, two = st.columns(2, gap="small")
     with one, st.container(border=True):
-        st.markdown("**What stays**", help="How many components of each group the plan keeps.")
+        stays, sensitive = st.tabs(["What stays", "Sensitivity"])
         if plan is not None:
             names = list(plan.counts)
-            ui.chart(
-                figures.allocation(names, [plan.counts[n] for n in names], [g.size for g in study.groups]),
-                alt=f"Components kept per group for {wish.choice.label}",
-                key="allocation-figure",
-            )
+            with stays:
+                ui.chart(
+                    figures.allocation(names, [plan.counts[n] for n in names], [g.size for g in study.groups]),
+                    alt=f"Components kept per group for {wish.choice.label}",
+                    key="allocation-figure",
+                )
+            with sensitive:
+                st.caption(ui.FORMULAS["sensitivity"])
+                ui.chart(
+                    figures.sensitivity(names, SHARES, session.library.sensitivity(session.source, wish.choice)),
+                    alt="Estimated error of the logits when only one group is cut, for several shares of it",
+                    key="sensitivity-figure",
+                )
     with two, st.container(border=True):
         st.markdown("**What it costs**", help=f"{ui.FORMULAS['accuracy']} Click a point to make it the current plan.")
         dense = pruned[-1].evaluation["accuracy_before"] if pruned else None
@@ -62,6 +77,7 @@ with right:
             on_select=point_from_click,
             selection_mode="points",
         )
+compare_controls(session, wish)
 if not pruned:
     st.caption("Nothing measured yet: press Measure, and the point appears in the chart.")
 else:

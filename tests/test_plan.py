@@ -12,7 +12,7 @@ from modhifi import Plan, Study, UserError
 
 @pytest.fixture(scope="module")
 def plan(digits_study: Study) -> Plan:
-    return modhifi.prune(digits_study, flops=0.5)
+    return modhifi.prune(digits_study, flops=0.5, compensate="full")
 
 
 @pytest.mark.parametrize("name", ["plan.json", "plan.zip"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import modhifi
@@ -16,6 +17,7 @@ from ..evaluation import Evaluation
 from ..models import Model, list_models, reload
 from ..plan import Plan
 from ..progress import Progress
+from ..pruning import SHARES, LatencyTable, measure_table, sensitivity
 from ..study import Study
 from ._processes import joined
 
@@ -93,6 +95,8 @@ def show(asked: argparse.Namespace, progress: Progress) -> Answer:
     study = Study.load(asked.study)
     if asked.group is not None:
         return _show_group(study, asked.group, asked.eta, progress)
+    if asked.sensitivity:
+        return _show_sensitivity(study)
     rows = [_about(study, group, asked.eta) for group in study.groups]
     value = {
         "study": asked.study,
@@ -138,6 +142,14 @@ def show(asked: argparse.Namespace, progress: Progress) -> Answer:
         for reason, names in by_reason(study.skipped).items()
     ]
     return value, "\n".join([text, *whole])
+
+
+def _show_sensitivity(study: Study) -> Answer:
+    found = sensitivity(study)
+    value = {"shares": list(SHARES), "groups": {name: errors.tolist() for name, errors in found.items()}}
+    rows = [[name, *(f"{error:.3g}" for error in errors)] for name, errors in found.items()]
+    text = "estimated RMS error of the logits when only this group keeps so much\n"
+    return value, text + _table(["group", *(f"{share:.1%}" for share in SHARES)], rows)
 
 
 def _about(study: Study, group: Group, eta: float) -> dict[str, Any]:
@@ -191,21 +203,34 @@ def _show_group(study: Study, name: str, eta: float, progress: Progress) -> Answ
 
 def prune(asked: argparse.Namespace, progress: Progress) -> Answer:
     study = Study.load(asked.study)
-    if asked.flops is None and asked.params is None and not asked.keep:
-        raise UserError("say how much remains: --flops R, --params R or --keep GROUP=COUNT")
-    plan = modhifi.prune(
-        study,
-        flops=asked.flops,
-        params=asked.params,
-        overrides=dict(asked.keep),
-        score=asked.score,
-        allocation=asked.allocation,
-        compensate=asked.compensate,
-        centred=not asked.raw,
-        drift=not asked.no_drift,
-        recalibrate_bn=asked.recalibrate_bn,
-        progress=progress,
-    )
+    if asked.flops is None and asked.params is None and asked.latency is None and not asked.keep:
+        raise UserError("say how much remains: --flops R, --params R, --latency R or --keep GROUP=COUNT")
+    if asked.published:
+        plan = modhifi.pruning.published(study, flops=asked.flops, params=asked.params, progress=progress)
+    else:
+        model, latencies = None, None
+        if asked.latency is not None:
+            model = reload(study.model, progress=progress)
+            latencies = _latencies(Path(asked.study), study, model, asked.latency_batch, progress)
+        plan = modhifi.prune(
+            study,
+            flops=asked.flops,
+            params=asked.params,
+            latency=asked.latency,
+            overrides=dict(asked.keep),
+            floors=dict(asked.floor),
+            multiple=asked.multiple,
+            score=asked.score,
+            allocation=asked.allocation,
+            compensate=asked.compensate,
+            centred=not asked.raw,
+            drift=not asked.no_drift,
+            recalibrate_bn=asked.recalibrate_bn,
+            latencies=latencies,
+            latency_batch=asked.latency_batch,
+            model=model,
+            progress=progress,
+        )
     plan.note = asked.note
     plan.save(asked.out)
     kept = {name: len(group.keep) for name, group in plan.groups.items()}
@@ -217,14 +242,103 @@ def prune(asked: argparse.Namespace, progress: Progress) -> Answer:
     }
     p = plan.predicted
     rows = [[name, f"{count} of {plan.groups[name].total}"] for name, count in kept.items()]
-    text = (
-        f"{_table(['group', 'kept'], rows)}\n"
+    lines = [
+        _table(["group", "kept"], rows),
         f"FLOPs {number(p['flops_before'])} → {number(p['flops'])} ({p['flops'] / p['flops_before']:.2%}),"
-        f" parameters {number(p['params_before'])} → {number(p['params'])} ({p['params'] / p['params_before']:.2%})\n"
-        f"predicted fidelity {p['fidelity']:.4f}, estimated bound on the RMS error of the logits {p['bound']:.3g}\n"
-        f"written to {asked.out}"
+        f" parameters {number(p['params_before'])} → {number(p['params'])} ({p['params'] / p['params_before']:.2%})",
+    ]
+    if "bound" in p:
+        lines.append(
+            f"predicted fidelity {p['fidelity']:.4f}, estimated bound on the RMS error of the logits {p['bound']:.3g}"
+        )
+    if "latency_ms" in p:
+        share = p["latency_ms"] / p["latency_ms_before"]
+        lines.append(
+            f"latency {p['latency_ms_before']:.2f} → {p['latency_ms']:.2f} ms ({share:.1%}), measured in turns on this machine"
+        )
+    if plan.settings.ridges:
+        low, high = min(plan.settings.ridges.values()), max(plan.settings.ridges.values())
+        lines.append(f"ridge {low:.1g} to {high:.1g} of the mean eigenvalue, by layer in the plan")
+    return value, "\n".join([*lines, f"written to {asked.out}"])
+
+
+def _latencies(folder: Path, study: Study, model: Model, batch: int, progress: Progress) -> LatencyTable:
+    """The table of latencies that lies in the study's folder, measured and put there if it is of another machine."""
+    path = folder / "latency.json"
+    if path.exists():
+        known = LatencyTable.load(path)
+        if known.fits(model, batch):
+            return known
+    table = measure_table(model, study.structure, batch=batch, progress=progress)
+    table.save(path)
+    return table
+
+
+def compare(asked: argparse.Namespace, progress: Progress) -> Answer:
+    study = Study.load(asked.study)
+    model = reload(study.model, asked.weights, device=asked.device, progress=progress)
+    found = modhifi.pruning.compare(
+        study,
+        _data(asked, study.data, asked.samples),
+        flops=asked.flops,
+        params=asked.params,
+        latency=asked.latency,
+        methods=asked.methods,
+        model=model,
+        progress=progress,
     )
-    return value, text
+    rows: list[dict[str, Any]] = []
+    for row in found.rows:
+        e = row.evaluation
+        plan = None
+        if asked.out is not None:
+            plan = str(row.plan.save(Path(asked.out) / f"{row.method.name}-{row.remain:g}.json"))
+        rows.append(
+            {
+                "method": row.method.name,
+                "title": row.method.title,
+                "labels": row.method.needs_labels,
+                "remain": row.remain,
+                "accuracy": e.accuracy,
+                "flops": e.flops,
+                "params": e.params,
+                "latency_ms": e.latency_ms,
+                "seconds": row.seconds,
+                "plan": plan,
+            }
+        )
+    dense = found.dense
+    value = {
+        "model": study.model.spec,
+        "samples": dense.samples,
+        "accuracy_before": dense.accuracy,
+        "flops_before": dense.flops,
+        "params_before": dense.params,
+        "latency_ms_before": dense.latency_ms,
+        "device": dense.device,
+        "rows": rows,
+    }
+    ranked = sorted(rows, key=lambda row: (-row["remain"], -row["accuracy"]))
+    cells = [
+        [
+            row["title"],
+            percent(row["accuracy"]),
+            _bar(row["accuracy"]),
+            f"{row['flops'] / dense.flops:.1%}",
+            f"{row['params'] / dense.params:.1%}",
+            f"{row['latency_ms']:.2f}",
+            f"{row['seconds']:.1f}",
+        ]
+        for row in ranked
+    ]
+    before = ["unchanged", percent(dense.accuracy), _bar(dense.accuracy), "100%", "100%", f"{dense.latency_ms:.2f}", ""]
+    head = [f"{dense.samples} images", "accuracy", "", "FLOPs", "parameters", "ms", "s to decide"]
+    return value, _table(head, [before, *cells])
+
+
+def _bar(share: float) -> str:
+    """20 characters wide, to the left."""
+    return ("█" * round(20 * share)).ljust(20)
 
 
 def unlearn(asked: argparse.Namespace, progress: Progress) -> Answer:

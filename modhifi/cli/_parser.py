@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from ..errors import UserError
+from ..pruning import BASELINES, METHODS, NEEDS_LABELS
+from ..study import SCORES
 
 __all__ = ["build_parser"]
 
@@ -21,11 +24,22 @@ def _three(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
-def _override(text: str) -> tuple[str, int]:
+def _count(text: str) -> tuple[str, int]:
     name, equals, count = text.rpartition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not GROUP=COUNT")
     return name, int(count)
+
+
+def _several(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _budget(parser: argparse.ArgumentParser, kind: Callable[[str], Any], metavar: str, what: str) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--flops", type=kind, metavar=metavar, help=f"fraction of the FLOPs {what}")
+    group.add_argument("--params", type=kind, metavar=metavar, help=f"fraction of the parameters {what}")
+    group.add_argument("--latency", type=kind, metavar=metavar, help=f"fraction of the time, measured here, {what}")
 
 
 def _data(parser: argparse.ArgumentParser, split: str | None, default: str | None = None) -> None:
@@ -66,24 +80,62 @@ def build_parser() -> argparse.ArgumentParser:
     show = call("show", "Per group: components, fidelity, HiFi set size, Lipschitz estimate, cost.")
     show.add_argument("study", metavar="STUDY")
     show.add_argument("--group", metavar="G", help="one group, component by component")
+    show.add_argument(
+        "--sensitivity", action="store_true", help="what each group alone would cost at several shares of it"
+    )
     show.add_argument("--eta", type=float, default=0.8, help="fidelity of a HiFi set (default: 0.8)")
 
     prune = call("prune", "ModHiFi-P: decide what stays; writes a plan.")
     prune.add_argument("study", metavar="STUDY")
-    budget = prune.add_mutually_exclusive_group()
-    budget.add_argument("--flops", type=float, metavar="R", help="fraction of the FLOPs that remains")
-    budget.add_argument("--params", type=float, metavar="R", help="fraction of the parameters that remains")
-    prune.add_argument("--score", choices=("greedy", "fidelity"), default="greedy")
-    prune.add_argument("--allocation", choices=("global", "uniform"), default="global")
-    prune.add_argument("--compensate", choices=("none", "scalar", "full", "sequential"), default="full")
+    _budget(prune, float, "R", "that remains")
+    prune.add_argument(
+        "--latency-batch", type=int, default=1, metavar="N", help="images in one forward pass when latency is measured"
+    )
+    prune.add_argument(
+        "--score",
+        choices=(*SCORES, *BASELINES),
+        default="greedy",
+        help=f"what says which components stay (default: greedy); {' and '.join(NEEDS_LABELS)} use labels",
+    )
+    prune.add_argument("--allocation", choices=("global", "uniform", "ranking"), default="global")
+    prune.add_argument("--compensate", choices=("none", "scalar", "full", "sequential"), default="sequential")
     prune.add_argument("--no-drift", action="store_true", help="sequential: leave residual streams' losses as they are")
     prune.add_argument("--raw", action="store_true", help="raw instead of centred moments (Def. 3.1 as written)")
     prune.add_argument("--recalibrate-bn", action="store_true", help="re-estimate BatchNorm on the calibration images")
     prune.add_argument(
-        "--keep", type=_override, action="append", default=[], metavar="GROUP=COUNT", help="set a group by hand"
+        "--multiple", type=int, default=1, metavar="N", help="keep multiples of N channels (8 suits tensor cores)"
+    )
+    prune.add_argument(
+        "--keep", type=_count, action="append", default=[], metavar="GROUP=COUNT", help="set a group by hand"
+    )
+    prune.add_argument(
+        "--floor",
+        type=_count,
+        action="append",
+        default=[],
+        metavar="GROUP=COUNT",
+        help="a group keeps at least so many",
+    )
+    prune.add_argument(
+        "--published", action="store_true", help="ModHiFi-P as published (Alg. 1) instead; takes a budget only"
     )
     prune.add_argument("--note", default="", help="kept in the plan")
     prune.add_argument("--out", required=True, metavar="PLAN", help="a .json or .zip file")
+
+    compare = call("compare", "This project's method and the others at the same budget, measured.")
+    compare.add_argument("study", metavar="STUDY")
+    _budget(compare, _several, "R[,R…]", "that remains, one or several")
+    _data(compare, "test")
+    compare.add_argument("--samples", type=int, metavar="N", help="all if left out")
+    compare.add_argument(
+        "--methods",
+        type=lambda text: text.split(","),
+        metavar="NAMES",
+        help=f"comma separated (default: all that need no labels): {', '.join(METHODS)}",
+    )
+    compare.add_argument("--weights", metavar="FILE", help="where the study's checkpoint is now, if it has moved")
+    compare.add_argument("--device", default="auto")
+    compare.add_argument("--out", metavar="DIR", help="write every plan into this folder")
 
     unlearn = call("unlearn", "ModHiFi-U: make the network forget classes; writes a plan.")
     unlearn.add_argument("study", metavar="STUDY")

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..components import Cost, flop_counter
 from ..models import Model
@@ -29,10 +29,15 @@ def tensor_bytes(module: nn.Module) -> int:
 
 
 def measure_latency(
-    models: Sequence[Model], *, batch: int = 1, rounds: int = 9, seconds: float = 0.06, progress: Progress = silent
+    modules: Sequence[nn.Module],
+    example: Tensor,
+    *,
+    rounds: int = 9,
+    seconds: float = 0.06,
+    progress: Progress = silent,
 ) -> list[float]:
-    """Milliseconds of one forward pass of each model on ``batch`` samples of noise: the median over ``rounds``, in each of which
-    every model runs for about ``seconds``, one after the other, so that a machine that slows down slows all of them.
+    """Milliseconds of one forward pass of each network on ``example`` (B, 3, H, W): the median over ``rounds``, in each of which
+    every network runs for about ``seconds``, one after the other, so that a machine that slows down slows all of them.
     """
     # Imported here: it looks for a compiler and may say so on standard error, which only a measurement should.
     from torch.utils.benchmark import Timer
@@ -40,15 +45,15 @@ def measure_latency(
     timers = [
         Timer(
             "with torch.inference_mode(): net(x)",
-            globals={"torch": torch, "net": model.module, "x": model.example(batch)},
+            globals={"torch": torch, "net": module, "x": example},
             num_threads=torch.get_num_threads(),
         )
-        for model in models
+        for module in modules
     ]
     for timer in timers:
         timer.timeit(2)  # the first passes allocate and choose kernels
     runs = [max(1, round(seconds / max(timer.timeit(1).median, 1e-6))) for timer in timers]
-    times: list[list[float]] = [[] for _ in models]
+    times: list[list[float]] = [[] for _ in modules]
     for done in range(rounds):
         progress(done, rounds, "measuring latency")
         for index, timer in enumerate(timers):

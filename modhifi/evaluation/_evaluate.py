@@ -105,7 +105,7 @@ def evaluate(
     times: list[float | None] = [None, None]
     if latency:
         pair = [model] if baseline is None else [model, baseline]
-        times[: len(pair)] = measure_latency(pair, progress=progress)
+        times[: len(pair)] = measure_latency([one.module for one in pair], model.example(), progress=progress)
     classes = model.classes
     result = Evaluation(
         model=model.spec,

@@ -121,9 +121,8 @@ def _groups(plan: Plan, study: Study | None) -> str:
         kept = len(group.keep)
         share = kept / group.total
         fidelity = "–"
-        if study is not None:
-            order = "naive" if plan.settings.score == "fidelity" else "greedy"
-            curve = study.curve(name, order, plan.settings.level, plan.settings.centred)  # type: ignore[arg-type]
+        if study is not None and study.has_score(plan.settings.score):
+            curve = study.curve(name, plan.settings.score, plan.settings.level, plan.settings.centred)
             fidelity = percent(float(curve[kept]))
         bar = f"<span class=bar style='width:{share:.1%}'></span>"
         rows.append([f"<code>{escape(name)}</code>", f"{kept} of {group.total}", bar, fidelity])

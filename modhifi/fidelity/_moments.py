@@ -32,7 +32,9 @@ __all__ = [
     "inverse",
     "output_energy",
     "own_part",
+    "removal_cost",
     "ridged",
+    "row_sum",
     "scalar_compensation",
     "singleton_from_moments",
 ]
@@ -157,6 +159,12 @@ def singleton_from_moments(second: Tensor, weight: Tensor, blocks: Blocks) -> Te
     left = torch.bmm(parts.transpose(0, 1), own_blocks)  # (C, O, k)
     own = (left * parts.transpose(0, 1)).sum(2).T  # E‖A_oi‖²
     return _ratio(inner.square(), own * energy)
+
+
+def row_sum(second: Tensor, weight: Tensor, blocks: Blocks) -> Tensor:
+    """``Σ_o E⟨Y_o, A_oi⟩ = Σ_o (G_o 1)_i``, (C,) float64: the published implementation's score (App. D.2)."""
+    h, w, columns = _checked(second, weight, blocks)
+    return ((w @ h) * w).sum(0)[columns].sum(1)
 
 
 def scalar_compensation(second: Tensor, weight: Tensor, blocks: Blocks, keep: Tensor | Sequence[int]) -> Tensor:
@@ -318,6 +326,17 @@ def eliminate(layers: Sequence[tuple[Tensor, Tensor, Blocks]]) -> tuple[Tensor, 
         if stay is not None:
             names, alive = names[stay], alive[stay]
     return torch.cat(removed).flip(0), costs
+
+
+def removal_cost(layers: Sequence[tuple[Tensor, Tensor, Blocks]]) -> Tensor:
+    """``tr(W_i [(H⁻¹)_ii]⁻¹ W_iᵀ)``, (C,) float64: what the removal of each component alone costs when the others make up for it,
+    summed over ``layers``, which are as `eliminate` takes them.
+    """
+    states = []
+    for inverted, weight, blocks in layers:
+        p, w, block = _owned(*_checked(inverted, weight, blocks))
+        states.append((p, w.T, block))
+    return _removal_costs(states)
 
 
 def _columns(index: Tensor, block: int) -> Tensor:

@@ -3,7 +3,8 @@
 *Global*: components leave one at a time, always where the expected squared error of the output grows least per unit of
 budget. A layer's local error ``e_l(k)`` reaches the output with gain ``K_l``; ``Σ K_l² e_l`` (K the root-mean-square gain) is
 that growth if the layers' errors are uncorrelated. On the lower convex hull of each group's curve the greedy choice is
-optimal. *Uniform*: every group keeps the same fraction.
+optimal. *Uniform*: every group keeps the same fraction. *Ranking*: the component with the lowest score of all groups leaves
+next, whatever it saves, as torch-pruning's global pruning does.
 
 Removing a component changes what its neighbours cost (a channel is written by one layer and read by the next), so costs are
 taken at the current widths. A layer that reads several groups is charged for each of them as if the others stayed whole. The
@@ -16,25 +17,35 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Protocol, TypedDict
 
 import numpy as np
 
-from ..components import Cost, Structure
+from ..components import Cost, Group, Structure
 from ..errors import UserError
-from ..plan import Compensation
+from ..plan import Budget, Compensation, Settings, Spread
 from ..study import Level, Study
+from ._latency import ALIGNED, LatencyLedger, LatencyTable
 
-__all__ = ["Allocation", "allocate", "smallest_cost"]
+__all__ = ["Allocation", "Wish", "allocate", "smallest_cost"]
 
-Spread = Literal["global", "uniform"]
-Score = Literal["greedy", "fidelity"]
-Budget = Literal["flops", "params"]
-
-# Which of the study's orders a score stands for.
-ORDER_OF: dict[str, Literal["greedy", "naive"]] = {"greedy": "greedy", "fidelity": "naive"}
 # While the budget is far, one in so many of a group's components leaves in one step.
 _AT_ONCE = 32
+
+
+class Wish(TypedDict, total=False):
+    """What `allocate` and `prune` can be asked for; see `allocate`."""
+
+    flops: float | None
+    params: float | None
+    latency: float | None
+    overrides: Mapping[str, int] | None
+    floors: Mapping[str, int] | None
+    multiple: int
+    score: str
+    allocation: Spread
+    compensate: Compensation
+    centred: bool
 
 
 @dataclass(frozen=True)
@@ -51,11 +62,28 @@ class Allocation:
     bound: float
     """Σ_l K_l √e_l, an estimate of the root-mean-square error of the logits: the gains K_l are those of the unmodified network,
     the largest seen on the samples (theory, section 5). Where a layer reads several groups, their errors' roots are added."""
+    settings: Settings
+    """How it was decided."""
+    milliseconds: float | None = None
+    """Of one forward pass, from the table of latencies if there is one."""
 
 
-def smallest_cost(study: Study, budget: Budget, overrides: Mapping[str, int] | None = None) -> float:
-    """The fraction of the budget that remains when every group not in ``overrides`` keeps a single component."""
-    counts = {group.name: 1 for group in study.groups} | dict(overrides or {})
+def smallest_cost(
+    study: Study,
+    budget: Budget,
+    overrides: Mapping[str, int] | None = None,
+    floors: Mapping[str, int] | None = None,
+    multiple: int = 1,
+    latencies: LatencyTable | None = None,
+) -> float:
+    """The fraction of the budget that remains when every group that is not in ``overrides`` keeps as little as it may."""
+    counts = {g.name: _least(g, _unit(g, multiple), (floors or {}).get(g.name, 1)) for g in study.groups}
+    counts |= dict(overrides or {})
+    if budget == "latency":
+        if latencies is None:
+            raise ValueError("a budget of latency needs a table of latencies")
+        ledger = LatencyLedger(latencies, study.structure, counts, aligned=multiple % ALIGNED == 0)
+        return ledger.total / latencies.dense
     return float(getattr(study.cost(counts), budget)) / float(getattr(study.dense, budget))
 
 
@@ -64,74 +92,131 @@ def allocate(
     *,
     flops: float | None = None,
     params: float | None = None,
+    latency: float | None = None,
     overrides: Mapping[str, int] | None = None,
-    score: Score = "greedy",
+    floors: Mapping[str, int] | None = None,
+    multiple: int = 1,
+    score: str = "greedy",
     allocation: Spread = "global",
-    compensate: Compensation = "full",
+    compensate: Compensation = "sequential",
     centred: bool = True,
+    latencies: LatencyTable | None = None,
 ) -> Allocation:
     """Decides what stays, without running the network.
 
     Args:
         study: what was observed.
         flops: the fraction of FLOPs that remains, in (0, 1]; or
-        params: the fraction of parameters that remains. With neither, only ``overrides`` are removed.
+        params: the fraction of parameters; or
+        latency: the fraction of the time of one forward pass, as ``latencies`` says. With none of the three, only ``overrides``
+            are removed.
         overrides: components kept, for groups that are set by hand.
-        score: ``greedy`` (backward elimination) or ``fidelity`` (singletons, Def. 3.1).
-        allocation: ``global`` or ``uniform``, see the module's text.
+        floors: components that a group keeps at least.
+        multiple: groups that lose something keep a multiple of so many channels; 1 for any number.
+        score: what says which components of a group stay: ``greedy`` (backward elimination), ``fidelity`` (singletons, Def. 3.1),
+            ``row-sum``, ``removal-cost`` (see `Study.scores`), or one that was `Study.scored`.
+        allocation: ``global``, ``uniform`` or ``ranking``, see the module's text.
         compensate: how the rest will make up for it: the level whose errors are predicted (``sequential``: those of ``full``).
         centred: whether a lost mean is put back.
+        latencies: how long the layers take here.
 
     Raises:
-        UserError: for a ratio outside (0, 1], two budgets, an override that is out of range or of no group, or a budget
-            that cannot be reached.
+        UserError: for a ratio outside (0, 1], two budgets, an override or floor that is out of range or of no group, or a
+            budget that cannot be reached.
     """
-    fixed = _checked_overrides(study, overrides or {})
-    if score not in ORDER_OF:
-        raise UserError(f"unknown score {score!r}; a score is one of: {', '.join(ORDER_OF)}")
-    if allocation not in ("global", "uniform"):
-        raise UserError(f"unknown allocation {allocation!r}; it is global or uniform")
+    fixed = _checked(study, overrides or {})
+    least = _checked(study, floors or {})
+    if multiple < 1:
+        raise UserError(f"multiple is a number of channels, at least 1, not {multiple}")
+    if allocation not in ("global", "uniform", "ranking"):
+        raise UserError(f"unknown allocation {allocation!r}; it is global, uniform or ranking")
+    study.score(study.groups[0].name, score, centred)
     level: Level = "full" if compensate == "sequential" else compensate
-    budget, ratio = _budget(flops, params)
+    budget, ratio = _budget(flops, params, latency)
+    settings = Settings(
+        budget=budget or "manual",
+        remain=ratio if budget else None,
+        score=score,
+        allocation=allocation,
+        compensate=compensate,
+        centred=centred,
+        multiple=multiple,
+        overrides=fixed,
+        floors=least,
+    )
     counts = {group.name: fixed.get(group.name, group.size) for group in study.groups}
     if budget is not None:
-        smallest = smallest_cost(study, budget, fixed)
+        smallest = smallest_cost(study, budget, fixed, least, multiple, latencies)
         if ratio < smallest:
             kept = " with these overrides" if fixed else ""
+            what = "the least that may stay" if least or multiple > 1 else "one component"
             raise UserError(
-                f"{budget} {ratio:g} cannot be reached: {smallest:.4g} remain with one component in each of the"
+                f"{budget} {ratio:g} cannot be reached: {smallest:.4g} remain with {what} in each of the"
                 f" {len(study.groups)} groups{kept}; ask for at least {math.ceil(smallest * 1000) / 1000:g}"
             )
-        limit = ratio * getattr(study.dense, budget)
-        counts = _spend(study, counts, set(fixed), budget, limit, score, allocation, level, centred)
-    return _predict(study, counts, score, level, centred)
+        ledger: _Budgeted
+        if budget == "latency":
+            assert latencies is not None
+            ledger = LatencyLedger(latencies, study.structure, counts, aligned=multiple % ALIGNED == 0)
+            limit = ratio * latencies.dense
+        else:
+            ledger = _Ledger(study.structure, budget, counts)
+            # Costs are whole numbers; the sums of them are not exact.
+            limit = ratio * getattr(study.dense, budget) + 0.5
+        free = [_Free(group, _unit(group, multiple), least.get(group.name, 1)) for group in study.groups]
+        counts |= _spend(study, ledger, limit, [f for f in free if f.group.name not in fixed], settings, level)
+    return _predict(study, counts, settings, level, latencies)
 
 
-def _checked_overrides(study: Study, overrides: Mapping[str, int]) -> dict[str, int]:
-    for name, kept in overrides.items():
+def _checked(study: Study, counts: Mapping[str, int]) -> dict[str, int]:
+    for name, kept in counts.items():
         size = study.group(name).size
         if not 1 <= kept <= size:
             raise UserError(f"group {name} keeps 1 to {size} components, not {kept}")
-    return dict(overrides)
+    return dict(counts)
 
 
-def _budget(flops: float | None, params: float | None) -> tuple[Budget | None, float]:
-    if flops is not None and params is not None:
-        raise UserError("give one budget, flops or params, not both")
-    name: Budget = "flops" if flops is not None else "params"
-    ratio = flops if flops is not None else params
-    if ratio is None:
+def _budget(flops: float | None, params: float | None, latency: float | None) -> tuple[Budget | None, float]:
+    given: dict[Budget, float | None] = {"flops": flops, "params": params, "latency": latency}
+    named = [(name, ratio) for name, ratio in given.items() if ratio is not None]
+    if len(named) > 1:
+        raise UserError(f"give one budget, not {len(named)}: {' and '.join(name for name, _ in named)}")
+    if not named:
         return None, 1.0
+    name, ratio = named[0]
     if not (math.isfinite(ratio) and 0 < ratio <= 1):
         raise UserError(f"{name} is the fraction that remains, above 0 and at most 1, not {ratio}")
     return name, float(ratio)
+
+
+def _unit(group: Group, multiple: int) -> int:
+    """Components whose channels make up ``multiple`` ones."""
+    each = group.producers[0].width if group.producers else 1
+    return multiple // math.gcd(multiple, each)
+
+
+def _least(group: Group, unit: int, floor: int) -> int:
+    """The fewest components that may stay where whole units of them leave."""
+    return min(group.size, max(1, -(-floor // unit)) * unit)
+
+
+class _Free:
+    """A group that components may leave: what it keeps at least, and how many leave together."""
+
+    def __init__(self, group: Group, unit: int, floor: int) -> None:
+        self.group, self.unit, self.least = group, unit, _least(group, unit, floor)
+
+    def step(self, left: int) -> int:
+        """How many leave next, 0 if none may."""
+        step = (left - 1) % self.unit + 1
+        return step if left - step >= self.least else 0
 
 
 def _layer_errors(
     study: Study, group: str, score: str, compensate: Level, centred: bool
 ) -> list[tuple[str, np.ndarray]]:
     consumers = study.structure.group(group).consumers
-    return [(c.layer, study.errors(group, c.layer, ORDER_OF[score], compensate, centred)) for c in consumers]
+    return [(c.layer, study.errors(group, c.layer, score, compensate, centred)) for c in consumers]
 
 
 def _hull_slopes(error: np.ndarray) -> np.ndarray:
@@ -151,48 +236,62 @@ def _hull_slopes(error: np.ndarray) -> np.ndarray:
     return slopes
 
 
+class _Budgeted(Protocol):
+    """What a budget is counted with while components leave."""
+
+    index: dict[str, int]
+
+    @property
+    def total(self) -> float: ...
+
+    def savings(self) -> np.ndarray: ...
+
+    def remove(self, group: int, count: int) -> None: ...
+
+
 def _spend(
-    study: Study,
-    counts: dict[str, int],
-    fixed: set[str],
-    budget: Budget,
-    limit: float,
-    score: str,
-    allocation: Spread,
-    compensate: Level,
-    centred: bool,
+    study: Study, ledger: _Budgeted, limit: float, free: list[_Free], settings: Settings, level: Level
 ) -> dict[str, int]:
-    """Removes components until the cost is at most ``limit``."""
-    counts = dict(counts)
-    free = [group for group in study.groups if group.name not in fixed]
-    ledger = _Ledger(study.structure, budget, counts)
-    names = [group.name for group in free]
+    """Removes components until the cost is at most ``limit``; what stays of the ``free`` groups."""
+    names = [one.group.name for one in free]
     index = np.array([ledger.index[name] for name in names], dtype=np.int64)
-    growth = [] if allocation == "uniform" else [_growth(study, name, score, compensate, centred) for name in names]
-    left = np.array([counts[name] for name in names], dtype=np.int64)
-    size = np.array([group.size for group in free], dtype=np.int64)
-    slope = np.array([values[-1] for values in growth]) if growth else np.zeros(len(names))
+    size = np.array([one.group.size for one in free], dtype=np.int64)
+    left = size.copy()
+    prices = [_prices(study, name, settings, level) for name in names]
+    price = np.array([values[-1] for values in prices])
+    may = np.array([one.step(one.group.size) for one in free], dtype=np.int64)
     # The smallest cost is known to be below the limit: the loop ends before nothing is left to choose from.
-    while ledger.total > limit + 0.5:  # costs are whole numbers; the sums of them are not exact
+    while ledger.total > limit and may.any():
         saving = ledger.savings()[index]
-        priority = 1.0 - left / size if not growth else slope / saving
-        chosen = int(np.where(left > 1, priority, np.inf).argmin())
-        if left[chosen] <= 1:
-            break
+        if settings.allocation == "uniform":
+            priority = 1.0 - left / size
+        else:
+            priority = price / saving if settings.allocation == "global" else price
+        chosen = int(np.where(may > 0, priority, np.inf).argmin())
+        step = int(may[chosen])
         # Several at once while the limit is far: a step of a 32nd changes what the neighbours cost by little.
-        step = max(1, int(left[chosen]) // _AT_ONCE)
-        if step > 1 and ledger.total - step * saving[chosen] <= limit + 0.02 * ledger.total:
-            step = 1
+        more = int(left[chosen]) // _AT_ONCE // step * step
+        if more > step == free[chosen].unit and left[chosen] - more >= free[chosen].least:
+            far = ledger.total - more * saving[chosen] > limit + 0.02 * ledger.total
+            step = more if far else step
         ledger.remove(int(index[chosen]), step)
         left[chosen] -= step
-        if growth and left[chosen] > 0:
-            slope[chosen] = growth[chosen][left[chosen] - 1]
-    return counts | dict(zip(names, left.tolist(), strict=True))
+        may[chosen] = free[chosen].step(int(left[chosen]))
+        if may[chosen]:
+            price[chosen] = prices[chosen][left[chosen] - may[chosen] : left[chosen]].mean()
+    return dict(zip(names, left.tolist(), strict=True))
 
 
-def _growth(study: Study, group: str, score: str, compensate: Level, centred: bool) -> np.ndarray:
-    """(C,): what the output's expected squared error grows by when ``k + 1`` components become ``k``."""
-    curves = _layer_errors(study, group, score, compensate, centred)
+def _prices(study: Study, group: str, settings: Settings, level: Level) -> np.ndarray:
+    """(C,): what it costs when ``k + 1`` components become ``k``: the growth of the output's expected squared error (global), or
+    the score of the component that leaves (ranking).
+    """
+    score, centred = settings.score, settings.centred
+    if settings.allocation == "uniform":
+        return np.zeros(study.group(group).size)
+    if settings.allocation == "ranking":
+        return np.asarray(study.score(group, score, centred)[study.order(group, score, centred)])
+    curves = _layer_errors(study, group, score, level, centred)
     return _hull_slopes(np.sum([study.gains[layer].rms ** 2 * error for layer, error in curves], 0))
 
 
@@ -232,18 +331,20 @@ class _Ledger:
         self.counts[group] -= count
 
 
-def _predict(study: Study, counts: dict[str, int], score: str, compensate: Level, centred: bool) -> Allocation:
+def _predict(
+    study: Study, counts: dict[str, int], settings: Settings, level: Level, latencies: LatencyTable | None
+) -> Allocation:
     keep, fidelity = {}, {}
     by_layer: dict[str, float] = {}
     total_error = total_energy = 0.0
     for group in study.groups:
         kept = counts[group.name]
-        order = study.order(group.name, ORDER_OF[score], centred)
+        order = study.order(group.name, settings.score, settings.centred)
         keep[group.name] = sorted(order[:kept].tolist())
         error = energy = 0.0
-        for layer, errors in _layer_errors(study, group.name, score, compensate, centred):
+        for layer, errors in _layer_errors(study, group.name, settings.score, level, settings.centred):
             error += float(errors[kept])
-            energy += study.energy(layer, centred)
+            energy += study.energy(layer, settings.centred)
             by_layer[layer] = by_layer.get(layer, 0.0) + math.sqrt(float(errors[kept]))
         fidelity[group.name] = 1.0 - error / energy if energy > 0 else 1.0
         total_error, total_energy = total_error + error, total_energy + energy
@@ -254,4 +355,6 @@ def _predict(study: Study, counts: dict[str, int], score: str, compensate: Level
         mean_fidelity=1.0 - total_error / total_energy if total_energy > 0 else 1.0,
         cost=study.cost(counts),
         bound=sum(study.gains[layer].maximum * error for layer, error in by_layer.items()),
+        settings=settings,
+        milliseconds=None if latencies is None else latencies.milliseconds(study.structure, counts),
     )

@@ -24,10 +24,11 @@ from ..statistics import draw
 from ..study import Study
 from ..surgery import remaining_columns
 
-__all__ = ["RIDGE", "sequential"]
+__all__ = ["TAIL", "sequential"]
 
-# Relative to the mean of the diagonal, on the fitted columns. Fitted anew in every layer, small directions are noise.
-RIDGE = 1e-3
+# The ridge is the eigenvalue below which so little of the energy of a layer's input lies, all smaller ones together: what the
+# inputs hardly ever do, the weights are not changed for.
+TAIL = 1e-3
 # Rows that a layer is fitted on, for each of its inputs.
 _ROWS_PER_INPUT = 16
 # All images run in one batch; more pixels than this would need too much memory.
@@ -46,11 +47,12 @@ def sequential(
     images: Tensor,
     *,
     centred: bool = True,
-    ridge: float = RIDGE,
+    tail: float = TAIL,
     drift: bool = True,
     progress: Progress = silent,
-) -> dict[str, Edit]:
-    """New weights for every layer that reads components, in the coordinates of the unchanged network.
+) -> tuple[dict[str, Edit], dict[str, float]]:
+    """New weights for every layer that reads components, in the coordinates of the unchanged network, and the ridge that each was
+    fitted with.
 
     Args:
         study: of ``module``; its structure says which layers read what, and its moments answer for layers that are too wide.
@@ -58,16 +60,17 @@ def sequential(
         module: the unchanged network; it is left as it is.
         images: (N, 3, H, W). So many of them are used as fit into memory in one batch.
         centred: whether a lost mean is put back as a constant.
-        ridge: pulls the weights towards the old ones, relative to the mean of the diagonal of the second moment.
+        tail: chooses the ridge that pulls the weights towards the old ones: the eigenvalue of the input's second moment below
+            which this share of the energy lies.
         drift: whether a layer that is added to a residual stream also makes up for what the stream has lost so far.
         progress: see `modhifi.progress`.
     """
     device = next(module.parameters()).device
     used = images[: max(1, _PIXELS // (images.shape[2] * images.shape[3]))].to(device)
-    pass_ = _Pass(study, keep, module, len(used), centred, ridge, progress)
+    pass_ = _Pass(study, keep, module, len(used), centred, tail, progress)
     pass_.observe(used, drift)
     pass_.fit(used)
-    return pass_.edits
+    return pass_.edits, pass_.chosen
 
 
 class _Pass:
@@ -78,16 +81,17 @@ class _Pass:
         module: nn.Module,
         samples: int,
         centred: bool,
-        ridge: float,
+        tail: float,
         progress: Progress,
     ) -> None:
         self.study, self.keep, self.module, self.samples = study, keep, module, samples
-        self.centred, self.ridge, self.progress = centred, ridge, progress
+        self.centred, self.tail, self.progress = centred, tail, progress
         self.layers = list(study.structure.readers)
         self.positions: dict[str, Tensor] = {}
         self.targets: dict[str, Tensor] = {}
         self.streams: dict[str, _Stream] = {}
         self.edits: dict[str, Edit] = {}
+        self.chosen: dict[str, float] = {}
 
     def observe(self, images: Tensor, drift: bool) -> None:
         """The unchanged network: the outputs of every layer, and the streams that they are added to."""
@@ -149,10 +153,11 @@ class _Pass:
         if stats.wide:
             read = {g.name: torch.as_tensor(self.keep[g.name]) for g, _ in self.study.structure.readers[name]}
             edit = stats.edit(read, "full", self.centred, self.study.ridge)
+            self.chosen[name] = stats.ridge(self.centred, self.study.ridge)
         else:
             stays = remaining_columns(self.study.structure, name, own, self.keep)
             rows = patches(layer, x, self.positions[name])[:, stays]
-            weight, shift = fit_rows(rows, target, own[:, stays], self.ridge, self.centred)
+            weight, shift, self.chosen[name] = fit_rows(rows, target, own[:, stays], self.tail, self.centred)
             new = torch.zeros(own.shape, dtype=weight.dtype, device=weight.device)
             new[:, stays] = weight
             edit = Edit(new, shift)
@@ -160,20 +165,29 @@ class _Pass:
         return operate(layer, x, edit.weight.to(own), edit.shift.to(own) + _bias(layer))
 
 
-def fit_rows(rows: Tensor, target: Tensor, own: Tensor, ridge: float, centred: bool) -> tuple[Tensor, Tensor]:
-    """``W' = argmin E‖y − W'x − b‖² + λ‖W' − W‖²`` with ``λ`` = ``ridge`` · mean(diag), from ``rows`` (r, n), ``target``
-    (r, O) and the weights as they are, ``own`` (O, n): W' (O, n) and b (O,), 0 unless ``centred``, both float64.
+def fit_rows(rows: Tensor, target: Tensor, own: Tensor, tail: float, centred: bool) -> tuple[Tensor, Tensor, float]:
+    """``W' = argmin E‖y − W'x − b‖² + λ‖W' − W‖²`` from ``rows`` (r, n), ``target`` (r, O) and the weights as they are, ``own``
+    (O, n): W' (O, n), b (O,), which is 0 unless ``centred``, both float64, and λ relative to the mean eigenvalue of E[x xᵀ]. λ is
+    the largest eigenvalue for which the smaller ones and itself hold at most ``tail`` of the trace.
     """
     exact = torch.float32 if rows.device.type == "mps" else torch.float64
     mean_x = rows.to(exact).mean(0) if centred else rows.new_zeros(rows.shape[1], dtype=exact)
     mean_y = target.to(exact).mean(0) if centred else target.new_zeros(target.shape[1], dtype=exact)
     x, y = rows - mean_x.to(rows), target - mean_y.to(target)
     second = (x.T @ x).to(exact) / len(rows)
-    pull = max(ridge * float(second.diagonal().mean()), 1e-12)
+    pull = max(_tail_eigenvalue(second, tail), 1e-12)
+    relative = pull / max(float(second.diagonal().mean()), 1e-12)
     second.diagonal().add_(pull)
     cross = (y.T @ x).to(exact) / len(rows) + pull * own.to(exact)
     weight = torch.linalg.solve(second, cross.T).T
-    return weight, mean_y - weight @ mean_x
+    return weight, mean_y - weight @ mean_x, relative
+
+
+def _tail_eigenvalue(second: Tensor, tail: float) -> float:
+    # Single precision will do for a threshold, and takes a fraction of the time for wide layers.
+    values = torch.linalg.eigvalsh(second.float()).clamp(min=0.0)
+    few = values.cumsum(0) <= tail * values.sum()
+    return float(values[few][-1]) if bool(few.any()) else 0.0
 
 
 @dataclasses.dataclass

@@ -13,9 +13,8 @@ from .._operators import Edit
 from ..fidelity import centre, full_compensation, ridged, scalar_compensation
 from ..statistics import Moments, partition
 
-__all__ = ["LayerStats", "Level", "Order"]
+__all__ = ["LayerStats", "Level"]
 
-Order = Literal["greedy", "naive"]
 Level = Literal["none", "scalar", "full"]
 
 
@@ -50,18 +49,29 @@ class LayerStats:
         """The ridged second moment (centred: covariance) that errors are computed with, (m, m), and the weights that go with
         it, both float64.
         """
+        raw, weight = self._moment(centred)
+        return ridged(raw, ridge, self._rounding()), weight
+
+    def ridge(self, centred: bool, ridge: float) -> float:
+        """What `operator` adds to the moment's diagonal, relative to its mean eigenvalue: ``ridge``, or, if that is more, what
+        the moment was rounded by.
+        """
+        mean = float(self._moment(centred)[0].diagonal().mean())
+        return max(ridge, self._rounding() / mean) if mean > 0 else ridge
+
+    def _moment(self, centred: bool) -> tuple[Tensor, Tensor]:
         second, weight = self.moments.second.double(), self.weight.double()
         if not self.wide:
-            raw = centre(second, self.moments.mean) if centred else second
-        else:
-            raw = second
-            if centred:
-                contributions = torch.zeros(len(second), weight.shape[0], dtype=torch.float64)
-                contributions.index_add_(0, self.parts(), (weight * self.moments.mean).T)
-                raw = second - contributions @ contributions.T
-            weight = torch.ones(1, len(second), dtype=torch.float64)
+            return (centre(second, self.moments.mean) if centred else second), weight
+        if centred:
+            contributions = torch.zeros(len(second), weight.shape[0], dtype=torch.float64)
+            contributions.index_add_(0, self.parts(), (weight * self.moments.mean).T)
+            second = second - contributions @ contributions.T
+        return second, torch.ones(1, len(second), dtype=torch.float64)
+
+    def _rounding(self) -> float:
         # The moments are float32 sums: their eigenvalues are known to within about this much.
-        return ridged(raw, ridge, 4 * torch.finfo(torch.float32).eps * float(second.norm())), weight
+        return 4 * torch.finfo(torch.float32).eps * float(self.moments.second.double().norm())
 
     def edit(self, keep: Mapping[str, Tensor], compensate: Level, centred: bool, ridge: float) -> Edit:
         """New weights when of each group in ``keep`` those components stay (theory, section 4, levels 1 and 2), zero for the

@@ -1,8 +1,8 @@
 """What is derived from a group's moments, so that every later question is a look-up.
 
-For each basis (raw or centred second moment): two orders of the components (greedy elimination, singleton fidelity), and for
-each order and each level of compensation the error of every consumer at every size. `modhifi.analyze` derives what the
-defaults ask for; the rest is derived when it is first asked for.
+For each basis (raw or centred second moment): scores of the components and the orders that follow from them, and for each order
+and each level of compensation the error of every consumer at every size. `modhifi.analyze` derives what the defaults ask
+for; the rest is derived when it is first asked for.
 """
 
 from __future__ import annotations
@@ -14,20 +14,44 @@ import torch
 from torch import Tensor
 
 from ..components import Group, Structure
-from ..fidelity import eliminate, error_curve, inverse, output_energy, own_part, singleton_from_moments
-from ._layer import LayerStats, Level, Order
+from ..fidelity import (
+    eliminate,
+    error_curve,
+    inverse,
+    output_energy,
+    own_part,
+    removal_cost,
+    row_sum,
+    singleton_from_moments,
+)
+from ._layer import LayerStats, Level
 
-__all__ = ["LEVELS", "ORDERS", "energy_key", "error_key", "order_key", "score_key", "tabulate", "tabulate_scalar"]
+__all__ = [
+    "LEVELS",
+    "ORDERS",
+    "SCORES",
+    "energy_key",
+    "error_key",
+    "order_key",
+    "ranked",
+    "score_key",
+    "tabulate",
+    "tabulate_order",
+]
 
-ORDERS: tuple[Order, ...] = ("greedy", "naive")
+# What a study scores by itself: backward elimination, singleton fidelity (Def. 3.1), the published implementation's
+# E<Y, A_i> (App. D.2), and what the removal of a component alone costs.
+SCORES = ("greedy", "fidelity", "row-sum", "removal-cost")
+# The two whose curves are derived together with the scores.
+ORDERS = ("greedy", "fidelity")
 LEVELS: tuple[Level, ...] = ("none", "scalar", "full")
 
 
-def order_key(group: str, order: Order, centred: bool) -> str:
+def order_key(group: str, order: str, centred: bool) -> str:
     return f"order/{order}/{_basis(centred)}/{group}"
 
 
-def error_key(group: str, layer: str, order: Order, compensate: Level, centred: bool) -> str:
+def error_key(group: str, layer: str, order: str, compensate: Level, centred: bool) -> str:
     return f"error/{order}/{compensate}/{_basis(centred)}/{group}@{layer}"
 
 
@@ -78,6 +102,7 @@ def tabulate(
                 block=columns.shape[1],
                 energy=float(energy.sum()),
                 explained=(energy @ singleton_from_moments(second, weight, columns)).cpu(),
+                row_sum=row_sum(second, weight, columns).cpu(),
             )
             waiting.setdefault(group.name, {})[name] = part
         del second, inverted
@@ -89,7 +114,7 @@ def tabulate(
 @dataclass
 class _Part:
     """A group as one of its consumers reads it: the components' own ``weight``, ``second`` moment of one sample and inverse,
-    the ``energy`` of the whole output, and how much of it each component alone explains, (C,).
+    the ``energy`` of the whole output, how much of it each component alone explains, (C,), and its `row_sum`, (C,).
     """
 
     weight: Tensor
@@ -98,39 +123,58 @@ class _Part:
     block: int
     energy: float
     explained: Tensor
+    row_sum: Tensor
 
 
 def _finish(group: str, parts: Mapping[str, _Part], centred: bool) -> dict[str, Tensor]:
     energy = sum(part.energy for part in parts.values())
-    explained = torch.stack([part.explained for part in parts.values()]).sum(0)
-    fidelity = explained / energy if energy > 0 else explained
-    greedy, cost = eliminate([(part.inverted, part.weight, part.block) for part in parts.values()])
-    naive = torch.argsort(fidelity, descending=True, stable=True)
-    found = {energy_key(layer, centred): fidelity.new_tensor([part.energy]) for layer, part in parts.items()}
-    found[score_key(group, "fidelity", centred)] = fidelity
-    found[score_key(group, "greedy", centred)] = cost.cpu() / energy if energy > 0 else torch.zeros_like(fidelity)
-    orders: tuple[tuple[Order, Tensor], ...] = (("greedy", greedy), ("naive", naive))
-    for order, index in orders:
-        found[order_key(group, order, centred)] = index.cpu()
+    layers = [(part.inverted, part.weight, part.block) for part in parts.values()]
+    greedy, lost = eliminate(layers)
+    scores = {
+        "greedy": lost.cpu(),
+        "fidelity": torch.stack([part.explained for part in parts.values()]).sum(0),
+        "row-sum": torch.stack([part.row_sum for part in parts.values()]).sum(0),
+        "removal-cost": removal_cost(layers).cpu(),
+    }
+    found = {energy_key(layer, centred): lost.new_tensor([part.energy]).cpu() for layer, part in parts.items()}
+    for name, score in scores.items():
+        found[score_key(group, name, centred)] = score / energy if energy > 0 else torch.zeros_like(score)
+        order = greedy.cpu() if name == "greedy" else ranked(found[score_key(group, name, centred)])
+        found[order_key(group, name, centred)] = order
+    for order_name in ORDERS:
+        index = found[order_key(group, order_name, centred)]
         for layer, part in parts.items():
+            there = index.to(part.weight.device)
             for level in LEVELS:
                 if level != "scalar":
-                    there = index.to(part.weight.device)
                     error = error_curve(part.second, part.weight, part.block, there, level, part.inverted)
-                    found[error_key(group, layer, order, level, centred)] = error.cpu()
+                    found[error_key(group, layer, order_name, level, centred)] = error.cpu()
     return found
 
 
-def tabulate_scalar(
-    layer: str, stats: LayerStats, orders: Mapping[str, Mapping[Order, Tensor]], ridge: float, centred: bool
+def ranked(score: Tensor) -> Tensor:
+    """(C,) int64: the components, highest score first; of equal ones the first."""
+    return torch.argsort(score, descending=True, stable=True)
+
+
+def tabulate_order(
+    layer: str,
+    stats: LayerStats,
+    orders: Mapping[str, Mapping[str, Tensor]],
+    level: Level,
+    ridge: float,
+    centred: bool,
 ) -> dict[str, Tensor]:
-    """The errors of one layer at the scalar level, for the groups in ``orders``: O(O·C³), hence only when asked for."""
+    """The errors of one layer at one level, for the groups that are named: ``orders[group][order]`` (C,) int64. The scalar level
+    is O(O·C³).
+    """
     second, weight = stats.operator(centred, ridge)
     second = second * stats.moments.positions
+    inverted = inverse(second) if level == "full" else None
     return {
-        error_key(group, layer, order, "scalar", centred): error_curve(
-            second, weight, stats.blocks(group), index, "scalar"
+        error_key(group, layer, name, level, centred): error_curve(
+            second, weight, stats.blocks(group), index, level, inverted
         )
         for group, known in orders.items()
-        for order, index in known.items()
+        for name, index in known.items()
     }

@@ -28,12 +28,12 @@ from ..lipschitz import Gain
 from ..models import ModelRef
 from ..progress import Progress, silent
 from ..statistics import Moments
-from ._layer import LayerStats, Level, Order
-from ._tables import ORDERS, energy_key, error_key, order_key, score_key, tabulate, tabulate_scalar
+from ._layer import LayerStats, Level
+from ._tables import ORDERS, SCORES, energy_key, error_key, order_key, ranked, score_key, tabulate, tabulate_order
 
 __all__ = ["STUDY_SCHEMA", "Study"]
 
-STUDY_SCHEMA = 2
+STUDY_SCHEMA = 3
 _MANIFEST, _TENSORS = "study.json", "study.safetensors"
 
 
@@ -84,14 +84,23 @@ class Study:
         """Cost when ``counts[group]`` components stay."""
         return self.structure.cost(counts)
 
-    def missing(self, compensate: Level = "full", centred: bool = True, group: str | None = None) -> list[str]:
+    def missing(
+        self,
+        compensate: Level = "full",
+        centred: bool = True,
+        group: str | None = None,
+        orders: Sequence[str] = ORDERS,
+    ) -> list[str]:
         """The groups (or the one named, if it is among them) whose curves at this level were not derived yet."""
         groups = self.groups if group is None else (self.group(group),)
-        level: Level = "scalar" if compensate == "scalar" else "full"
         return [
             one.name
             for one in groups
-            if any(error_key(one.name, c.layer, "naive", level, centred) not in self.tables for c in one.consumers)
+            if any(
+                error_key(one.name, c.layer, order, compensate, centred) not in self.tables
+                for c in one.consumers
+                for order in orders
+            )
         ]
 
     def derive(
@@ -99,12 +108,14 @@ class Study:
         compensate: Level = "full",
         centred: bool = True,
         group: str | None = None,
+        orders: Sequence[str] = ORDERS,
         *,
         device: torch.device | None = None,
         progress: Progress = silent,
     ) -> None:
         """Derives what is missing of scores, orders and curves. The raw basis and the scalar level can take long for wide
-        layers; a page asks for them in the background. ``device``: where to compute, if it is a GPU.
+        layers; a page asks for them in the background. ``orders``: of `scored` ones too. ``device``: where to compute, if
+        it is a GPU.
         """
         what = "deriving scores and curves"
         wanted = self.missing("full", centred, group)
@@ -115,38 +126,73 @@ class Study:
         for done, (_, tables) in enumerate(found if wanted else ()):
             self.tables |= tables
             progress(done + 1, len(wanted), what)
-        scalar = set(self.missing("scalar", centred, group)) if compensate == "scalar" else set()
-        readers = {name: [g.name for g, _ in read if g.name in scalar] for name, read in self.structure.readers.items()}
+        lacking = set(self.missing(compensate, centred, group, orders))
+        readers = {
+            name: [g.name for g, _ in read if g.name in lacking] for name, read in self.structure.readers.items()
+        }
         layers = [name for name, groups in readers.items() if groups]
         for done, name in enumerate(layers):
             progress(done, len(layers), what)
-            orders = {
-                one: {order: self.tables[order_key(one, order, centred)] for order in ORDERS} for one in readers[name]
+            index = {
+                one: {order: torch.from_numpy(self.order(one, order, centred)) for order in orders}
+                for one in readers[name]
             }
-            self.tables |= tabulate_scalar(name, self.layers[name], orders, self.ridge, centred)
+            self.tables |= tabulate_order(name, self.layers[name], index, compensate, self.ridge, centred)
         progress(len(layers), len(layers), what)
 
-    def _table(self, key: str, group: str, compensate: Level, centred: bool) -> Tensor:
+    def scored(self, score: str, values: Mapping[str, Tensor]) -> None:
+        """Adds a score of the caller's, (C,) for each group, higher for what matters more; `order` and the curves know it then
+        by its name.
+        """
+        if score in SCORES:
+            raise ValueError(f"{score} is a score that the study makes itself")
+        for group in self.groups:
+            value = values[group.name].detach().cpu().double()
+            if value.shape != (group.size,) or not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{score} of {group.name} must be {group.size} finite numbers")
+            for centred in (True, False):
+                self.tables[score_key(group.name, score, centred)] = value
+                self.tables[order_key(group.name, score, centred)] = ranked(value)
+
+    def has_score(self, score: str) -> bool:
+        """Whether `scores` and `order` know the score: one of the study's own, or one that was `scored`."""
+        return score in SCORES or order_key(self.groups[0].name, score, True) in self.tables
+
+    def _derived(self, key: str, group: str, centred: bool) -> Tensor:
         if key not in self.tables:
-            self.derive(compensate, centred, group)
+            self.derive("full", centred, group)
         return self.tables[key]
 
     def scores(self, group: str, centred: bool = True) -> dict[str, np.ndarray]:
-        """(C,) each: ``fidelity``, Def. 3.1 for single components, energy-weighted over outputs and consumers; ``greedy``,
-        the share of the output's energy lost when greedy elimination removes the component.
+        """(C,) each, as shares of the energy of all consumers' outputs: ``fidelity``, Def. 3.1 for single components,
+        energy-weighted over outputs and consumers; ``greedy``, what is lost when greedy elimination removes the component;
+        ``removal-cost``, what is lost when it is removed alone and the others make up for it; ``row-sum``, E⟨Y, A_i⟩
+        (App. D.2), which can be negative.
         """
-        names = ("fidelity", "greedy")
-        return {name: self._table(score_key(group, name, centred), group, "full", centred).numpy() for name in names}
+        return {name: self._derived(score_key(group, name, centred), group, centred).numpy() for name in SCORES}
 
-    def order(self, group: str, order: Order = "greedy", centred: bool = True) -> np.ndarray:
-        """(C,) int64, the components, most important first: by greedy elimination, or by singleton fidelity (naive)."""
-        return self._table(order_key(group, order, centred), group, "full", centred).numpy()
+    def score(self, group: str, score: str, centred: bool = True) -> np.ndarray:
+        """(C,): one of `scores`, or one that was `scored`. Raises `UserError` for another name."""
+        self._check(score)
+        return self._derived(score_key(group, score, centred), group, centred).numpy()
 
-    def errors(self, group: str, layer: str, order: Order, compensate: Level, centred: bool) -> np.ndarray:
+    def order(self, group: str, order: str = "greedy", centred: bool = True) -> np.ndarray:
+        """(C,) int64, the components, most important first by the named score. Raises `UserError` for an unknown one."""
+        self._check(order)
+        return self._derived(order_key(group, order, centred), group, centred).numpy()
+
+    def _check(self, score: str) -> None:
+        if not self.has_score(score):
+            raise UserError(f"this study has no score {score!r}; it has {', '.join(SCORES)}")
+
+    def errors(self, group: str, layer: str, order: str, compensate: Level, centred: bool) -> np.ndarray:
         """(C + 1,) float64: ``E‖Y − Ŷ‖²`` of one sample at ``layer`` when the first 0…C components of ``group`` stay, and all
         others that the layer reads.
         """
-        return self._table(error_key(group, layer, order, compensate, centred), group, compensate, centred).numpy()
+        key = error_key(group, layer, order, compensate, centred)
+        if key not in self.tables:
+            self.derive(compensate, centred, group, (order,))
+        return self.tables[key].numpy()
 
     def energy(self, layer: str, centred: bool) -> float:
         """``E‖Y‖²`` (centred: the variance) of one sample at ``layer``, summed over outputs and positions."""
@@ -157,9 +203,7 @@ class Study:
             self.tables[key] = energy.reshape(1)
         return float(self.tables[key])
 
-    def curve(
-        self, group: str, order: Order = "greedy", compensate: Level = "full", centred: bool = True
-    ) -> np.ndarray:
+    def curve(self, group: str, order: str = "greedy", compensate: Level = "full", centred: bool = True) -> np.ndarray:
         """(C + 1,) float64: fidelity of the first 0…C components of the order, energy-weighted over all consumers; what else
         they read stays, so that the curve begins above 0 where a group is only a part of it.
 
@@ -172,7 +216,7 @@ class Study:
         return np.asarray(1.0 - error / energy) if energy > 0 else np.ones_like(error)
 
     def hifi_size(
-        self, group: str, eta: float, order: Order = "greedy", compensate: Level = "full", centred: bool = True
+        self, group: str, eta: float, order: str = "greedy", compensate: Level = "full", centred: bool = True
     ) -> int:
         """The smallest k for which the first k components of the order are a (k, η)-HiFi set (Def. 3.4)."""
         if not 0 < eta <= 1:

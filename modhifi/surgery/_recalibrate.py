@@ -47,7 +47,7 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tenso
     }
 
 
-def calibration_data(ref: DataRef) -> Data:
+def calibration_data(ref: DataRef, model: Model | None = None, progress: Progress = silent) -> Data:
     """The images that a study was made on, loaded again. Raises `UserError` if they are not those any more."""
     data = load_data(ref.spec, ref.root, ref.split).take(ref.samples, ref.seed)
     if data.ref.fingerprint != ref.fingerprint:

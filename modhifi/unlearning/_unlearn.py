@@ -114,7 +114,6 @@ def unlearn(
             method=search.method,
             strength=strength,
             layers=layers,
-            ridge=study.ridge,
         ),
         forget=names,
         predicted={"forget_accuracy": forgot, "retain_accuracy": kept},

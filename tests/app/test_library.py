@@ -33,7 +33,7 @@ def measured(library: Library, choice: Choice) -> Point:
 def test_the_slider_and_the_plan_agree(library: Library) -> None:
     study = library.study(DEFAULT)
     assert study is not None
-    choice = Choice(remain=0.5, overrides=((study.groups[0].name, 3),))
+    choice = Choice(remain=0.5, compensate="full", overrides=((study.groups[0].name, 3),))
     allocation = library.allocation(DEFAULT, choice)
     assert allocation.counts[study.groups[0].name] == 3
     assert allocation is library.allocation(DEFAULT, choice), "asked twice, computed once"
@@ -54,7 +54,7 @@ def test_a_wish_that_cannot_be_met_is_a_mistake_of_the_user(library: Library) ->
 
 
 def test_the_archive_is_read_back_as_the_same_network(library: Library, tmp_path: Path) -> None:
-    point = measured(library, Choice(remain=0.4, compensate="sequential"))
+    point = measured(library, Choice(remain=0.4))
     assert "sequential" in point.label
     assert library.archive(DEFAULT, point, ["safetensors"]) is None
     job = library.build(DEFAULT, point, ["safetensors"])
@@ -73,13 +73,23 @@ def test_the_archive_is_read_back_as_the_same_network(library: Library, tmp_path
 
 
 def test_the_command_lines_are_understood_by_the_command_line(library: Library) -> None:
-    choice = Choice(remain=0.6, compensate="scalar", allocation="uniform", overrides=(("layer1.0.conv1", 5),))
+    choice = Choice(
+        remain=0.6,
+        score="removal-cost",
+        compensate="scalar",
+        allocation="uniform",
+        multiple=2,
+        overrides=(("layer1.0.conv1", 5),),
+        floors=(("layer1.1.conv1", 4),),
+    )
     point = measured(library, choice)
     lines = commands(DEFAULT, library.store.plan(DEFAULT.id, point.id), point).splitlines()
     parsed = [build_parser().parse_args(shlex.split(line)[3:]) for line in lines]
     assert len(parsed) == 4
     assert (parsed[1].flops, parsed[1].compensate, parsed[1].allocation) == (0.6, "scalar", "uniform")
+    assert (parsed[1].score, parsed[1].multiple) == ("removal-cost", 2)
     assert "--keep layer1.0.conv1=5" in lines[1]
+    assert "--floor layer1.1.conv1=4" in lines[1]
     assert (parsed[2].data, parsed[2].split) == ("digits", "test")
 
 

@@ -235,7 +235,7 @@ def test_curves_that_are_missing_can_be_cancelled_and_asked_for_again(
     def tabulate(*_: Any, **__: Any) -> None:
         raise Cancelled
 
-    monkeypatch.setattr("modhifi.study._types.tabulate_scalar", tabulate)
+    monkeypatch.setattr("modhifi.study._types.tabulate_order", tabulate)
     app = open_page("prune")
     app.segmented_control(key="compensate").set_value("scalar")
     app = settled(app)
@@ -269,12 +269,44 @@ def test_a_group_set_by_hand_keeps_so_many_until_it_is_cleared(filled: Path) -> 
     planned = metric(app, "Parameters")
     name = app.selectbox(key="hand-group").value
     app.slider(key=f"hand-count-{name}").set_value(2)
-    press(app, "Set")
-    assert f"{name} keeps 2" in words(app)
+    press(app, "Exactly")
+    assert f"By hand: {name} keeps 2" in words(app)
     assert metric(app, "Parameters") != planned
+    press(app, "At least")
+    assert f"At least: {name} keeps 2" in words(app)
+    assert "By hand:" not in words(app)
     press(app, "Clear all")
     assert f"{name} keeps" not in words(app)
     assert metric(app, "Parameters") == planned
+
+
+def test_a_budget_of_latency_asks_for_the_times_once(filled: Path) -> None:
+    app = open_page("prune", budget="Latency")
+    assert "needs the times of the layers" in words(app)
+    press(app, "Time the layers")
+    app = finish(app, "latency")
+    assert metric(app, "Latency").endswith(" ms")
+    assert "Time again" in {button.label for button in app.button}
+    assert float(metric(open_page("prune"), "Latency").removesuffix(" ms")) > 0, "every budget shows it now"
+
+
+def test_another_score_is_derived_and_decides(filled: Path) -> None:
+    app = open_page("prune", compensate="None", score="L2 norm")
+    app = finish(app, "derive")
+    (fidelity,) = [m for m in app.metric if m.label == "Predicted fidelity"]
+    assert float(str(fidelity.value)) < 1
+
+
+def test_methods_are_compared_at_the_same_budget(filled: Path) -> None:
+    app = open_page("prune", remain="60")
+    app.multiselect(key="methods").set_value(["l2", "one-shot"])
+    app = settled(app)
+    press(app, "Compare")
+    app = finish(app, "compare")
+    table = app.dataframe[0].value
+    assert set(table["Plan"]) == {"60% FLOPs · L2 norm", "60% FLOPs · Greedy, global, full compensation"}
+    assert (table["FLOPs"] <= 60).all()
+    assert (table["Accuracy"] > 0).all()
 
 
 def test_a_wish_that_cannot_be_met_is_one_line(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:

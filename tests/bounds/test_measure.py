@@ -15,7 +15,7 @@ from modhifi.lipschitz import directional, gain_of
 
 def test_every_point_lies_above_the_line(digits_study: Study, digits_model: Model, digits_test: Data) -> None:
     for ratio in (0.75, 0.5, 0.3):
-        plan = modhifi.prune(digits_study, flops=ratio)
+        plan = modhifi.prune(digits_study, flops=ratio, compensate="full")
         report = modhifi.bounds.measure(digits_study, plan, digits_test, samples=64, model=digits_model)
         assert report.bound >= report.measured > 0
         assert report.tightness == pytest.approx(report.bound / report.measured)
@@ -28,7 +28,7 @@ def test_every_point_lies_above_the_line(digits_study: Study, digits_model: Mode
 
 def test_against_two_networks_run_by_hand(chain: Model, pictures: Data) -> None:
     study = modhifi.analyze(chain, pictures)
-    plan = modhifi.prune(study, overrides={"a": 3, "c": 4})
+    plan = modhifi.prune(study, overrides={"a": 3, "c": 4}, compensate="full")
     report = modhifi.bounds.measure(study, plan, pictures, samples=96, model=chain)
     assert [row.layer for row in report.rows] == ["b", "d"]
     images = torch.cat([batch for batch, _ in pictures.batches(chain.input)])
@@ -74,4 +74,4 @@ def test_refusals(chain: Model, pictures: Data, digits_study: Study) -> None:
     with pytest.raises(UserError, match="changes no layer"):
         modhifi.bounds.measure(study, modhifi.prune(study, overrides={}), pictures, model=chain)
     with pytest.raises(UserError, match="different weights"):
-        modhifi.bounds.measure(study, modhifi.prune(digits_study, flops=0.5), pictures, model=chain)
+        modhifi.bounds.measure(study, modhifi.prune(digits_study, flops=0.5, compensate="full"), pictures, model=chain)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,18 +50,48 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_sequential_compensation_and_its_settings(
     work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    asked = ["prune", work / "study", "--flops", 0.3, "--compensate", "sequential"]
+    asked = ["prune", work / "study", "--flops", 0.3]
     settings = [
         ask(capsys, *asked, *more, "--out", tmp_path / f"{number}.json")["settings"]
         for number, more in enumerate(([], ["--no-drift"]))
     ]
-    assert [(one["compensate"], one["drift"], one["ridge"]) for one in settings] == [
-        ("sequential", True, 1e-3),
-        ("sequential", False, 1e-3),
-    ]
+    assert [(one["compensate"], one["drift"]) for one in settings] == [("sequential", True), ("sequential", False)]
+    assert all(0 < ridge < 1 for one in settings for ridge in one["ridges"].values())
     with_drift, without = (load_file(tmp_path / f"{number}.safetensors") for number in (0, 1))
     assert with_drift.keys() == without.keys()
     assert any(not torch.equal(with_drift[name], without[name]) for name in with_drift)
+
+
+def test_latency_is_measured_and_its_table_kept(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(work / "study", study)
+    asked = ["prune", study, "--latency", 0.9, "--compensate", "none", "--multiple", 8, "--floor", "layer1.0.conv1=9"]
+    found = ask(capsys, *asked, "--out", tmp_path / "plan.json")
+    assert found["kept"]["layer1.0.conv1"] == 16
+    assert 0 < found["predicted"]["latency_ms"] < 2 * found["predicted"]["latency_ms_before"]
+    stamp = (study / "latency.json").stat().st_mtime_ns
+    ask(capsys, *asked, "--out", tmp_path / "plan.json")
+    assert (study / "latency.json").stat().st_mtime_ns == stamp, "timed once"
+
+
+def test_methods_are_compared_and_every_row_is_a_plan(
+    work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = ["compare", work / "study", "--flops", "0.7", "--data", "digits", "--split", "test", "--samples", 60]
+    found = ask(capsys, *asked, "--methods", "one-shot,l2+full", "--out", tmp_path)
+    assert [row["method"] for row in found["rows"]] == ["one-shot", "l2+full"]
+    for row in found["rows"]:
+        assert row["flops"] <= 0.7 * found["flops_before"]
+        result = ask(capsys, "evaluate", row["plan"], "--data", "digits", "--split", "test", "--samples", 60)
+        assert result["accuracy"] == row["accuracy"]
+    assert "the methods are" in refused(capsys, *asked, "--methods", "luck")
+    assert "one budget" in refused(capsys, "compare", work / "study", "--data", "digits")
+
+
+def test_what_each_group_alone_would_cost(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = ask(capsys, "show", work / "study", "--sensitivity")
+    assert len(found["groups"]) == 12
+    assert all(len(errors) == len(found["shares"]) for errors in found["groups"].values())
 
 
 def test_the_whole_job(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

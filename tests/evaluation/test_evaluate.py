@@ -51,7 +51,7 @@ def test_cost_of_a_network_counted_by_hand(chain: Model) -> None:
 
 
 def test_latency_is_in_the_order_of_the_models(chain: Model, digits_model: Model) -> None:
-    small, large = measure_latency([chain, digits_model], rounds=3, seconds=0.02)
+    small, large = measure_latency([chain.module, digits_model.module], chain.example(), rounds=3, seconds=0.02)
     assert 0 < small < large
 
 

@@ -17,7 +17,7 @@ from modhifi.plan import Settings
 
 @pytest.fixture(scope="module")
 def smaller(digits_study: Study, digits_model: Model) -> Model:
-    return modhifi.apply(modhifi.prune(digits_study, flops=0.5), digits_model)
+    return modhifi.apply(modhifi.prune(digits_study, flops=0.5, compensate="full"), digits_model)
 
 
 def test_every_format_gives_the_same_logits(smaller: Model, digits_model: Model, digits_test: Data, tmp_path) -> None:
@@ -46,7 +46,7 @@ def test_every_format_gives_the_same_logits(smaller: Model, digits_model: Model,
 def test_an_exported_network_can_be_pruned_and_exported_again(smaller: Model, tmp_path) -> None:
     first = modhifi.load_model(str(modhifi.export(smaller, tmp_path / "one")), device="cpu")
     study = modhifi.analyze(first, modhifi.load_data("digits"), samples=128)
-    second = modhifi.apply(modhifi.prune(study, flops=0.7), first)
+    second = modhifi.apply(modhifi.prune(study, flops=0.7, compensate="full"), first)
     again = modhifi.load_model(str(modhifi.export(second, tmp_path / "two")), device="cpu")
     with torch.inference_mode():
         assert torch.equal(again.module(again.example(3)), second.module(again.example(3)))

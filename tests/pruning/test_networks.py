@@ -32,7 +32,7 @@ def load(name: str, size: int) -> Model:
 def test_a_resnet50_at_half_its_flops_has_narrower_stages() -> None:
     model = load("resnet50", 64)
     study = modhifi.analyze(model, modhifi.load_data("digits"), samples=48, batch_size=16)
-    plan = modhifi.prune(study, flops=0.5)
+    plan = modhifi.prune(study, flops=0.5, compensate="full")
     smaller = modhifi.apply(plan, model)
     cost = count_cost(smaller)
     assert (cost.params, cost.flops) == (plan.predicted["params"], plan.predicted["flops"])
@@ -52,7 +52,7 @@ def test_a_vit_loses_whole_heads() -> None:
     study = modhifi.analyze(model, modhifi.load_data("digits"), samples=12, batch_size=4)
     heads = [group for group in study.groups if group.kind == "heads"]
     assert [group.size for group in heads] == [3] * 12
-    plan = modhifi.prune(study, params=0.6)
+    plan = modhifi.prune(study, params=0.6, compensate="full")
     smaller = modhifi.apply(plan, model)
     kept = [len(plan.groups[group.name].keep) for group in heads]
     assert min(kept) < 3
@@ -92,7 +92,9 @@ def test_layers_that_see_an_image_window_by_window(name: str, monkeypatch: pytes
     else:
         assert len(tables) == 4
         assert all("one sample after the other" in reason for reason in tables.values())
-    plan = modhifi.prune(study, overrides={group.name: (group.size + 1) // 2 for group in study.groups})
+    plan = modhifi.prune(
+        study, overrides={group.name: (group.size + 1) // 2 for group in study.groups}, compensate="full"
+    )
     report = modhifi.bounds.measure(study, plan, data.take(24, 0), samples=24, model=model)
     edits = plan_edits(study, plan)
     assert len(report.rows) == len(study.layers)

@@ -96,10 +96,17 @@ def seen(net: nn.Module, name: str, images: torch.Tensor) -> tuple[torch.Tensor,
     return found[0]
 
 
+def tail(x: np.ndarray, share: float) -> float:
+    """The eigenvalue of the covariance below which, itself included, at most ``share`` of the variance lies."""
+    values = np.linalg.eigvalsh(np.cov(x.T, bias=True).reshape(x.shape[1], x.shape[1]))
+    below = [value for value in values if values[values <= value].sum() <= share * values.sum()]
+    return max(below, default=0.0)
+
+
 def fitted(x: np.ndarray, y: np.ndarray, own: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
     """Ridge regression towards ``own`` as an ordinary one with rows added; (O, n) and (O,)."""
     xc, yc = x - x.mean(0), y - y.mean(0)
-    pull = np.sqrt(ridge * (xc**2).sum(0).mean()) * np.eye(x.shape[1])
+    pull = np.sqrt(ridge * len(x)) * np.eye(x.shape[1])
     weight = np.linalg.lstsq(np.vstack([xc, pull]), np.vstack([yc, pull @ own.T]), rcond=None)[0].T
     return weight, y.mean(0) - weight @ x.mean(0)
 
@@ -118,7 +125,7 @@ def flat(y: torch.Tensor) -> np.ndarray:
 def test_nothing_removed_changes_nothing(digits_study: Study, digits_model: Model) -> None:
     images = images_of(calibration_data(digits_study.data).take(64, 0), digits_model)
     everything = {group.name: list(range(group.size)) for group in digits_study.groups}
-    edits = sequential(digits_study, everything, digits_model.module, images)
+    edits, _ = sequential(digits_study, everything, digits_model.module, images)
     assert edits.keys() == digits_study.layers.keys()
     with torch.no_grad():
         dense, found = (
@@ -132,7 +139,7 @@ def test_nothing_removed_changes_nothing(digits_study: Study, digits_model: Mode
 def test_a_chain_fitted_by_hand(chain: Model, pictures: Data) -> None:
     study = modhifi.analyze(chain, pictures)
     images, keep = images_of(pictures, chain), half(study)
-    edits = sequential(study, keep, chain.module, images, ridge=1e-3)
+    edits, ridges = sequential(study, keep, chain.module, images, tail=0.05)
     assert list(edits) == ["b", "c", "d"]
     dense, net = copy.deepcopy(chain.module).double(), changed(chain, edits)
     for group, name, block in (("a", "b", 9), ("b", "c", 16), ("c", "d", 1)):
@@ -143,7 +150,9 @@ def test_a_chain_fitted_by_hand(chain: Model, pictures: Data) -> None:
         x = rows_of(layer, seen(net, name, images.double())[0])
         columns = (np.array(keep[group])[:, None] * block + np.arange(block)).reshape(-1)
         own = layer.weight.flatten(1).numpy()[:, columns]
-        weight, constant = fitted(x[:, columns], target, own, 1e-3)
+        ridge = tail(x[:, columns], 0.05)
+        assert ridges[name] == pytest.approx(ridge / x[:, columns].var(0).mean(), rel=1e-3)
+        weight, constant = fitted(x[:, columns], target, own, ridge)
         np.testing.assert_allclose(edits[name].weight.numpy()[:, columns], weight, rtol=1e-3, atol=2e-4)
         np.testing.assert_allclose(edits[name].shift.numpy(), constant, rtol=1e-3, atol=2e-3)
         others = np.setdiff1d(np.arange(edits[name].weight.shape[1]), columns)
@@ -157,7 +166,7 @@ def test_what_a_stream_has_lost_is_made_up_for_at_the_addition(pictures: Data, d
     model = loaded(Residual())
     study = modhifi.analyze(model, pictures)
     images, keep = images_of(pictures, model), half(study)
-    edits = sequential(study, keep, model.module, images, drift=drift)
+    edits, _ = sequential(study, keep, model.module, images, drift=drift)
     dense, net = copy.deepcopy(model.module).double(), changed(model, edits)
     for block in "ab":
         name = f"{block}2"
@@ -171,7 +180,8 @@ def test_what_a_stream_has_lost_is_made_up_for_at_the_addition(pictures: Data, d
             target = target + (streams[0] - streams[1]) / scale
         x = rows_of(layer, seen(net, name, images.double())[0])
         columns = (np.array(keep[f"{block}1"])[:, None] * 9 + np.arange(9)).reshape(-1)
-        weight, _ = fitted(x[:, columns], target, layer.weight.flatten(1).numpy()[:, columns], _sequential.RIDGE)
+        ridge = tail(x[:, columns], _sequential.TAIL)
+        weight, _ = fitted(x[:, columns], target, layer.weight.flatten(1).numpy()[:, columns], ridge)
         np.testing.assert_allclose(edits[name].weight.numpy()[:, columns], weight, rtol=2e-3, atol=1e-3)
 
 
@@ -179,7 +189,7 @@ def test_drift_is_left_alone_where_the_way_to_the_stream_is_not_affine(pictures:
     model = loaded(Residual(active=True))
     study = modhifi.analyze(model, pictures)
     images, keep = images_of(pictures, model), half(study)
-    corrected, plain = (sequential(study, keep, model.module, images, drift=drift) for drift in (True, False))
+    corrected, plain = (sequential(study, keep, model.module, images, drift=drift)[0] for drift in (True, False))
     for name in ("a1", "a2", "b1", "b2"):
         torch.testing.assert_close(corrected[name].weight, plain[name].weight)
     # What it is added to is a layer that does reach the sum unbent: that one takes up the drift.
@@ -190,8 +200,9 @@ def test_a_sequential_plan_keeps_more_than_a_one_shot_one(
     digits_study: Study, digits_model: Model, digits_test: Data
 ) -> None:
     """95% at a quarter of the FLOPs; removed = masked is checked by `modhifi.apply`."""
-    plan = modhifi.prune(digits_study, flops=0.25, compensate="sequential", model=digits_model)
-    assert (plan.settings.compensate, plan.settings.drift, plan.settings.ridge) == ("sequential", True, 1e-3)
+    plan = modhifi.prune(digits_study, flops=0.25, model=digits_model)
+    assert (plan.settings.compensate, plan.settings.drift) == ("sequential", True)
+    assert plan.settings.ridges.keys() == digits_study.layers.keys()
     smaller = modhifi.apply(plan, digits_model)
     found = modhifi.evaluate(smaller, digits_test, baseline=digits_model, latency=False)
     assert found.params == plan.predicted["params"]

@@ -60,7 +60,7 @@ def test_fidelity_on_real_activations_against_a_least_squares_fit(
 
 def test_curves_begin_at_zero_end_at_one_and_rise(digits_study: Study) -> None:
     for group in digits_study.groups:
-        for order in ("greedy", "naive"):
+        for order in ("greedy", "fidelity"):
             for centred in (False, True):
                 scalar = digits_study.curve(group.name, order, "scalar", centred)
                 full = digits_study.curve(group.name, order, "full", centred)

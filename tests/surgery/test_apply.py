@@ -61,12 +61,12 @@ def test_a_chain_in_which_consumers_are_producers_and_a_bias_is_added(
 
 def test_the_model_itself_is_left_as_it_was(digits_study: Study, digits_model: Model) -> None:
     before = fingerprint(digits_model.module)
-    modhifi.apply(modhifi.prune(digits_study, flops=0.6), digits_model)
+    modhifi.apply(modhifi.prune(digits_study, flops=0.6, compensate="full"), digits_model)
     assert fingerprint(digits_model.module) == before
 
 
 def test_a_plan_for_other_weights_is_refused(digits_study: Study, digits_model: Model) -> None:
-    plan = modhifi.prune(digits_study, flops=0.6)
+    plan = modhifi.prune(digits_study, flops=0.6, compensate="full")
     other = copy.deepcopy(digits_model.module)
     other.linear.bias.add_(1.0)
     changed = Model("x", other, digits_model.input, digits_model.classes, None, fingerprint(other))
@@ -75,7 +75,7 @@ def test_a_plan_for_other_weights_is_refused(digits_study: Study, digits_model: 
 
 
 def test_a_plan_that_does_not_fit_is_refused(digits_study: Study, digits_model: Model) -> None:
-    plan = modhifi.prune(digits_study, flops=0.6)
+    plan = modhifi.prune(digits_study, flops=0.6, compensate="full")
     odd = plan.model_copy(deep=True).with_tensors(plan.tensors | {"linear.weight": torch.zeros(10, 64)})
     with pytest.raises(UserError, match=r"linear\.weight"):
         modhifi.apply(odd, digits_model)
@@ -98,7 +98,7 @@ def test_a_misread_network_is_noticed(chain: Model, pictures: Data, monkeypatch:
     def wrong(module, structure, keep):
         right(module, structure, {name: [i for i in range(6) if i != stays[0]] for name, stays in keep.items()})
 
-    plan = modhifi.prune(modhifi.analyze(chain, pictures), overrides={"a": 5})
+    plan = modhifi.prune(modhifi.analyze(chain, pictures), overrides={"a": 5}, compensate="full")
     monkeypatch.setattr(_apply, "remove", wrong)
     with pytest.raises(RuntimeError, match="differs from the masked one"):
         modhifi.apply(plan, chain)
@@ -118,7 +118,7 @@ def test_recalibration_is_the_average_over_batches(chain: Model) -> None:
 
 
 def test_recalibrated_statistics_travel_with_the_plan(digits_study: Study, digits_model: Model, tmp_path) -> None:
-    plan = modhifi.prune(digits_study, flops=0.5, recalibrate_bn=True)
+    plan = modhifi.prune(digits_study, flops=0.5, compensate="full", recalibrate_bn=True)
     masked, removed = agree(plan, digits_model)
     assert not torch.equal(masked.module.bn1.running_var, digits_model.module.bn1.running_var) or not torch.equal(
         masked.module.layer1[0].bn2.running_mean, digits_model.module.layer1[0].bn2.running_mean

@@ -1,0 +1,299 @@
+"""How much accuracy stays at which budget: this project's pruning, what it is made of, and what it is compared with.
+
+    python benchmarks/pruning --data-root CIFAR10 --checkpoints FOLDER [--tables all] [--seeds 3] [--chart FILE.svg]
+
+``CIFAR10`` holds CIFAR-10 as `modhifi.load_data` reads it, ``FOLDER`` resnet20-12fca82f.th and resnet56-4bfd9763.th of
+github.com/akamaster/pytorch_resnet_cifar10. Prints the tables that the README shows. Nothing is fine-tuned; calibration looks at
+512 training images without their labels, and *seeds* are draws of those images. Accuracy is that on all test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import modhifi
+from modhifi import Data, Model, Plan, Study
+from modhifi.pruning import BASELINES, METHODS, NEEDS_LABELS
+
+SAMPLES = 512
+BUDGETS = (0.75, 0.5, 0.375, 0.25)
+CHECKPOINTS = {"cifar10-resnet56": "resnet56-4bfd9763.th", "cifar10-resnet20": "resnet20-12fca82f.th"}
+LABEL_FREE = [name for name in BASELINES if name not in NEEDS_LABELS]
+
+
+class Bench:
+    """Networks, studies and test images, each made once."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        self.root, self.checkpoints, self.seeds, self.device = (
+            asked.data_root,
+            asked.checkpoints,
+            asked.seeds,
+            asked.device,
+        )
+        self.points: list[tuple[str, str, float, float]] = []
+        self.model = functools.cache(self._model)
+        self.study = functools.cache(self._study)
+        self.images = functools.cache(self._images)
+
+    def _model(self, name: str) -> Model:
+        weights = self.checkpoints / CHECKPOINTS[name] if name in CHECKPOINTS else None
+        return modhifi.load_model(name, weights, device=self.device)
+
+    def data(self, name: str, split: str) -> Data:
+        if name.startswith("digits"):
+            return modhifi.load_data("digits", split=split)
+        return modhifi.load_data("cifar10", self.root, split)
+
+    def _study(self, name: str, seed: int = 0, source: str | None = None) -> Study:
+        data = self.data(name, "calibration") if source is None else modhifi.load_data(source)
+        return modhifi.analyze(self.model(name), data, samples=SAMPLES, seed=seed)
+
+    def _images(self, name: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        model = self.model(name)
+        found = self.data(name, "test").batches(model.input, 250)
+        return [(images.to(model.device), labels.to(model.device)) for images, labels in found if labels is not None]
+
+    @torch.inference_mode()
+    def accuracy(self, name: str, plan: Plan | None = None) -> float:
+        """Per cent."""
+        model = self.model(name)
+        net = model.module if plan is None else modhifi.apply(plan, model).module
+        batches = self.images(name)
+        right = sum(int((net(images).argmax(1) == labels).sum()) for images, labels in batches)
+        return 100 * right / sum(len(labels) for _, labels in batches)
+
+    def method(self, name: str, method: str, remain: float, seed: int = 0) -> float:
+        plan = METHODS[method].plan(self.study(name, seed), "flops", remain, model=self.model(name))
+        found = self.accuracy(name, plan)
+        self.points.append((name, method, plan.predicted["flops"] / plan.predicted["flops_before"], found))
+        return found
+
+    def several(self, make: Callable[[int], float]) -> str:
+        """Mean and half of the range over the seeds."""
+        found = [make(seed) for seed in range(self.seeds)]
+        spread = (max(found) - min(found)) / 2
+        return f"{statistics.mean(found):.2f}" + (f" ± {spread:.2f}" if self.seeds > 1 else "")
+
+
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    print(f"\n**{title}**\n", flush=True)
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def budgets(bench: Bench, name: str) -> None:
+    """This project's way and the best that has no labels, over the budgets."""
+    methods = ("studio", "studio+bn", "one-shot", "one-shot+bn", *(f"{score}+bn" for score in LABEL_FREE), "l2")
+
+    def rows() -> Iterable[Sequence[str]]:
+        for method in methods:
+            runs = [
+                bench.several(lambda seed, method=method, remain=remain: bench.method(name, method, remain, seed))
+                for remain in BUDGETS
+            ]
+            yield (METHODS[method].title, *runs)
+
+    dense = bench.accuracy(name)
+    title = f"{name}, {SAMPLES} unlabelled images, mean ± half the range of {bench.seeds} draws; unchanged {dense:.2f}%"
+    table(title, ("accuracy, % at", *(f"{remain:.1%} of FLOPs" for remain in BUDGETS)), rows())
+
+
+def ablation(bench: Bench, name: str) -> None:
+    """Each part switched off in turn."""
+    parts = {
+        "everything": {},
+        "raw moments, no constant put back": {"centred": False},
+        "one-shot (full) instead of sequential": {"compensate": "full"},
+        "no drift correction": {"drift": False},
+        "uniform instead of global allocation": {"allocation": "uniform"},
+        "with BatchNorm re-estimated": {"recalibrate_bn": True},
+        "one-shot, BatchNorm re-estimated": {"compensate": "full", "recalibrate_bn": True},
+    }
+
+    def measured(options: dict[str, object], remain: float, seed: int) -> float:
+        plan = modhifi.prune(bench.study(name, seed), flops=remain, model=bench.model(name), **options)
+        return bench.accuracy(name, plan)
+
+    rows = (
+        (
+            words,
+            *(
+                bench.several(lambda seed, options=options, remain=remain: measured(options, remain, seed))
+                for remain in (0.5, 0.375)
+            ),
+        )
+        for words, options in parts.items()
+    )
+    table(f"{name}, parts switched off in turn", ("accuracy, % at", "50% of FLOPs", "37.5% of FLOPs"), rows)
+
+
+def methods(bench: Bench, name: str) -> None:
+    """Every method at half of the FLOPs, one draw."""
+
+    def rows() -> Iterable[Sequence[str]]:
+        for method in METHODS.values():
+            began = time.perf_counter()
+            found = bench.method(name, method.name, 0.5)
+            yield method.title, f"{found:.2f}", f"{time.perf_counter() - began:.1f}"
+
+    table(f"{name}, every method at 50% of FLOPs, one draw", ("", "accuracy, %", "seconds, test included"), rows())
+
+
+def data_free(bench: Bench, name: str) -> None:
+    """Calibration without any data."""
+
+    def rows() -> Iterable[Sequence[str]]:
+        for source in (None, "dead-leaves", "noise", "inversion"):
+            began = time.perf_counter()
+            study = bench.study(name, 0, source)
+            seconds = time.perf_counter() - began
+            found = [
+                bench.accuracy(name, modhifi.prune(study, flops=0.5, recalibrate_bn=bn, model=bench.model(name)))
+                for bn in (False, True)
+            ]
+            yield source or "real images", *(f"{value:.2f}" for value in found), f"{seconds:.0f}"
+
+    head = ("calibration", "accuracy, %", "BN re-estimated", "seconds for the study")
+    table(f"{name}, 50% of FLOPs, calibration without data", head, rows())
+
+
+def wide(bench: Bench, name: str) -> None:
+    """The over-parameterised network."""
+    shares = (0.5, 0.333, 0.25)
+    rows = (
+        (
+            METHODS[method].title,
+            *(
+                bench.several(lambda seed, method=method, remain=remain: bench.method(name, method, remain, seed))
+                for remain in shares
+            ),
+        )
+        for method in ("studio", "one-shot", "l2+bn", "l2")
+    )
+    title = f"{name}, unchanged {bench.accuracy(name):.2f}%"
+    table(title, ("accuracy, % at", *(f"{1 / share:.0f}× fewer FLOPs" for share in shares)), rows)
+
+
+def digits(bench: Bench, name: str) -> None:
+    """The default network."""
+    rows = (
+        (METHODS[method].title, *(f"{bench.method(name, method, remain):.1f}" for remain in BUDGETS))
+        for method in ("studio", "one-shot", "one-shot+bn", "l2+bn", "l2")
+    )
+    title = f"{name}, unchanged {bench.accuracy(name):.1f}%"
+    table(title, ("accuracy, % at", *(f"{remain:.1%} of FLOPs" for remain in BUDGETS)), rows)
+
+
+def times(bench: Bench, name: str) -> None:
+    """Seconds of each step beside one pass over the calibration set."""
+    model = bench.model(name)
+    drawn = bench.data(name, "calibration").take(SAMPLES)
+    batches = [images.to(model.device) for images, _ in drawn.batches(model.input)]
+
+    def seconds(work: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+    def one_pass() -> None:
+        with torch.inference_mode():
+            for images in batches:
+                model.module(images)
+
+    one_pass()
+    study = bench.study(name)
+    decided = functools.partial(modhifi.allocate, study, flops=0.5)
+    steps = {
+        "one pass over the calibration images": one_pass,
+        "analysis (once for all plans)": lambda: bench._study(name),
+        "deciding": decided,
+        "deciding and full compensation": lambda: modhifi.prune(study, flops=0.5, compensate="full", model=model),
+        "deciding and sequential compensation": lambda: modhifi.prune(study, flops=0.5, model=model),
+    }
+    taken = {words: statistics.median(seconds(work) for _ in range(3)) for words, work in steps.items()}
+    one = taken["one pass over the calibration images"]
+    where = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    rows = ((words, f"{value:.2f}", f"{value / one:.1f}") for words, value in taken.items())
+    table(f"{name}, {where}, median of 3", ("", "seconds", "in such passes"), rows)
+
+
+def chart(bench: Bench, name: str, path: Path) -> None:
+    """Accuracy against FLOPs of what was measured of one network, as SVG."""
+    width, height, left, bottom = 640, 360, 56, 44
+    colours = ("#2F7FE0", "#D9730D", "#7C8798", "#1B9E77", "#B0609F")
+    shown = ("studio", "one-shot+bn", "one-shot", "l2+bn", "l2")
+
+    def place(flops: float, accuracy: float) -> tuple[float, float]:
+        return left + (width - left - 16) * flops, 12 + (height - bottom - 12) * (1 - accuracy / 100)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    for percent in range(0, 101, 20):
+        _, y = place(0, percent)
+        x, _ = place(percent / 100, 0)
+        parts.append(f'<line x1="{left}" x2="{width - 16}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#444">{percent}%</text>')
+        parts.append(f'<text x="{x:.1f}" y="{height - 26}" text-anchor="middle" fill="#444">{percent}%</text>')
+    parts.append(f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle" fill="#444">FLOPs that remain</text>')
+    x, y = place(1.0, bench.accuracy(name))
+    parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#444"/>')
+    for row, (method, colour) in enumerate(zip(shown, colours, strict=True)):
+        by_budget: dict[float, list[float]] = {}
+        for network, of, flops, accuracy in bench.points:
+            if (network, of) == (name, method):
+                by_budget.setdefault(round(flops, 2), []).append(accuracy)
+        points = [place(f, statistics.mean(values)) for f, values in sorted(by_budget.items())]
+        line = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" fill="{colour}"/>' for px, py in points]
+        top = height - bottom - 18 * (len(shown) - row)
+        parts.append(f'<circle cx="{width - 270}" cy="{top - 4}" r="4" fill="{colour}"/>')
+        parts.append(f'<text x="{width - 260}" y="{top}" fill="#222">{METHODS[method].title}</text>')
+    path.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
+
+
+TABLES: dict[str, tuple[Callable[[Bench, str], None], str]] = {
+    "digits": (digits, "digits-resnet20"),
+    "resnet56": (budgets, "cifar10-resnet56"),
+    "resnet20": (budgets, "cifar10-resnet20"),
+    "vgg": (wide, "cifar10-vgg8"),
+    "ablation": (ablation, "cifar10-resnet56"),
+    "methods": (methods, "cifar10-resnet56"),
+    "data-free": (data_free, "cifar10-resnet56"),
+    "times": (times, "cifar10-resnet56"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--checkpoints", type=Path, required=True)
+    parser.add_argument("--tables", default="all", help=f"comma separated: {', '.join(TABLES)}")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--chart", type=Path, help="write the chart of resnet56 here, as SVG")
+    asked = parser.parse_args()
+    bench = Bench(asked)
+    for name in TABLES if asked.tables == "all" else asked.tables.split(","):
+        make, network = TABLES[name]
+        make(bench, network)
+    if asked.chart is not None:
+        chart(bench, "cifar10-resnet56", asked.chart)
+
+
+if __name__ == "__main__":
+    main()

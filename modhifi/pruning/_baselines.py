@@ -1,0 +1,141 @@
+"""Scores of other methods to compare with, computed by torch-pruning on this project's groups.
+
+Without labels: the norms of what writes a component (``l1``, ``l2``; Li et al. 2017), the norm of everything that is coupled to
+it (``group-norm``; Fang et al. 2023), ``lamp`` (Lee et al. 2021) and ``random``. With the labels of the calibration images and
+gradients of the loss: ``taylor`` (Molchanov et al. 2019) and ``hessian`` (optimal brain damage with the empirical Fisher
+diagonal).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .._operators import get_operator
+from ..components import Group, Slice, Structure
+from ..data import Data
+from ..errors import UserError
+from ..evaluation import match_labels
+from ..models import Model
+from ..progress import Progress, silent
+
+__all__ = ["BASELINES", "NEEDS_LABELS", "baseline"]
+
+NEEDS_LABELS = ("taylor", "hessian")
+BASELINES = ("l1", "l2", "group-norm", "lamp", "random", *NEEDS_LABELS)
+_BATCH = 64
+
+
+@torch.inference_mode(False)
+def baseline(
+    score: str, structure: Structure, model: Model, data: Data | None = None, seed: int = 0, progress: Progress = silent
+) -> dict[str, Tensor]:
+    """(C,) float64 for each group, higher for what matters more, scaled as torch-pruning does for comparison across groups: by
+    the group's mean (``lamp``: by what is still to be removed). Heads are the sums over their channels.
+
+    Args:
+        score: one of `BASELINES`.
+        structure: of ``model``.
+        model: the unchanged network; it is left as it is.
+        data: labelled images, for `NEEDS_LABELS`.
+        seed: for ``random``.
+        progress: see `modhifi.progress`.
+
+    Raises:
+        UserError: if labels are needed and there are none.
+    """
+    import torch_pruning as tp
+
+    net = copy.deepcopy(model.module)
+    if score in NEEDS_LABELS:
+        if data is None or data.labels is None:
+            raise UserError(f"the score {score} needs calibration images with labels; choose a score without labels")
+        _gradients(net, match_labels(data, model), model, squared=score == "hessian", progress=progress)
+    importance = {
+        "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
+        "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+        "group-norm": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+        "lamp": lambda: tp.importance.LAMPImportance(),
+        "random": lambda: tp.importance.RandomImportance(),
+        "taylor": lambda: tp.importance.GroupTaylorImportance(),
+        "hessian": lambda: tp.importance.GroupHessianImportance(),
+    }[score]()
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for group in structure.groups:
+        if score == "random":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
+                found[group.name] = importance([(None, range(group.size))]).double()
+            continue
+        # The normalisers look at the whole vector, which is longer than the group where components have several channels.
+        normalizer, importance.normalizer = importance.normalizer, None
+        value = importance(_items(net, group, writers_only=score in ("l1", "l2")))[: group.size].cpu()
+        importance.normalizer = normalizer
+        # Weights that are all zero have no mean to be divided by.
+        found[group.name] = importance._normalize(value.clone(), normalizer).double().nan_to_num(0.0)
+    return found
+
+
+def _items(net: nn.Module, group: Group, *, writers_only: bool) -> Any:
+    """The group as torch-pruning's scores read it: layers with the channels of all its components."""
+    import torch_pruning as tp
+    from torch_pruning._helpers import GroupItem
+    from torch_pruning.dependency import Dependency, Node
+
+    items = tp.dependency.Group()
+
+    def add(part: Slice, layer: nn.Module, handler: Any) -> None:
+        channels = torch.from_numpy(part.channels(group.size))
+        component = torch.arange(group.size)[:, None].expand_as(channels).reshape(-1)
+        order = channels.reshape(-1).argsort()  # some of the scores sort the channels
+        node = Node(layer, None, part.layer)
+        item = GroupItem(Dependency(handler, handler, node, node), channels.reshape(-1)[order].tolist())
+        item.root_idxs = component[order].tolist()
+        items._group.append(item)
+
+    for part in (*group.producers, *(() if writers_only else group.through)):
+        layer = dict(net.named_modules()).get(part.layer)
+        if isinstance(layer, nn.Linear):
+            add(part, layer, tp.prune_linear_out_channels)
+        elif isinstance(layer, nn.Conv2d):
+            add(part, layer, tp.prune_conv_out_channels)
+        elif isinstance(layer, _BatchNorm):
+            add(part, layer, tp.prune_batchnorm_out_channels)
+    for reader in () if writers_only else group.consumers:
+        layer = get_operator(net, reader.layer)
+        add(reader, layer, tp.prune_linear_in_channels if isinstance(layer, nn.Linear) else tp.prune_conv_in_channels)
+    return items
+
+
+def _gradients(net: nn.Module, data: Data, model: Model, *, squared: bool, progress: Progress) -> None:
+    """Fills ``.grad`` with the mean gradient of the cross-entropy, or (``squared``) of its squares, one for each image."""
+    net.requires_grad_(True)
+    total = {name: torch.zeros_like(parameter) for name, parameter in net.named_parameters()}
+    done = 0
+    with torch.enable_grad():
+        for images, labels in _labelled(data, model, 1 if squared else _BATCH):
+            progress(done, len(data), "gradients of the loss (uses labels)")
+            net.zero_grad(set_to_none=True)
+            F.cross_entropy(net(images), labels, reduction="sum").backward()
+            for name, parameter in net.named_parameters():
+                if parameter.grad is not None:
+                    total[name] += parameter.grad.square() if squared else parameter.grad
+            done += len(images)
+    for name, parameter in net.named_parameters():
+        parameter.grad = total[name] / len(data)
+    progress(len(data), len(data), "gradients of the loss (uses labels)")
+
+
+def _labelled(data: Data, model: Model, size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    for images, labels in data.batches(model.input):
+        assert labels is not None
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
+            yield images[part].to(model.device), labels[part].to(model.device)

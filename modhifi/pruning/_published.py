@@ -1,0 +1,174 @@
+"""ModHiFi-P as published (Alg. 1 with Prune), so that it can be reproduced and compared.
+
+Every output of every layer has a HiFi set: the top k of its singleton fidelities (Def. 3.1). A component that is in no HiFi set
+of any output of any layer that reads it is removed, δ* (Prop. 3.8) is applied to the rest, and BatchNorm statistics are
+re-estimated. k falls by a fifth a step; after every removal the statistics are collected again on the changed network. As
+published, no budget is promised; here the last step removes only as much of what it may as the budget asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .._operators import flat_weight, get_operator
+from ..errors import UserError
+from ..fidelity import singleton_from_moments
+from ..models import Model, reload
+from ..plan import Budget, GroupPlan, Plan, Settings
+from ..progress import Progress, silent
+from ..statistics import collect
+from ..study import LayerStats, Study
+from ..surgery import apply, calibration_data, recalibrated, remaining_columns
+from ._allocate import smallest_cost
+
+__all__ = ["PUBLISHED", "published"]
+
+PUBLISHED = "ModHiFi-P as published"
+STEP = 0.2
+
+
+def published(
+    study: Study,
+    *,
+    flops: float | None = None,
+    params: float | None = None,
+    step: float = STEP,
+    model: Model | None = None,
+    progress: Progress = silent,
+) -> Plan:
+    """A plan by the method as it was published, see the module's text.
+
+    Args:
+        study: what was observed of the unchanged network.
+        flops: the fraction of FLOPs that remains; or
+        params: the fraction of parameters.
+        step: how much k falls in one step, the paper uses 0.01 to 0.2.
+        model: the network, if it is at hand; it is run on the study's calibration images, which are loaded again.
+        progress: see `modhifi.progress`.
+
+    Raises:
+        UserError: for a budget that is missing, out of range or cannot be reached, or images that have changed.
+    """
+    budget: Budget = "flops" if flops is not None else "params"
+    remain = flops if flops is not None else params
+    if (flops is None) == (params is None) or remain is None or not 0 < remain <= 1:
+        raise UserError("give one budget, flops or params, a fraction that remains above 0 and at most 1")
+    if not 0 < step < 1:
+        raise UserError(f"step is how much k falls at a time, between 0 and 1, not {step}")
+    smallest = smallest_cost(study, budget)
+    if remain < smallest:
+        raise UserError(
+            f"{budget} {remain:g} cannot be reached: {smallest:.4g} remain with one component in each group"
+        )
+    net = model or reload(study.model)
+    run = _Run(study, net, budget, remain * getattr(study.dense, budget) + 0.5, progress)
+    share = 1.0
+    while run.cost > run.limit:
+        share *= 1 - step
+        run.remove(share)
+    plan = run.plan
+    plan.settings.remain, plan.settings.strength = remain, step
+    cost = study.cost({name: len(group.keep) for name, group in plan.groups.items()})
+    plan.predicted = {
+        "params": cost.params,
+        "params_before": study.dense.params,
+        "flops": cost.flops,
+        "flops_before": study.dense.flops,
+    }
+    return plan
+
+
+class _Run:
+    """The network as it has become so far."""
+
+    def __init__(self, study: Study, model: Model, budget: Budget, limit: float, progress: Progress) -> None:
+        self.study, self.model, self.budget, self.limit, self.progress = study, model, budget, limit, progress
+        self.data = calibration_data(study.data, model, progress)
+        self.has_norms = any(isinstance(module, _BatchNorm) for module in model.module.modules())
+        self.layers: Mapping[str, LayerStats] = study.layers
+        self.plan = Plan(
+            kind="prune",
+            model=study.model,
+            calibration=study.data,
+            settings=Settings(
+                budget=budget, score="fidelity", compensate="scalar", recalibrate_bn=self.has_norms, method=PUBLISHED
+            ),
+            groups={g.name: GroupPlan(total=g.size, keep=list(range(g.size))) for g in study.groups},
+        )
+
+    @property
+    def cost(self) -> float:
+        return float(getattr(self.study.cost({n: len(g.keep) for n, g in self.plan.groups.items()}), self.budget))
+
+    def remove(self, share: float) -> None:
+        """Takes out what is in no HiFi set of k = ``share`` of each group's components, and makes up for it."""
+        begin = self.study.dense
+        done = getattr(begin, self.budget) - self.cost
+        self.progress(round(done), round(getattr(begin, self.budget) - self.limit), PUBLISHED)
+        keep = {name: list(group.keep) for name, group in self.plan.groups.items()}
+        worst: list[tuple[float, float, str, int]] = []
+        for group in self.study.groups:
+            rank, total = self._best_ranks(group.name, keep[group.name])
+            k = max(1.0, share * group.size)
+            worst += [
+                (float(r) / group.size, -float(t), group.name, i)
+                for r, t, i in zip(rank, total, keep[group.name], strict=True)
+                if r >= k
+            ]
+        counts = {name: len(stays) for name, stays in keep.items()}
+        for _, _, name, index in sorted(worst, reverse=True):
+            if getattr(self.study.cost(counts), self.budget) <= self.limit:
+                break
+            if counts[name] > 1:
+                keep[name].remove(index)
+                counts[name] -= 1
+        if any(len(stays) < len(self.plan.groups[name].keep) for name, stays in keep.items()):
+            self._make_up(keep)
+
+    def _best_ranks(self, group: str, stays: list[int]) -> tuple[Tensor, Tensor]:
+        """Of each component that is left: its best rank for any output of any reader, 0 the highest, and its fidelity."""
+        index = torch.tensor(stays)
+        best = torch.full((len(stays),), len(stays))
+        total = torch.zeros(len(stays), dtype=torch.float64)
+        for consumer in self.study.group(group).consumers:
+            stats = self.layers[consumer.layer]
+            # The whole output is what is reconstructed; only those that are left compete.
+            score = singleton_from_moments(*stats.operator(True, self.study.ridge), stats.blocks(group))[:, index]
+            rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+            best = torch.minimum(best, rank.min(0).values)
+            total += score.sum(0)
+        return best, total
+
+    def _make_up(self, keep: dict[str, list[int]]) -> None:
+        structure = self.study.structure
+        tensors: dict[str, Tensor] = {}
+        for name, stats in self.layers.items():
+            read = {group: torch.tensor(keep[group]) for group in stats.groups}
+            edit = stats.edit(read, "scalar", True, self.study.ridge)
+            stays = remaining_columns(structure, name, edit.weight, keep)
+            before = self.plan.tensors.get(f"{name}.shift")
+            tensors[f"{name}.weight"] = edit.weight[:, stays].float()
+            tensors[f"{name}.shift"] = edit.shift.float() if before is None else edit.shift.float() + before
+        for name, stays_here in keep.items():
+            self.plan.groups[name].keep = stays_here
+        self.plan.with_tensors(tensors)
+        if self.has_norms:
+            self.plan.with_tensors(tensors | recalibrated(self.plan, self.model, self.data, self.progress))
+        if self.cost <= self.limit:
+            return
+        twin = apply(self.plan, self.model, masked=True)
+        groups = {name: stats.groups for name, stats in self.layers.items()}
+
+        def batches(start: int) -> Iterator[Tensor]:
+            for images, _ in self.data.part(start, len(self.data)).batches(self.model.input):
+                yield images
+
+        found = collect(twin.module, groups, batches, len(self.data), seed=self.study.data.seed, progress=self.progress)
+        self.layers = {
+            name: LayerStats(flat_weight(get_operator(twin.module, name)).cpu().float().clone(), moments, groups[name])
+            for name, moments in found.moments.items()
+        }
