@@ -15,7 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,10 +22,10 @@ from torch.nn import functional as F
 # Started as a file, Python looks for modules beside it; the package is one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from modhifi._files import atomic_file, write_json
+from assets.training import tensors, write
+from modhifi.data import Data
 from modhifi.data._digits import digits
-from modhifi.data._types import Data
-from modhifi.models._types import InputSpec, fingerprint
+from modhifi.models import InputSpec
 from modhifi.models.cifar_resnet import CifarResNet, cifar_resnet
 
 EPOCHS = 80
@@ -36,12 +35,6 @@ DECAY = 5e-4
 SMOOTHING = 0.1
 # Mean and standard deviation of the training split's pixels, over all three (equal) channels.
 INPUT = InputSpec(size=(32, 32), mean=(0.308,) * 3, std=(0.348,) * 3, interpolation="bicubic")
-
-
-def tensors(data: Data) -> tuple[Tensor, Tensor]:
-    """All of ``data``, which has labels, at once: (N, 3, 32, 32) float32 normalised and (N,) int64."""
-    parts = [(images, labels) for images, labels in data.batches(INPUT) if labels is not None]
-    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -68,7 +61,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def train(data: Data, seed: int, epochs: int) -> CifarResNet:
     """SGD with Nesterov momentum under a one-cycle schedule; the network after the last epoch, in evaluation mode."""
-    images, labels = tensors(data)
+    images, labels = tensors(data, INPUT)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -90,14 +83,6 @@ def train(data: Data, seed: int, epochs: int) -> CifarResNet:
     return model.eval()
 
 
-@torch.no_grad()
-def correct(model: nn.Module, data: Data) -> int:
-    """How many images of ``data`` are classified correctly."""
-    images, labels = tensors(data)
-    answers = torch.cat([model(images[i : i + 128]).argmax(1) for i in range(0, len(images), 128)])
-    return int((answers == labels).sum())
-
-
 def make(out: Path, seed: int, epochs: int, samples: int | None = None) -> dict[str, object]:
     """Trains (on ``samples`` images only, if given), writes checkpoint and card into ``out`` and returns the card."""
     splits = {name: digits(name) for name in ("train", "calibration", "test")}
@@ -106,7 +91,6 @@ def make(out: Path, seed: int, epochs: int, samples: int | None = None) -> dict[
     start = time.perf_counter()
     model = train(splits["train"], seed, epochs)
     seconds = time.perf_counter() - start
-    right = correct(model, splits["test"])
     card: dict[str, object] = {
         "name": "digits-resnet20",
         "architecture": "ResNet-20 for 32x32 images, shortcuts of option A (He et al. 2015, section 4.2)",
@@ -117,20 +101,8 @@ def make(out: Path, seed: int, epochs: int, samples: int | None = None) -> dict[
         "recipe": f"{epochs} epochs of SGD with Nesterov momentum, batches of {BATCH}, one cycle up to a rate of "
         f"{RATE}, weight decay {DECAY}, label smoothing {SMOOTHING}, random affine maps; the last epoch is the model",
         "training_seconds": round(seconds),
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "test_accuracy": right / len(splits["test"]),
-        "test_correct": right,
-        "test_samples": len(splits["test"]),
-        "params": sum(p.numel() for p in model.parameters()),
-        "input": INPUT.model_dump(mode="json"),
-        "classes": list(splits["test"].classes or ()),
-        "fingerprint": fingerprint(model),
     }
-    with atomic_file(out / "digits-resnet20.safetensors") as temporary:
-        temporary.write_bytes(safetensors.torch.save(model.state_dict()))
-    write_json(out / "digits-resnet20.json", card)
-    return card
+    return write(out, model, model.state_dict(), splits["test"], INPUT, card)
 
 
 def main() -> None:

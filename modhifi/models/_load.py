@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
@@ -22,15 +22,22 @@ from ._libraries import timm_model, torchvision_model
 from ._types import InputSpec, Model, fingerprint
 from .checkpoints import fill, read_checkpoint
 from .cifar_resnet import DEPTHS, cifar_resnet
+from .cifar_vgg import CifarVGG
 
 __all__ = ["DEFAULT_MODEL", "architecture", "list_models", "load_model"]
 
 DEFAULT_MODEL = "digits-resnet20"
+# The networks that ship with the project, untrained: by name and number of classes.
+_SHIPPED: Mapping[str, Callable[[int], nn.Module]] = {
+    DEFAULT_MODEL: lambda classes: cifar_resnet(20, classes),
+    "cifar10-vgg8": CifarVGG,
+}
 # The normalisation of the published checkpoints (github.com/akamaster/pytorch_resnet_cifar10), not CIFAR-10's own.
 CIFAR10_INPUT = InputSpec(size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 _FORMS = (
     (DEFAULT_MODEL, "the default: a ResNet-20 on scikit-learn's handwritten digits, ships with the project"),
+    ("cifar10-vgg8", "a plain convolutional chain for CIFAR-10, over-parameterised, ships with the project"),
     (
         f"cifar10-resnetN, N = {', '.join(map(str, DEPTHS))}",
         "He et al.'s CIFAR-10 networks, shortcuts of option A; weights from a file",
@@ -105,7 +112,7 @@ def load_model(
 
 
 def _is_folder(spec: str) -> bool:
-    return bool(spec) and spec != DEFAULT_MODEL and ":" not in spec and Path(spec).expanduser().is_dir()
+    return bool(spec) and spec not in _SHIPPED and ":" not in spec and Path(spec).expanduser().is_dir()
 
 
 def _build(spec: str, weights: Path | None) -> tuple[nn.Module, InputSpec, tuple[str, ...]]:
@@ -113,7 +120,7 @@ def _build(spec: str, weights: Path | None) -> tuple[nn.Module, InputSpec, tuple
     family, colon, name = spec.partition(":")
     own = re.fullmatch(r"cifar10-resnet(\d+)", spec)
     library = {"timm": timm_model, "torchvision": torchvision_model}.get(family) if colon and name else None
-    if spec != DEFAULT_MODEL and library is None and not (own and int(own[1]) in DEPTHS):
+    if spec not in _SHIPPED and library is None and not (own and int(own[1]) in DEPTHS):
         forms = "; ".join(form for form, _ in _FORMS)
         raise UserError(f"unknown model {spec!r}; a model is one of: {forms}")
     if own and weights is None:
@@ -124,7 +131,7 @@ def _build(spec: str, weights: Path | None) -> tuple[nn.Module, InputSpec, tuple
     elif own:
         module, given, names = cifar_resnet(int(own[1])), CIFAR10_INPUT, CIFAR10_CLASSES
     else:
-        module, given, names, shipped = _default()
+        module, given, names, shipped = _shipped(spec)
         state = shipped if state is None else state
     if state is not None:
         fill(module, state, spec, weights or "the shipped checkpoint")
@@ -143,23 +150,25 @@ def architecture(spec: str, state: Mapping[str, Tensor]) -> nn.Module:
         return timm_model(name, state)[0]
     if family == "torchvision":
         return torchvision_model(name, state)[0]
-    if spec == DEFAULT_MODEL or own:
-        classes = state["linear.weight"].shape[0] if "linear.weight" in state else len(CIFAR10_CLASSES)
-        return cifar_resnet(int(own[1]) if own else 20, classes)
+    classes = state["linear.weight"].shape[0] if "linear.weight" in state else len(CIFAR10_CLASSES)
+    if spec in _SHIPPED:
+        return _SHIPPED[spec](classes)
+    if own:
+        return cifar_resnet(int(own[1]), classes)
     raise UserError(f"unknown architecture {spec!r}")
 
 
-def _default() -> tuple[nn.Module, InputSpec, tuple[str, ...], dict[str, Tensor]]:
-    """The network that ships with the project: untrained module, input and classes of its card, trained weights."""
+def _shipped(name: str) -> tuple[nn.Module, InputSpec, tuple[str, ...], dict[str, Tensor]]:
+    """A network that ships with the project: untrained module, input and classes of its card, trained weights."""
     installed: Traversable = importlib.resources.files("modhifi") / "assets"
     # A wheel carries the files inside the package; in a checkout they lie where their recipe wrote them.
     folder = installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "assets"
-    with importlib.resources.as_file(folder / f"{DEFAULT_MODEL}.json") as path:
-        card = read_json(path, "the default model's card")
-    with importlib.resources.as_file(folder / f"{DEFAULT_MODEL}.safetensors") as path:
+    with importlib.resources.as_file(folder / f"{name}.json") as path:
+        card = read_json(path, f"the card of {name}")
+    with importlib.resources.as_file(folder / f"{name}.safetensors") as path:
         state = read_checkpoint(path)
     names = tuple(card["classes"])
-    return cifar_resnet(20, len(names)), InputSpec.model_validate(card["input"]), names, state
+    return _SHIPPED[name](len(names)), InputSpec.model_validate(card["input"]), names, state
 
 
 def _override_input(given: InputSpec, mean: Sequence[float] | None, std: Sequence[float] | None) -> InputSpec:

@@ -1,0 +1,52 @@
+"""What the recipes have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from modhifi._files import atomic_file, write_json
+from modhifi.data import Data
+from modhifi.models import InputSpec
+from modhifi.models._types import fingerprint
+
+__all__ = ["correct", "tensors", "write"]
+
+
+def tensors(data: Data, spec: InputSpec) -> tuple[Tensor, Tensor]:
+    """All of ``data``, which has labels, at once: (N, 3, H, W) float32 normalised as ``spec`` says and (N,) int64."""
+    parts = [(images, labels) for images, labels in data.batches(spec) if labels is not None]
+    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+@torch.no_grad()
+def correct(model: nn.Module, data: Data, spec: InputSpec) -> int:
+    """How many images of ``data`` are classified correctly."""
+    images, labels = tensors(data, spec)
+    answers = torch.cat([model(images[i : i + 128]).argmax(1) for i in range(0, len(images), 128)])
+    return int((answers == labels).sum())
+
+
+def write(
+    out: Path, model: nn.Module, state: dict[str, Tensor], test: Data, spec: InputSpec, card: dict[str, object]
+) -> dict[str, object]:
+    """Measures ``model`` on ``test``, writes ``state`` as NAME.safetensors and the card as NAME.json; returns the whole card."""
+    right = correct(model, test, spec)
+    whole = card | {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "test_accuracy": right / len(test),
+        "test_correct": right,
+        "test_samples": len(test),
+        "params": sum(p.numel() for p in model.parameters()),
+        "input": spec.model_dump(mode="json"),
+        "classes": list(test.classes or ()),
+        "fingerprint": fingerprint(model),
+    }
+    with atomic_file(out / f"{card['name']}.safetensors") as temporary:
+        temporary.write_bytes(safetensors.torch.save(state))
+    write_json(out / f"{card['name']}.json", whole)
+    return whole
