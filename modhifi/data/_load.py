@@ -11,12 +11,15 @@ from ._digits import SPLITS as DIGITS_SPLITS
 from ._digits import digits
 from ._folders import SPLITS as FOLDER_SPLITS
 from ._folders import folder
+from ._inversion import inversion
 from ._parquet import parquet
+from ._synthetic import dead_leaves, noise
 from ._types import Data
 
 __all__ = ["DEFAULT_DATA", "load_data"]
 
 DEFAULT_DATA = "digits"
+_SYNTHETIC = {"noise": noise, "dead-leaves": dead_leaves, "inversion": inversion}
 
 
 def load_data(
@@ -30,7 +33,9 @@ def load_data(
 
     Args:
         spec: ``digits``, ``cifar10``, a folder of class folders (with or without ``train``, ``test``, ``val`` above
-            them), a folder of images, or one ``.parquet`` file with an image column.
+            them), a folder of images, or one ``.parquet`` file with an image column. Without any data: ``noise``
+            (independent pixels), ``dead-leaves`` (overlapping shapes), drawn at the size that a network takes, or
+            ``inversion``, which `made_for` makes from a network's BatchNorm statistics, with gradients of its input.
         root: the folder that holds CIFAR-10; for a relative path as the spec, the folder it is relative to.
         split: ``train``, ``calibration`` (the default: for use without labels), ``test``, for folders also ``val``.
             CIFAR-10 and folders calibrate on their training images; a source without parts is the same whole in
@@ -58,12 +63,17 @@ def _open(spec: str, root: Path | None, split: str) -> Data:
         if not root.is_dir():
             raise UserError(f"the data folder {root} does not exist; cifar10 needs the folder it lies in")
         return cifar10(root.resolve(), split)
+    if spec in _SYNTHETIC:
+        if root is not None:
+            raise UserError(f"{spec} comes from no folder; leave the data root away")
+        _check_split(spec, split, tuple(FOLDER_SPLITS))
+        return _SYNTHETIC[spec](split)
     path = Path(spec).expanduser()
     path = (root / path if root is not None else path).resolve()
     if not path.exists():
         raise UserError(
-            f"unknown data {spec!r}: there is no such file or folder, and the names are digits and cifar10; "
-            "a folder of images or of class folders or a .parquet file will do"
+            f"unknown data {spec!r}: there is no such file or folder, and the names are digits, cifar10, "
+            f"{', '.join(_SYNTHETIC)}; a folder of images or of class folders or a .parquet file will do"
         )
     _check_split(spec, split, tuple(FOLDER_SPLITS))
     if path.is_dir():

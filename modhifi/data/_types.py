@@ -55,6 +55,8 @@ class Data:
     seed: int = 0
     splits: tuple[str, ...] = ()
     """The splits the source tells apart, empty if it has only one part."""
+    draw: Callable[[int, tuple[int, int]], Image.Image] | None = None
+    """``draw(i, (height, width))`` gives image ``i`` of a source that has images of every size; None for all others."""
 
     def __len__(self) -> int:
         return len(self.order)
@@ -104,5 +106,6 @@ class Data:
 
         for start in range(0, len(self), batch_size):
             part = self.order[start : start + batch_size]
-            images = torch.stack([to_tensor(self.read(i), spec) for i in part])
+            pictures = (self.read(i) if self.draw is None else self.draw(i, spec.size) for i in part)
+            images = torch.stack([to_tensor(picture, spec) for picture in pictures])
             yield images, None if self.labels is None else self.labels[list(part)]

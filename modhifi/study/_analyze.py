@@ -14,7 +14,7 @@ from torch import Tensor
 from .._format import by_reason, listed
 from .._operators import Edit, flat_weight, get_operator
 from ..components import Structure, structure_of
-from ..data import Data
+from ..data import Data, made_for
 from ..errors import UserError
 from ..lipschitz import directional
 from ..models import Model
@@ -53,7 +53,7 @@ def analyze(
 
     Args:
         model: the network; it is not changed.
-        data: images; labels are not looked at.
+        data: images; labels are not looked at. Those of ``inversion`` are made for ``model`` first, with gradients of its input.
         samples: how many images are drawn, without replacement, by ``seed``; all if there are fewer.
         seed: of the draw and of the positions looked at.
         batch_size: images in one forward pass.
@@ -81,6 +81,7 @@ def analyze(
         reasons = "; ".join(f"{listed(names)}: {reason}" for reason, names in by_reason(structure.skipped).items())
         raise UserError(f"{model.spec} has no components that can be removed ({reasons})")
     groups = {name: read_columns(structure, name) for name in structure.readers}
+    drawn = _made(drawn, model, progress)
     numbers = share(len(drawn))
     mine = drawn.part(numbers.start, numbers.stop)
 
@@ -130,6 +131,16 @@ def _key(model: Model, drawn: Data, seed: int, batch_size: int, ridge: float) ->
         "settings": [seed, batch_size, ridge],
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _made(drawn: Data, model: Model, progress: Progress) -> Data:
+    """`made_for`; of several processes the first makes the images, and the others find them."""
+    if process_rank() > 0:
+        torch.distributed.barrier()
+    made = made_for(drawn, model, progress)
+    if process_rank() == 0 and process_count() > 1:
+        torch.distributed.barrier()
+    return made
 
 
 def _known(folder: Path, key: str) -> Study | None:

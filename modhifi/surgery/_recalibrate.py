@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..data import Data, DataRef, load_data
+from ..data import Data, DataRef, load_data, made_for, meant_for
 from ..errors import UserError
 from ..models import Model, reload
 from ..plan import Plan
@@ -48,11 +48,14 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tenso
 
 
 def calibration_data(ref: DataRef, model: Model | None = None, progress: Progress = silent) -> Data:
-    """The images that a study was made on, loaded again. Raises `UserError` if they are not those any more."""
-    data = load_data(ref.spec, ref.root, ref.split).take(ref.samples, ref.seed)
+    """The images that a study was made on, loaded again, or made again for its network ``model`` if they were made for it.
+
+    Raises `UserError` if they are not those any more, or must be made and there is no network.
+    """
+    data = meant_for(load_data(ref.spec, ref.root, ref.split).take(ref.samples, ref.seed), model)
     if data.ref.fingerprint != ref.fingerprint:
         raise UserError(f"the calibration images of {ref.spec} have changed since the study; analyze again")
-    return data
+    return data if model is None else made_for(data, model, progress)
 
 
 def recalibrated(
@@ -63,7 +66,7 @@ def recalibrated(
     Raises `UserError` if the network has no BatchNorm, or the calibration images are not the ones the study saw.
     """
     base = model or reload(plan.model)
-    data = data or calibration_data(plan.calibration)
+    data = data or calibration_data(plan.calibration, base, progress)
     twin = apply(plan, base, masked=True)
     total = len(data)
 
