@@ -243,7 +243,7 @@ def test_a_wide_layer_gets_one_scalar_a_component(
         assert float(lost.square().sum(1).mean()) == pytest.approx(error, rel=1e-2)
     again = Study.load(tmp_path / "study")
     assert again.layers["c"].wide
-    plan = modhifi.prune(again, overrides={"b": 3})
+    plan = modhifi.prune(again, overrides={"b": 3}, compensate="full")
     example = chain.example(4)
     torch.testing.assert_close(
         modhifi.apply(plan, chain).module(example), modhifi.apply(plan, chain, masked=True).module(example)
