@@ -53,6 +53,9 @@ class Settings(_Frozen):
     compensate: Compensation = "full"
     centred: bool = True
     drift: bool = Field(default=False, description="sequential: residual streams' losses are made up for")
+    rectified: bool = Field(
+        default=False, description="sequential: what a ReLU cuts off is only kept below its threshold"
+    )
     ridges: dict[str, float] = Field(
         default_factory=dict,
         description="layer -> what was added to its second moment, relative to the mean eigenvalue",

@@ -117,6 +117,7 @@ def ablation(bench: Bench, name: str) -> None:
         "raw moments, no constant put back": {"centred": False},
         "one-shot (full) instead of sequential": {"compensate": "full"},
         "no drift correction": {"drift": False},
+        "outputs met also where a ReLU cuts them off": {"rectified": False},
         "uniform instead of global allocation": {"allocation": "uniform"},
         "with BatchNorm re-estimated": {"recalibrate_bn": True},
         "one-shot, BatchNorm re-estimated": {"compensate": "full", "recalibrate_bn": True},

@@ -225,6 +225,7 @@ def prune(asked: argparse.Namespace, progress: Progress) -> Answer:
             compensate=asked.compensate,
             centred=not asked.raw,
             drift=not asked.no_drift,
+            rectified=not asked.no_rectified,
             recalibrate_bn=asked.recalibrate_bn,
             latencies=latencies,
             latency_batch=asked.latency_batch,

@@ -100,6 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
     prune.add_argument("--allocation", choices=("global", "uniform", "ranking"), default="global")
     prune.add_argument("--compensate", choices=("none", "scalar", "full", "sequential"), default="sequential")
     prune.add_argument("--no-drift", action="store_true", help="sequential: leave residual streams' losses as they are")
+    prune.add_argument(
+        "--no-rectified", action="store_true", help="sequential: also meet the outputs that a ReLU cuts off"
+    )
     prune.add_argument("--raw", action="store_true", help="raw instead of centred moments (Def. 3.1 as written)")
     prune.add_argument("--recalibrate-bn", action="store_true", help="re-estimate BatchNorm on the calibration images")
     prune.add_argument(

@@ -1,8 +1,9 @@
 """How much of each group stays: a budget spent over the groups, from the study's curves alone.
 
 *Global*: components leave one at a time, always where the expected squared error of the output grows least per unit of
-budget. A layer's local error ``e_l(k)`` reaches the output with gain ``K_l``; ``Σ K_l² e_l`` (K the root-mean-square gain) is
-that growth if the layers' errors are uncorrelated. On the lower convex hull of each group's curve the greedy choice is
+budget. A layer's local error ``e_l(k)`` reaches the output with gain ``K_l`` (the root-mean-square one). The readers of one
+group all miss the same components, so their errors add up as they are, ``(Σ_l K_l √e_l)²``; those of different groups are
+taken for uncorrelated, and their squares are added. On the lower convex hull of each group's curve the greedy choice is
 optimal. *Uniform*: every group keeps the same fraction. *Ranking*: the component with the lowest score of all groups leaves
 next, whatever it saves, as torch-pruning's global pruning does.
 
@@ -292,7 +293,8 @@ def _prices(study: Study, group: str, settings: Settings, level: Level) -> np.nd
     if settings.allocation == "ranking":
         return np.asarray(study.score(group, score, centred)[study.order(group, score, centred)])
     curves = _layer_errors(study, group, score, level, centred)
-    return _hull_slopes(np.sum([study.gains[layer].rms ** 2 * error for layer, error in curves], 0))
+    reached = np.sum([study.gains[layer].rms * np.sqrt(error) for layer, error in curves], 0)
+    return _hull_slopes(reached**2)
 
 
 class _Ledger:

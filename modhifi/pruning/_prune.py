@@ -33,6 +33,7 @@ def prune(
     study: Study,
     *,
     drift: bool = True,
+    rectified: bool = True,
     recalibrate_bn: bool = False,
     latencies: LatencyTable | None = None,
     latency_batch: int = 1,
@@ -51,6 +52,7 @@ def prune(
         latency: what is measured on this machine counts, dense and narrowed network in turns; the table of latencies only says
             where to look.
         drift: whether sequential compensation also makes up for what residual streams have lost.
+        rectified: whether it only keeps below the threshold what a ReLU cuts off.
         recalibrate_bn: re-estimate BatchNorm statistics at the end.
         latencies: measured if it is needed and not given.
         latency_batch: images in one forward pass, where latency is the budget.
@@ -74,7 +76,15 @@ def prune(
         decided, found = _for_latency(study, wish, model, latencies, latency_batch, progress)
     else:
         decided, found = allocate(study, latencies=latencies, **wish), {}
-    plan = make_plan(study, decided, drift=drift, recalibrate_bn=recalibrate_bn, model=model, progress=progress)
+    plan = make_plan(
+        study,
+        decided,
+        drift=drift,
+        rectified=rectified,
+        recalibrate_bn=recalibrate_bn,
+        model=model,
+        progress=progress,
+    )
     plan.predicted |= found
     return plan
 
@@ -96,6 +106,7 @@ def make_plan(
     decided: Allocation,
     *,
     drift: bool = True,
+    rectified: bool = True,
     recalibrate_bn: bool = False,
     model: Model | None = None,
     progress: Progress = silent,
@@ -116,7 +127,14 @@ def make_plan(
         net = net or reload(study.model)
         images = torch.cat([batch for batch, _ in calibration_data(study.data, net, progress).batches(net.input)])
         edits, ridges = sequential(
-            study, decided.keep, net.module, images, centred=centred, drift=drift, progress=progress
+            study,
+            decided.keep,
+            net.module,
+            images,
+            centred=centred,
+            drift=drift,
+            rectified=rectified,
+            progress=progress,
         )
         # What runs before the first layer that loses something is as it was.
         names = list(edits)
@@ -138,6 +156,7 @@ def make_plan(
         settings=settings.model_copy(
             update={
                 "drift": in_sequence and drift,
+                "rectified": in_sequence and rectified,
                 "ridges": {name: ridges[name] for name in touched},
                 "recalibrate_bn": recalibrate_bn,
             }

@@ -3,6 +3,10 @@ changed, really give it, with the unchanged network's outputs as the target.
 
 Both networks run once on all images in one batch. In the changed one every layer that reads components is fitted in the
 moment it runs, so that the pass itself brings the next layer its input.
+
+Where a layer's output goes into a ReLU and nowhere else, an output that was cut off there need not be met, only stay below
+(Zhang et al. 2016, "Accelerating very deep convolutional networks", section 3.2): such targets follow the fit as far as the
+threshold, and the layer is fitted again, a few times with the same factorisation.
 """
 
 from __future__ import annotations
@@ -28,14 +32,19 @@ __all__ = ["TAIL", "sequential"]
 
 # The ridge is the eigenvalue below which so little of the energy of a layer's input lies, all smaller ones together: what the
 # inputs hardly ever do, the weights are not changed for.
-TAIL = 1e-3
+TAIL = 1e-4
 # Rows that a layer is fitted on, for each of its inputs.
-_ROWS_PER_INPUT = 16
+_ROWS_PER_INPUT = 64
+# At most so many entries in the matrix of rows, 512 MiB.
+_ENTRIES = 1 << 27
+# How often a layer before a ReLU is fitted again.
+_ROUNDS = 3
 # All images run in one batch; more pixels than this would need too much memory.
 _PIXELS = 1 << 24
 # An output whose scale on its way to the stream is smaller than this, relative to the largest, takes up no drift.
 _SMALLEST_SCALE = 1e-3
 
+_RECTIFIERS = ("relu", "relu_")
 _ADDITIONS = ("add", "__add__", "__radd__", "__iadd__", "add_")  # in place, += is the last one
 
 
@@ -49,6 +58,7 @@ def sequential(
     centred: bool = True,
     tail: float = TAIL,
     drift: bool = True,
+    rectified: bool = True,
     progress: Progress = silent,
 ) -> tuple[dict[str, Edit], dict[str, float]]:
     """New weights for every layer that reads components, in the coordinates of the unchanged network, and the ridge that each was
@@ -63,12 +73,13 @@ def sequential(
         tail: chooses the ridge that pulls the weights towards the old ones: the eigenvalue of the input's second moment below
             which this share of the energy lies.
         drift: whether a layer that is added to a residual stream also makes up for what the stream has lost so far.
+        rectified: whether what a ReLU cuts off is only kept below its threshold.
         progress: see `modhifi.progress`.
     """
     device = next(module.parameters()).device
     used = images[: max(1, _PIXELS // (images.shape[2] * images.shape[3]))].to(device)
     pass_ = _Pass(study, keep, module, len(used), centred, tail, progress)
-    pass_.observe(used, drift)
+    pass_.observe(used, drift, rectified)
     pass_.fit(used)
     return pass_.edits, pass_.chosen
 
@@ -90,17 +101,19 @@ class _Pass:
         self.positions: dict[str, Tensor] = {}
         self.targets: dict[str, Tensor] = {}
         self.streams: dict[str, _Stream] = {}
+        self.thresholds: dict[str, _Threshold] = {}
         self.edits: dict[str, Edit] = {}
         self.chosen: dict[str, float] = {}
 
-    def observe(self, images: Tensor, drift: bool) -> None:
-        """The unchanged network: the outputs of every layer, and the streams that they are added to."""
+    def observe(self, images: Tensor, drift: bool, rectified: bool) -> None:
+        """The unchanged network: the outputs of every layer, the streams that they are added to, and what is cut off."""
         net = copy.deepcopy(self.module)
         numbers = torch.arange(self.samples)
 
         def see(name: str, layer: Operator, x: Tensor, y: Tensor) -> Tensor:
             count, inputs = position_count(layer, x, self.samples), flat_weight(layer).shape[1]
-            size = min(count, -(-_ROWS_PER_INPUT * inputs // self.samples))
+            rows = min(_ROWS_PER_INPUT * inputs, _ENTRIES // inputs)
+            size = min(count, max(1, -(-rows // self.samples)))
             at = draw(count, size, name, numbers, 0) if size < count else torch.arange(count).expand(self.samples, -1)
             self.positions[name] = at.to(x.device)
             self.targets[name] = outputs_at(layer, y, self.positions[name])
@@ -117,8 +130,21 @@ class _Pass:
             self.streams[path.layer] = _Stream(_rows(other, at), scale)
             return own  # of two layers that are added to one another, the second is fitted as it runs
 
-        with _followed(net, self.layers, see, added if drift else None):
+        def cut_off(path: _Path, x: Tensor) -> None:
+            at = self.positions[path.layer]
+            if path.added:
+                if path.layer in self.streams:
+                    self.thresholds[path.layer] = _Threshold(_rows(x, at) > 0, path)
+                return
+            scale, constant = path.affine(x)
+            target = self.targets[path.layer] + _bias(get_operator(net, path.layer))
+            if torch.allclose(_rows(x, at), target * scale + constant, rtol=1e-3, atol=1e-4):
+                self.thresholds[path.layer] = _Threshold(_rows(x, at) > 0, path, scale, constant)
+
+        with _followed(net, self.layers, see, added if drift else None, cut_off if rectified else None):
             net(images)
+        # What is also used elsewhere must be met there.
+        self.thresholds = {name: one for name, one in self.thresholds.items() if one.path.only_once}
 
     def fit(self, images: Tensor) -> None:
         """The changed network: every layer fitted as it runs; one that is added to a stream, at the addition."""
@@ -129,7 +155,9 @@ class _Pass:
             if name in self.streams:
                 waiting[name] = x
                 return y
-            return self._fitted(name, layer, x, self.targets[name])
+            threshold = self.thresholds.get(name)
+            limit = None if threshold is None else threshold.limit(_bias(layer))
+            return self._fitted(name, layer, x, self.targets[name], limit)
 
         def added(path: _Path, own: Tensor, other: Tensor) -> Tensor | None:
             x = waiting.pop(path.layer, None)
@@ -140,13 +168,20 @@ class _Pass:
             able = stream.scale.abs() > _SMALLEST_SCALE * stream.scale.abs().max()
             lost = torch.where(able, lost / torch.where(able, stream.scale, 1.0), 0.0)
             layer = get_operator(net, path.layer)
-            return path.run(self._fitted(path.layer, layer, x, self.targets[path.layer] + lost)).reshape(own.shape)
+            threshold, limit = self.thresholds.get(path.layer), None
+            if threshold is not None:
+                # The constant on the way, and what the stream is now.
+                _, constant = path.affine(own)
+                now = dataclasses.replace(threshold, scale=stream.scale, constant=constant)
+                limit = now.limit(_bias(layer), _rows(other, self.positions[path.layer]))
+            fitted = self._fitted(path.layer, layer, x, self.targets[path.layer] + lost, limit)
+            return path.run(fitted).reshape(own.shape)
 
-        with _followed(net, self.layers, see, added):
+        with _followed(net, self.layers, see, added, None):
             net(images)
         assert not waiting, "an addition that was seen in the unchanged network did not come"
 
-    def _fitted(self, name: str, layer: Operator, x: Tensor, target: Tensor) -> Tensor:
+    def _fitted(self, name: str, layer: Operator, x: Tensor, target: Tensor, limit: _Limit | None) -> Tensor:
         """Fits a layer to the rows (r, O) of ``target``, keeps the edit, and gives the layer's new output for ``x``."""
         self.progress(len(self.layers) + len(self.edits), 2 * len(self.layers), "compensating in sequence")
         stats, own = self.study.layers[name], flat_weight(layer)
@@ -157,7 +192,7 @@ class _Pass:
         else:
             stays = remaining_columns(self.study.structure, name, own, self.keep)
             rows = patches(layer, x, self.positions[name])[:, stays]
-            weight, shift, self.chosen[name] = fit_rows(rows, target, own[:, stays], self.tail, self.centred)
+            weight, shift, self.chosen[name] = fit_rows(rows, target, own[:, stays], self.tail, self.centred, limit)
             new = torch.zeros(own.shape, dtype=weight.dtype, device=weight.device)
             new[:, stays] = weight
             edit = Edit(new, shift)
@@ -165,22 +200,50 @@ class _Pass:
         return operate(layer, x, edit.weight.to(own), edit.shift.to(own) + _bias(layer))
 
 
-def fit_rows(rows: Tensor, target: Tensor, own: Tensor, tail: float, centred: bool) -> tuple[Tensor, Tensor, float]:
+@dataclasses.dataclass(frozen=True)
+class _Limit:
+    """For outputs that a ReLU cuts off: ``free`` (r, O) bool says which, and ``bound`` (O,) or (r, O) how far they may go:
+    up to there, or where ``falling`` (O,) down to there.
+    """
+
+    free: Tensor
+    bound: Tensor
+    falling: Tensor
+
+    def follow(self, target: Tensor, found: Tensor) -> Tensor:
+        """``target`` where it must be met; elsewhere what was ``found``, as far as it may go."""
+        within = torch.where(self.falling, torch.maximum(found, self.bound), torch.minimum(found, self.bound))
+        return torch.where(self.free, within, target)
+
+
+def fit_rows(
+    rows: Tensor, target: Tensor, own: Tensor, tail: float, centred: bool, limit: _Limit | None = None
+) -> tuple[Tensor, Tensor, float]:
     """``W' = argmin E‖y − W'x − b‖² + λ‖W' − W‖²`` from ``rows`` (r, n), ``target`` (r, O) and the weights as they are, ``own``
     (O, n): W' (O, n), b (O,), which is 0 unless ``centred``, both float64, and λ relative to the mean eigenvalue of E[x xᵀ]. λ is
-    the largest eigenvalue for which the smaller ones and itself hold at most ``tail`` of the trace.
+    the largest eigenvalue for which the smaller ones and itself hold at most ``tail`` of the trace. With a ``limit`` the targets
+    that are free follow the fit, in turns.
     """
     exact = torch.float32 if rows.device.type == "mps" else torch.float64
     mean_x = rows.to(exact).mean(0) if centred else rows.new_zeros(rows.shape[1], dtype=exact)
-    mean_y = target.to(exact).mean(0) if centred else target.new_zeros(target.shape[1], dtype=exact)
-    x, y = rows - mean_x.to(rows), target - mean_y.to(target)
+    x = rows - mean_x.to(rows)
     second = (x.T @ x).to(exact) / len(rows)
     pull = max(_tail_eigenvalue(second, tail), 1e-12)
     relative = pull / max(float(second.diagonal().mean()), 1e-12)
     second.diagonal().add_(pull)
-    cross = (y.T @ x).to(exact) / len(rows) + pull * own.to(exact)
-    weight = torch.linalg.solve(second, cross.T).T
-    return weight, mean_y - weight @ mean_x, relative
+    factor = torch.linalg.cholesky(second)
+
+    def solved(target: Tensor) -> tuple[Tensor, Tensor]:
+        mean_y = target.to(exact).mean(0) if centred else target.new_zeros(target.shape[1], dtype=exact)
+        cross = ((target - mean_y.to(target)).T @ x).to(exact) / len(rows) + pull * own.to(exact)
+        weight = torch.cholesky_solve(cross.T, factor).T
+        return weight, mean_y - weight @ mean_x
+
+    weight, constant = solved(target)
+    for _ in range(0 if limit is None else _ROUNDS):
+        assert limit is not None
+        weight, constant = solved(limit.follow(target, rows @ weight.to(rows).T + constant.to(rows)))
+    return weight, constant, relative
 
 
 def _tail_eigenvalue(second: Tensor, tail: float) -> float:
@@ -199,11 +262,40 @@ class _Stream:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Threshold:
+    """A ReLU that a layer's output, times ``scale`` and plus ``constant`` (O,) each, goes into by ``path``: which rows were
+    ``active`` (r, O).
+    """
+
+    active: Tensor
+    path: _Path
+    scale: Tensor | None = None
+    constant: Tensor | None = None
+
+    def limit(self, bias: Tensor, stream: Tensor | float = 0.0) -> _Limit:
+        """In terms of the layer's output without its ``bias``, when ``stream`` (r, O) is added on the way."""
+        assert self.scale is not None
+        assert self.constant is not None
+        able = self.scale.abs() > _SMALLEST_SCALE * self.scale.abs().max()
+        scale = torch.where(able, self.scale, 1.0)
+        return _Limit(~self.active & able, -(self.constant + stream) / scale - bias, scale < 0)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Path:
-    """Where a tensor comes from: a layer's output, passed on by ``modules`` that treat each channel by itself."""
+    """Where a tensor comes from: a layer's output, passed on by ``modules`` that treat each channel by itself, and perhaps
+    ``added`` to something. ``uses`` counts what it goes into, all the way.
+    """
 
     layer: str
     modules: tuple[nn.Module, ...] = ()
+    added: bool = False
+    uses: list[int] = dataclasses.field(default_factory=lambda: [0])
+
+    @property
+    def only_once(self) -> bool:
+        """Whether nothing but the way itself and one thing at its end uses the layer's output."""
+        return self.uses[0] == len(self.modules) + self.added + 1
 
     def run(self, y: Tensor) -> Tensor:
         for module in self.modules:
@@ -219,28 +311,62 @@ class _Path:
         return _rows(scale, first)[0], _rows(constant, first)[0]
 
 
-class _Additions(TorchFunctionMode):
-    """Tells of every addition of two tensors of one shape of which one comes from a known layer; what is answered takes
-    that tensor's place.
+class _Watching(TorchFunctionMode):
+    """Tells of every addition of two tensors of one shape of which one comes from a known layer (what is answered takes that
+    tensor's place), and of every ReLU of such a tensor or sum.
     """
 
-    def __init__(self, added: Callable[[_Path, Tensor, Tensor], Tensor | None]) -> None:
+    def __init__(
+        self,
+        added: Callable[[_Path, Tensor, Tensor], Tensor | None] | None,
+        cut_off: Callable[[_Path, Tensor], None] | None,
+    ) -> None:
         super().__init__()
-        self.added = added
+        self.added, self.cut_off = added, cut_off
+        self.passing = 0
+        """How many of the modules that pass a tensor on are running."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name in _ADDITIONS and len(args) == 2 and not kwargs:
+        # Reading a shape uses nothing, and a module that passes a tensor on uses it once, whatever it does inside.
+        if name != "__get__" and not self.passing:
+            for used in _paths((*args, *(kwargs or {}).values())):
+                used.uses[0] += 1
+        if name in _RECTIFIERS:
+            path = _path(args[0])
+            if path is not None and self.cut_off is not None:
+                self.cut_off(path, args[0])
+            cut = func(*args, **(kwargs or {}))
+            if path is not None and cut is args[0]:
+                del cut._path  # in place: it is not that output any more
+            return cut
+        if name in _ADDITIONS and len(args) == 2 and not kwargs and self.added is not None:
             first, second = args
             if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape:
                 for own, other in ((first, second), (second, first)):
-                    path = getattr(own, "_path", None)
-                    instead = self.added(path, own, other) if path is not None else None
-                    if instead is not None and name != "add_":
-                        return torch.add(instead, other)
-                    if instead is not None:
-                        return first.copy_(instead).add_(second) if own is first else first.add_(instead)
+                    path = _path(own)
+                    if path is None or path.added:
+                        continue
+                    instead = self.added(path, own, other)
+                    if instead is None:
+                        continue
+                    if name != "add_":
+                        total = torch.add(instead, other)
+                    else:
+                        total = first.copy_(instead).add_(second) if own is first else first.add_(instead)
+                    total._path = dataclasses.replace(path, added=True)  # type: ignore[attr-defined]
+                    return total
         return func(*args, **(kwargs or {}))
+
+
+def _path(value: object) -> _Path | None:
+    return getattr(value, "_path", None) if isinstance(value, Tensor) else None
+
+
+def _paths(values: Sequence[object]) -> list[_Path]:
+    """Those of the tensors among ``values`` and in the lists among them, each once."""
+    flat = [one for value in values for one in (value if isinstance(value, (list, tuple)) else (value,))]
+    return list({id(path): path for path in map(_path, flat) if path is not None}.values())
 
 
 @contextlib.contextmanager
@@ -249,9 +375,11 @@ def _followed(
     layers: Sequence[str],
     see: Callable[[str, Operator, Tensor, Tensor], Tensor],
     added: Callable[[_Path, Tensor, Tensor], Tensor | None] | None,
+    cut_off: Callable[[_Path, Tensor], None] | None,
 ) -> Iterator[None]:
-    """While open, ``see`` may replace the output of each named layer, and ``added`` is told where that output is added to
-    something."""
+    """While open, ``see`` may replace the output of each named layer, ``added`` is told where that output is added to something,
+    and ``cut_off`` where it or such a sum goes into a ReLU.
+    """
     hooks = []
 
     def ran(layer: nn.Module, args: tuple[Any, ...], output: Tensor, *, name: str) -> Tensor:
@@ -259,10 +387,19 @@ def _followed(
         answer._path = _Path(name)  # type: ignore[attr-defined]
         return answer
 
+    watching = _Watching(added, cut_off)
+
+    def passes(_: nn.Module, args: tuple[Any, ...]) -> None:
+        watching.passing += 1
+        path = _path(args[0])
+        if path is not None:
+            path.uses[0] += 1
+
     def passed(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        path = getattr(args[0], "_path", None)
-        if path is not None and output is not args[0]:
-            output._path = _Path(path.layer, (*path.modules, module))  # type: ignore[attr-defined]
+        watching.passing -= 1
+        path = _path(args[0])
+        if path is not None and not path.added and output is not args[0]:
+            output._path = dataclasses.replace(path, modules=(*path.modules, module))  # type: ignore[attr-defined]
 
     try:
         for name in layers:
@@ -272,8 +409,9 @@ def _followed(
             )
         for module in net.modules():
             if isinstance(module, _BatchNorm) or type(module).__name__.startswith("LayerScale"):
+                hooks.append(module.register_forward_pre_hook(passes))
                 hooks.append(module.register_forward_hook(passed))
-        with _Additions(added) if added is not None else contextlib.nullcontext():
+        with watching:
             yield
     finally:
         for hook in hooks:

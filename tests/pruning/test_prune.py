@@ -55,14 +55,17 @@ def test_less_budget_never_predicts_more_fidelity(digits_study: Study) -> None:
 
 
 def test_global_allocation_minimises_the_expected_error(digits_study: Study) -> None:
-    """Its objective, Σ K² e, is lower than the uniform one's at the same budget."""
+    """Its objective, Σ over groups of (Σ over readers of K √e)², is lower than the uniform one's at the same budget."""
 
     def objective(counts: dict[str, int]) -> float:
         return sum(
-            digits_study.gains[c.layer].rms ** 2
-            * digits_study.errors(g.name, c.layer, "greedy", "full", True)[counts[g.name]]
+            sum(
+                digits_study.gains[c.layer].rms
+                * math.sqrt(digits_study.errors(g.name, c.layer, "greedy", "full", True)[counts[g.name]])
+                for c in g.consumers
+            )
+            ** 2
             for g in digits_study.groups
-            for c in g.consumers
         )
 
     for ratio in (0.75, 0.5, 0.3):

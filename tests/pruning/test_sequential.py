@@ -1,11 +1,14 @@
 """Sequential compensation against fits done by hand, layer after layer, in float64."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import modhifi
@@ -13,7 +16,7 @@ from modhifi import Data, Model, Study
 from modhifi._operators import Edit, get_operator
 from modhifi.models import InputSpec, fingerprint
 from modhifi.pruning import _sequential
-from modhifi.pruning._sequential import sequential
+from modhifi.pruning._sequential import _Limit, fit_rows, sequential
 from modhifi.surgery import calibration_data
 
 
@@ -111,6 +114,17 @@ def fitted(x: np.ndarray, y: np.ndarray, own: np.ndarray, ridge: float) -> tuple
     return weight, y.mean(0) - weight @ x.mean(0)
 
 
+def followed(
+    x: np.ndarray, y: np.ndarray, own: np.ndarray, ridge: float, free: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`fitted`, and three times again: where targets are ``free`` they are what was found, from ``low`` up to ``high``."""
+    weight, constant = fitted(x, y, own, ridge)
+    for _ in range(3):
+        found = np.clip(x @ weight.T + constant, low, high)
+        weight, constant = fitted(x, np.where(free, found, y), own, ridge)
+    return weight, constant
+
+
 def rows_of(layer: nn.Module, x: torch.Tensor) -> np.ndarray:
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1]).numpy()
@@ -136,10 +150,11 @@ def test_nothing_removed_changes_nothing(digits_study: Study, digits_model: Mode
 
 
 @pytest.mark.usefixtures("everywhere")
-def test_a_chain_fitted_by_hand(chain: Model, pictures: Data) -> None:
+@pytest.mark.parametrize("rectified", [True, False])
+def test_a_chain_fitted_by_hand(chain: Model, pictures: Data, rectified: bool) -> None:
     study = modhifi.analyze(chain, pictures)
     images, keep = images_of(pictures, chain), half(study)
-    edits, ridges = sequential(study, keep, chain.module, images, tail=0.05)
+    edits, ridges = sequential(study, keep, chain.module, images, tail=0.05, rectified=rectified)
     assert list(edits) == ["b", "c", "d"]
     dense, net = copy.deepcopy(chain.module).double(), changed(chain, edits)
     for group, name, block in (("a", "b", 9), ("b", "c", 16), ("c", "d", 1)):
@@ -152,7 +167,12 @@ def test_a_chain_fitted_by_hand(chain: Model, pictures: Data) -> None:
         own = layer.weight.flatten(1).numpy()[:, columns]
         ridge = tail(x[:, columns], 0.05)
         assert ridges[name] == pytest.approx(ridge / x[:, columns].var(0).mean(), rel=1e-3)
-        weight, constant = fitted(x[:, columns], target, own, ridge)
+        if rectified and name != "d":  # the other two go into a ReLU
+            bias = np.zeros(target.shape[1]) if layer.bias is None else layer.bias.numpy()
+            low = np.full_like(bias, -np.inf)
+            weight, constant = followed(x[:, columns], target, own, ridge, target + bias <= 0, low, -bias)
+        else:
+            weight, constant = fitted(x[:, columns], target, own, ridge)
         np.testing.assert_allclose(edits[name].weight.numpy()[:, columns], weight, rtol=1e-3, atol=2e-4)
         np.testing.assert_allclose(edits[name].shift.numpy(), constant, rtol=1e-3, atol=2e-3)
         others = np.setdiff1d(np.arange(edits[name].weight.shape[1]), columns)
@@ -160,18 +180,23 @@ def test_a_chain_fitted_by_hand(chain: Model, pictures: Data) -> None:
 
 
 @pytest.mark.usefixtures("everywhere")
-@pytest.mark.parametrize("drift", [True, False])
-def test_what_a_stream_has_lost_is_made_up_for_at_the_addition(pictures: Data, drift: bool) -> None:
-    """The last layer of a block is fitted to Y + (stream − changed stream) / g, g the scale of the BatchNorm behind it."""
+@pytest.mark.parametrize(("drift", "rectified"), [(True, True), (True, False), (False, False)])
+def test_what_a_stream_has_lost_is_made_up_for_at_the_addition(pictures: Data, drift: bool, rectified: bool) -> None:
+    """The last layer of a block is fitted to Y + (stream − changed stream) / g, g the scale of the BatchNorm behind it. In the
+    first block the sum goes into a ReLU: where it was cut off, Y g + constant + changed stream need only stay below 0.
+    """
     model = loaded(Residual())
+    with torch.no_grad():
+        model.module.an.weight[:4] *= -1  # there, staying below 0 is staying above a threshold
+    model = dataclasses.replace(model, fingerprint=fingerprint(model.module))
     study = modhifi.analyze(model, pictures)
     images, keep = images_of(pictures, model), half(study)
-    edits, _ = sequential(study, keep, model.module, images, drift=drift)
+    edits, _ = sequential(study, keep, model.module, images, drift=drift, rectified=rectified)
     dense, net = copy.deepcopy(model.module).double(), changed(model, edits)
     for block in "ab":
         name = f"{block}2"
         layer, norm = dense.get_submodule(name), dense.get_submodule(f"{block}n")
-        target = flat(seen(dense, name, images.double())[1])
+        before = target = flat(seen(dense, name, images.double())[1])
         if drift:
             scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).numpy()
             # The input of the first block's first layer is the stream; in the second one a layer comes between.
@@ -181,8 +206,73 @@ def test_what_a_stream_has_lost_is_made_up_for_at_the_addition(pictures: Data, d
         x = rows_of(layer, seen(net, name, images.double())[0])
         columns = (np.array(keep[f"{block}1"])[:, None] * 9 + np.arange(9)).reshape(-1)
         ridge = tail(x[:, columns], _sequential.TAIL)
-        weight, _ = fitted(x[:, columns], target, layer.weight.flatten(1).numpy()[:, columns], ridge)
+        own = layer.weight.flatten(1).numpy()[:, columns]
+        if rectified and block == "a":
+            constant = (norm.bias - norm.running_mean * norm.weight / (norm.running_var + norm.eps).sqrt()).numpy()
+            bound = -(constant + streams[1]) / scale
+            free = before * scale + constant + streams[0] <= 0
+            low, high = np.where(scale < 0, bound, -np.inf), np.where(scale > 0, bound, np.inf)
+            weight, _ = followed(x[:, columns], target, own, ridge, free, low, high)
+        else:
+            weight, _ = fitted(x[:, columns], target, own, ridge)
         np.testing.assert_allclose(edits[name].weight.numpy()[:, columns], weight, rtol=2e-3, atol=1e-3)
+
+
+class Rectified(nn.Module):
+    """What goes into ReLUs: the output of ``a`` also elsewhere if ``twice``; the output of ``b`` always there alone."""
+
+    def __init__(self, twice: bool, inplace: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.a = nn.Conv2d(8, 8, 3, padding=1)
+        self.an = nn.BatchNorm2d(8)
+        self.b = nn.Conv2d(16, 8, 1)
+        self.act = nn.ReLU(inplace=inplace)
+        self.linear = nn.Linear(8, 4)
+        self.twice = twice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stem = torch.relu(self.stem(x))
+        x = self.an(self.a(stem))
+        x = torch.cat([torch.relu(x), torch.relu(-x) if self.twice else stem], 1)
+        return self.linear(self.act(self.b(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("twice", [True, False])
+@pytest.mark.parametrize("inplace", [True, False])
+def test_what_is_cut_off_is_free_only_where_nothing_else_uses_it(pictures: Data, twice: bool, inplace: bool) -> None:
+    model = loaded(Rectified(twice, inplace))
+    study = modhifi.analyze(model, pictures)
+    assert {"a", "b"} <= study.layers.keys()
+    images, keep = images_of(pictures, model), half(study)
+    free, met = (sequential(study, keep, model.module, images, rectified=each)[0] for each in (True, False))
+    assert torch.allclose(free["a"].weight, met["a"].weight) == twice
+    assert not torch.allclose(free["b"].weight, met["b"].weight)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 4), st.sampled_from([1e-3, 0.1]))
+def test_free_targets_never_leave_more_behind_the_relu_than_the_plain_fit(
+    seed: int, inputs: int, outputs: int, tail: float
+) -> None:
+    """Each round lowers what the next one starts from, and error behind the ReLU ≤ that sum: both bound it from above."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((64, inputs)) @ rng.standard_normal((inputs, inputs))
+    own = rng.standard_normal((outputs, inputs))
+    y = x @ own.T + rng.standard_normal((64, outputs))
+    rows, target, weights = (torch.from_numpy(each) for each in (x, y, own))
+    threshold = torch.zeros(outputs, dtype=torch.float64)
+    limit = _Limit(target <= 0, threshold, torch.zeros(outputs, dtype=torch.bool))
+    plain, free = (fit_rows(rows, target, weights, tail, True, each) for each in (None, limit))
+    pull = free[2] * float(np.var(x, axis=0).mean())
+
+    def left(weight: torch.Tensor, constant: torch.Tensor) -> float:
+        """Squared error behind the threshold, and the ridge's part."""
+        found = x @ weight.numpy().T + constant.numpy()
+        missed = np.where(y > 0, found - y, np.maximum(found, 0))
+        return float((missed**2).mean(0).sum() + pull * ((weight.numpy() - own) ** 2).sum())
+
+    assert left(*free[:2]) <= left(*plain[:2]) * (1 + 1e-9) + 1e-12
 
 
 def test_drift_is_left_alone_where_the_way_to_the_stream_is_not_affine(pictures: Data) -> None:
@@ -202,7 +292,10 @@ def test_a_sequential_plan_keeps_more_than_a_one_shot_one(
     """95% at a quarter of the FLOPs; removed = masked is checked by `modhifi.apply`."""
     plan = modhifi.prune(digits_study, flops=0.25, model=digits_model)
     assert (plan.settings.compensate, plan.settings.drift) == ("sequential", True)
-    assert plan.settings.ridges.keys() == digits_study.layers.keys()
+    cut = [name for name, group in plan.groups.items() if len(group.keep) < group.total]
+    readers = list(digits_study.structure.readers)
+    first = min(readers.index(c.layer) for name in cut for c in digits_study.structure.group(name).consumers)
+    assert list(plan.settings.ridges) == readers[first:]
     smaller = modhifi.apply(plan, digits_model)
     found = modhifi.evaluate(smaller, digits_test, baseline=digits_model, latency=False)
     assert found.params == plan.predicted["params"]
