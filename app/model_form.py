@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 from pydantic import ValidationError
 
+from modhifi.data import SYNTHETIC
 from modhifi.errors import UserError
 
 from .library import Library
@@ -18,6 +19,7 @@ __all__ = ["MODELS", "model_form", "source_from"]
 
 MODELS = (
     "digits-resnet20",
+    "cifar10-vgg8",
     "cifar10-resnet20",
     "cifar10-resnet56",
     "torchvision:vgg16_bn",
@@ -26,7 +28,7 @@ MODELS = (
     "timm:resnet18",
     "timm:resnet50",
 )
-DATA = ("digits", "cifar10")
+DATA = ("digits", "cifar10", *SYNTHETIC)
 
 
 def model_form(library: Library) -> None:
@@ -40,8 +42,8 @@ def model_form(library: Library) -> None:
                 key="form-model",
                 persist_state="session",
                 accept_new_options=True,
-                help="`digits-resnet20`, `cifar10-resnetN`, `timm:NAME`, `torchvision:NAME`, or a folder that Export "
-                "wrote. Type your own.",
+                help="`digits-resnet20` and `cifar10-vgg8` (they come with the project), `cifar10-resnetN`, `timm:NAME`, "
+                "`torchvision:NAME`, or a folder that Export wrote. Type your own.",
             )
             st.text_input(
                 "Checkpoint",
@@ -67,13 +69,15 @@ def model_form(library: Library) -> None:
                 key="form-data",
                 persist_state="session",
                 accept_new_options=True,
-                help="`digits`, `cifar10`, a folder of class folders, or a .parquet file or folder. Type your own.",
+                help="`digits`, `cifar10`, a folder of class folders, or a .parquet file or folder. Type your own. Without any "
+                "data: `dead-leaves` (overlapping shapes), `noise`, or `inversion`, images made from what the network's "
+                "BatchNorm remembers, with gradients of its input.",
             )
             st.text_input(
                 "Folder of the images",
                 key="form-root",
                 persist_state="session",
-                placeholder="where they lie; empty for digits",
+                placeholder="where they lie; empty for digits and made images",
             )
             st.number_input(
                 "Seed",

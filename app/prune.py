@@ -155,12 +155,13 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
 
 def compare_controls(session: Session, wish: Wish) -> None:
     """Which methods to measure at the budget of ``wish``, and the job that does it."""
+    known = [name for name, method in METHODS.items() if method.knows(wish.choice.budget)]
     left, right = st.columns([5, 1], gap="medium", vertical_alignment="bottom")
     with left:
         chosen = st.multiselect(
             "Compare at this budget",
-            list(METHODS),
-            COMPARED,
+            known,
+            [name for name in COMPARED if name in known],
             format_func=lambda name: METHODS[name].title,
             key="methods",
             persist_state="session",

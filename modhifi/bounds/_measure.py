@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from .._operators import Edit, edited
-from ..data import Data, DataRef
+from ..data import Data, DataRef, made_for
 from ..errors import UserError
 from ..lipschitz import gain_of
 from ..models import Model, reload
@@ -90,7 +90,7 @@ def measure(
     if not edits:
         raise UserError("the plan changes no layer, so there is nothing to bound")
     order = [name for name in study.structure.readers if name in edits]
-    drawn = data.take(samples, seed)
+    drawn = made_for(data.take(samples, seed), net, progress)
     batches = [batch.to(net.device) for batch, _ in drawn.batches(net.input, batch_size)]
     if not batches:
         raise UserError(f"{data.spec} has no images in its {data.split} split")

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ..data import SYNTHETIC
 from ..errors import UserError
 from ..pruning import BASELINES, METHODS, NEEDS_LABELS
 from ..study import SCORES
@@ -43,7 +44,12 @@ def _budget(parser: argparse.ArgumentParser, kind: Callable[[str], Any], metavar
 
 
 def _data(parser: argparse.ArgumentParser, split: str | None, default: str | None = None) -> None:
-    parser.add_argument("--data", metavar="DATA", default=default, help="digits, cifar10, a folder or a .parquet file")
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        default=default,
+        help=f"digits, cifar10, a folder, a .parquet file; without labels also {', '.join(SYNTHETIC)}",
+    )
     parser.add_argument("--data-root", metavar="DIR", help="where the data lies")
     parser.add_argument("--split", default=split, help=f"which part of it (default: {split})")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of samples")

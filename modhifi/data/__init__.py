@@ -1,7 +1,7 @@
 """Data: specs, sources and their splits (contract: DATA)."""
 
 from ._inversion import made_for, meant_for
-from ._load import DEFAULT_DATA, load_data
+from ._load import DEFAULT_DATA, SYNTHETIC, load_data
 from ._types import Data, DataRef
 
-__all__ = ["DEFAULT_DATA", "Data", "DataRef", "load_data", "made_for", "meant_for"]
+__all__ = ["DEFAULT_DATA", "SYNTHETIC", "Data", "DataRef", "load_data", "made_for", "meant_for"]

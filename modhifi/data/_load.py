@@ -16,10 +16,11 @@ from ._parquet import parquet
 from ._synthetic import dead_leaves, noise
 from ._types import Data
 
-__all__ = ["DEFAULT_DATA", "load_data"]
+__all__ = ["DEFAULT_DATA", "SYNTHETIC", "load_data"]
 
 DEFAULT_DATA = "digits"
-_SYNTHETIC = {"noise": noise, "dead-leaves": dead_leaves, "inversion": inversion}
+SYNTHETIC = {"dead-leaves": dead_leaves, "noise": noise, "inversion": inversion}
+"""Sources that need no data."""
 
 
 def load_data(
@@ -63,17 +64,17 @@ def _open(spec: str, root: Path | None, split: str) -> Data:
         if not root.is_dir():
             raise UserError(f"the data folder {root} does not exist; cifar10 needs the folder it lies in")
         return cifar10(root.resolve(), split)
-    if spec in _SYNTHETIC:
+    if spec in SYNTHETIC:
         if root is not None:
             raise UserError(f"{spec} comes from no folder; leave the data root away")
         _check_split(spec, split, tuple(FOLDER_SPLITS))
-        return _SYNTHETIC[spec](split)
+        return SYNTHETIC[spec](split)
     path = Path(spec).expanduser()
     path = (root / path if root is not None else path).resolve()
     if not path.exists():
         raise UserError(
             f"unknown data {spec!r}: there is no such file or folder, and the names are digits, cifar10, "
-            f"{', '.join(_SYNTHETIC)}; a folder of images or of class folders or a .parquet file will do"
+            f"{', '.join(SYNTHETIC)}; a folder of images or of class folders or a .parquet file will do"
         )
     _check_split(spec, split, tuple(FOLDER_SPLITS))
     if path.is_dir():

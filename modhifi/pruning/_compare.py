@@ -38,13 +38,17 @@ class Method:
     def needs_labels(self) -> bool:
         return self.score in NEEDS_LABELS
 
+    def knows(self, budget: Budget) -> bool:
+        """Whether it can be asked for this kind of budget."""
+        return not (self.published and budget == "latency")
+
     def plan(
         self, study: Study, budget: Budget, remain: float, *, model: Model | None = None, progress: Progress = silent
     ) -> Plan:
         """The plan of this method when ``remain`` of the budget stays. Raises as `prune` and `published` do."""
+        if not self.knows(budget):
+            raise UserError(f"{self.title} knows no budget of {budget}; leave it away or compare at FLOPs")
         if self.published:
-            if budget == "latency":
-                raise UserError(f"{PUBLISHED} knows no budget of latency; leave it away or compare at FLOPs")
             return published(study, **{budget: remain}, model=model, progress=progress)
         return prune(
             study,
@@ -131,20 +135,21 @@ def compare(
         flops: the fraction that remains, or several of them; or
         params: the same for parameters; or
         latency: for measured latency.
-        methods: names in `METHODS`; all that need no labels if None.
+        methods: names in `METHODS`; all that need no labels and know the budget if None.
         model: the network, if it is at hand.
         progress: see `modhifi.progress`.
 
     Raises:
         UserError: for an unknown method, more or less than one budget, or as `prune` and `evaluate` do.
     """
-    given = {"flops": flops, "params": params, "latency": latency}
+    given: dict[Budget, float | Sequence[float] | None] = {"flops": flops, "params": params, "latency": latency}
     budgets = [(name, value) for name, value in given.items() if value is not None]
     if len(budgets) != 1:
         raise UserError("give one budget, flops, params or latency: the fraction that remains")
     budget, value = budgets[0]
     remains = [float(value)] if isinstance(value, (int, float)) else [float(each) for each in value]
-    chosen = [method for method in METHODS.values() if not method.needs_labels] if methods is None else named(methods)
+    usual = [m for m in METHODS.values() if not m.needs_labels and m.knows(budget)]
+    chosen = usual if methods is None else named(methods)
     net = model or reload(study.model)
     dense = evaluate(net, data, latency=False, progress=progress)
     rows: list[Compared] = []
@@ -154,7 +159,7 @@ def compare(
         for method in chosen:
             report = prefixed(progress, f"{method.title} ({len(rows) + 1} of {total}): ")
             began = time.perf_counter()
-            plan = method.plan(study, budget, remain, model=net, progress=report)  # type: ignore[arg-type]
+            plan = method.plan(study, budget, remain, model=net, progress=report)
             seconds = time.perf_counter() - began
             changed = apply(plan, net)
             found = evaluate(changed, data, latency=False, progress=report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Unpack
 
@@ -27,6 +28,8 @@ __all__ = ["make_plan", "prune", "score"]
 # A latency counts as met within this much; the table's prediction is corrected by what was measured, so many times.
 _CLOSE = 0.02
 _TRIES = 6
+# Slower than asked by more than this, the budget is not met.
+_FAR = 0.1
 
 
 def prune(
@@ -203,7 +206,12 @@ def _for_latency(
         asking["latency"] = min(1.0, max(1e-3, (asking["latency"] or wanted) * wanted / (now / before)))
     assert best is not None
     progress(_TRIES, _TRIES, "correcting the cut")
-    decided = best[1]
+    off, decided, _ = best
+    if off > _FAR * wanted:
+        raise UserError(
+            f"latency {wanted:g} cannot be reached on this machine: the fastest that was tried takes {wanted + off:.3f} of the"
+            f" time; ask for at least {math.ceil((wanted + off) * 100) / 100:g}, or measure larger batches"
+        )
     decided.settings.remain = wanted
     return decided, best[2]
 

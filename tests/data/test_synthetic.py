@@ -168,6 +168,8 @@ def test_a_study_of_made_images(chain: Model, home: Path, tmp_path: Path) -> Non
     assert not file.exists()
     plan = modhifi.prune(study, flops=0.7, model=chain)
     assert set(recalibrated(plan, chain)) == {"norm.running_mean", "norm.running_var"}
+    report = modhifi.bounds.measure(study, plan, data, samples=4, model=chain)
+    assert 0 < report.measured <= report.bound
     with pytest.raises(UserError, match="must first be made for a network"):
         calibration_data(study.data)
     other = dataclasses.replace(chain, fingerprint="other")

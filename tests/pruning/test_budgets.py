@@ -142,6 +142,17 @@ def test_what_is_measured_corrects_what_the_table_says(
     assert (sizes(small.module) / sizes(digits_model.module)) ** wrong == pytest.approx(share)
 
 
+def test_a_latency_that_the_machine_does_not_reach(
+    digits_study: Study, digits_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table promises half; what is measured stays at 0.9 whatever is removed."""
+    table = made_up(digits_study, digits_model).model_copy(update={"machine": modhifi.pruning.machine_name()})
+    monkeypatch.setattr(LatencyTable, "fits", lambda *_: True)
+    monkeypatch.setattr(_prune, "measure_latency", lambda *_: [0.9, 1.0])
+    with pytest.raises(UserError, match=r"takes 0\.900 of the time; ask for at least 0\.9"):
+        modhifi.prune(digits_study, latency=0.5, compensate="none", latencies=table, model=digits_model)
+
+
 def test_a_table_of_another_machine_is_refused(digits_study: Study, digits_model: Model) -> None:
     with pytest.raises(UserError, match="made up"):
         modhifi.prune(digits_study, latency=0.5, latencies=made_up(digits_study, digits_model), model=digits_model)

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 import modhifi
-from modhifi import Model
+from modhifi import Model, Study
 from modhifi.bounds._measure import plan_edits
 from modhifi.evaluation import count_cost
 from modhifi.models import InputSpec
 from modhifi.statistics import _positions
+from modhifi.surgery import calibration_data
 
 
 def load(name: str, size: int) -> Model:
@@ -50,6 +51,28 @@ def test_a_resnet50_has_narrower_stages() -> None:
     assert smaller.module.fc.in_features == widths[-1]
 
 
+@pytest.mark.parametrize(("name", "size", "samples"), [("mobilenetv3_small_100", 64, 32), ("convnext_atto", 64, 16)])
+def test_sequential_compensation_is_closer_than_one_shot_whatever_the_family(
+    name: str, size: int, samples: int
+) -> None:
+    """Depthwise convolutions, gates and streams; LayerNorm and LayerScale. A transformer: see below."""
+    model = load(name, size)
+    study = modhifi.analyze(model, modhifi.load_data("digits"), samples=samples, batch_size=16)
+    assert_sequential_is_closer(model, study)
+
+
+def assert_sequential_is_closer(model: Model, study: Study) -> None:
+    images = torch.cat([batch for batch, _ in calibration_data(study.data).batches(model.input)])
+    with torch.inference_mode():
+        dense = model.module(images)
+        off = {}
+        for compensate in ("none", "full", "sequential"):
+            plan = modhifi.prune(study, params=0.7, allocation="uniform", compensate=compensate, model=model)
+            assert (plan.settings.ridges != {}) == (compensate != "none")
+            off[compensate] = float((modhifi.apply(plan, model).module(images) - dense).norm())
+    assert off["sequential"] < off["full"] < off["none"]
+
+
 def test_a_vit_loses_whole_heads() -> None:
     model = load("vit_tiny_patch16_224", 224)
     study = modhifi.analyze(model, modhifi.load_data("digits"), samples=12, batch_size=4)
@@ -66,6 +89,7 @@ def test_a_vit_loses_whole_heads() -> None:
     cost = count_cost(smaller)
     assert (cost.params, cost.flops) == (plan.predicted["params"], plan.predicted["flops"])
     assert cost.params <= 0.6 * study.dense.params
+    assert_sequential_is_closer(model, study)
 
 
 @pytest.mark.parametrize("name", ["swin_transformer.SwinTransformer", "swin_transformer_v2.SwinTransformerV2"])
@@ -107,3 +131,4 @@ def test_layers_that_see_an_image_window_by_window(name: str, monkeypatch: pytes
     assert report.predicted == pytest.approx(plan.predicted["bound"])
     smaller = modhifi.apply(plan, model)
     assert count_cost(smaller).params == plan.predicted["params"]
+    assert_sequential_is_closer(model, study)
