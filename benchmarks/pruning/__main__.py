@@ -207,7 +207,7 @@ def data_free(bench: Bench, name: str) -> None:
 def wide(bench: Bench, name: str) -> None:
     """The over-parameterised network."""
     shares = (0.5, 0.333, 0.25)
-    rows = bench.rows(name, ("studio",), ("studio+bn", "one-shot", "published", "l2+bn", "l2"), shares)
+    rows = bench.rows(name, ("studio",), ("studio+bn", "one-shot", "l2+bn", "l2"), shares)
     title = f"{name}, {SAMPLES[name]} unlabelled images, {bench.seeds} draws; unchanged {bench.accuracy(name):.2f}%"
     table(title, ("accuracy, % at", *(f"{1 / share:.0f}× fewer FLOPs" for share in shares)), rows)
 
