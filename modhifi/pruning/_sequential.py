@@ -72,7 +72,8 @@ def sequential(
         centred: whether a lost mean is put back as a constant.
         tail: chooses the ridge that pulls the weights towards the old ones: the eigenvalue of the input's second moment below
             which this share of the energy lies.
-        drift: whether a layer that is added to a residual stream also makes up for what the stream has lost so far.
+        drift: whether a layer that is added to a residual stream (as it is, or by way of BatchNorm or a LayerScale module) also
+            makes up for what the stream has lost so far.
         rectified: whether what a ReLU cuts off is only kept below its threshold.
         progress: see `modhifi.progress`.
     """
