@@ -80,7 +80,7 @@ class Bench:
     def _method(self, name: str, method: str, remain: float, seed: int = 0) -> float:
         plan = METHODS[method].plan(self.study(name, seed), "flops", remain, model=self.model(name))
         found = self.accuracy(name, plan)
-        self.points.append((name, method, plan.predicted["flops"] / plan.predicted["flops_before"], found))
+        self.points.append((name, METHODS[method].title, remain, found))
         return found
 
     def several(self, make: Callable[[int], float]) -> str:
@@ -140,8 +140,11 @@ def baselines(bench: Bench, name: str) -> None:
                     recalibrate_bn=recalibrate,
                     model=model,
                 )
-                found.append(f"{bench.accuracy(name, plan):.2f}")
-            yield how.title + (", BN re-estimated" if recalibrate and not how.recalibrate_bn else ""), *found
+                accuracy = bench.accuracy(name, plan)
+                found.append(f"{accuracy:.2f}")
+                title = how.title + (", BN re-estimated" if recalibrate and not how.recalibrate_bn else "")
+                bench.points.append((name, f"{title}, whole streams", remain, accuracy))
+            yield title, *found
 
     head = ("accuracy, % at", *(f"{remain:.1%} of FLOPs" for remain in BUDGETS))
     table(f"{name}, label-free baselines with whole residual streams, one draw", head, rows())
@@ -223,7 +226,7 @@ def latency(bench: Bench, name: str) -> None:
     """A budget of measured time: half of what the network takes."""
 
     def rows() -> Iterable[Sequence[str]]:
-        for network, batch in ((name, 1), (name, 16), ("digits-resnet20", 16)):
+        for network, batch in ((name, 1), (name, 16), ("digits-resnet20", 64)):
             model, study = bench.model(network), bench.study(network)
             for multiple in (1, 8):
                 plan = modhifi.prune(study, latency=0.5, latency_batch=batch, multiple=multiple, model=model)
@@ -278,12 +281,13 @@ def times(bench: Bench, name: str) -> None:
 
 def chart(bench: Bench, name: str, path: Path) -> None:
     """Accuracy against FLOPs of what was measured of one network, as SVG."""
-    width, height, left, bottom = 640, 360, 56, 44
+    width, height, left, right, bottom = 820, 360, 56, 300, 44
     colours = ("#2F7FE0", "#D9730D", "#7C8798", "#1B9E77", "#B0609F")
-    shown = ("studio", "one-shot+bn", "one-shot", "l2+bn", "l2")
+    shown = [METHODS[method].title for method in ("studio", "one-shot+bn", "one-shot")]
+    shown += [f"{METHODS[method].title}, whole streams" for method in ("l2+bn", "l2")]
 
     def place(flops: float, accuracy: float) -> tuple[float, float]:
-        return left + (width - left - 16) * flops, 12 + (height - bottom - 12) * (1 - accuracy / 100)
+        return left + (width - left - right) * flops, 12 + (height - bottom - 12) * (1 - accuracy / 100)
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
@@ -292,24 +296,28 @@ def chart(bench: Bench, name: str, path: Path) -> None:
     for percent in range(0, 101, 20):
         _, y = place(0, percent)
         x, _ = place(percent / 100, 0)
-        parts.append(f'<line x1="{left}" x2="{width - 16}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#444">{percent}%</text>')
         parts.append(f'<text x="{x:.1f}" y="{height - 26}" text-anchor="middle" fill="#444">{percent}%</text>')
-    parts.append(f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle" fill="#444">FLOPs that remain</text>')
+    parts.append(
+        f'<text x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle" fill="#444">FLOPs that remain</text>'
+    )
     x, y = place(1.0, bench.accuracy(name))
     parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#444"/>')
-    for row, (method, colour) in enumerate(zip(shown, colours, strict=True)):
+    parts.append(f'<circle cx="{width - right + 24}" cy="16" r="5" fill="#444"/>')
+    parts.append(f'<text x="{width - right + 34}" y="20" fill="#222">unchanged</text>')
+    for row, (title, colour) in enumerate(zip(shown, colours, strict=True)):
         by_budget: dict[float, list[float]] = {}
         for network, of, flops, accuracy in bench.points:
-            if (network, of) == (name, method):
-                by_budget.setdefault(round(flops, 2), []).append(accuracy)
+            if (network, of) == (name, title):
+                by_budget.setdefault(flops, []).append(accuracy)
         points = [place(f, statistics.mean(values)) for f, values in sorted(by_budget.items())]
         line = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" fill="{colour}"/>' for px, py in points]
-        top = height - bottom - 18 * (len(shown) - row)
-        parts.append(f'<circle cx="{width - 270}" cy="{top - 4}" r="4" fill="{colour}"/>')
-        parts.append(f'<text x="{width - 260}" y="{top}" fill="#222">{METHODS[method].title}</text>')
+        top = 40 + 20 * row
+        parts.append(f'<circle cx="{width - right + 24}" cy="{top - 4}" r="4" fill="{colour}"/>')
+        parts.append(f'<text x="{width - right + 34}" y="{top}" fill="#222">{title}</text>')
     path.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
 
 

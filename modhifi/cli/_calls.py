@@ -19,6 +19,7 @@ from ..plan import Plan
 from ..progress import Progress
 from ..pruning import SHARES, LatencyTable, measure_table, sensitivity
 from ..study import Study
+from ._parser import build_parser
 from ._processes import joined
 
 Answer = tuple[dict[str, Any], str]
@@ -206,6 +207,11 @@ def prune(asked: argparse.Namespace, progress: Progress) -> Answer:
     if asked.flops is None and asked.params is None and asked.latency is None and not asked.keep:
         raise UserError("say how much remains: --flops R, --params R, --latency R or --keep GROUP=COUNT")
     if asked.published:
+        usual = vars(build_parser().parse_args(["prune", asked.study, "--out", asked.out]))
+        may = ("flops", "params", "published", "note", "json")
+        for name, value in vars(asked).items():
+            if name not in may and value != usual[name]:
+                raise UserError(f"--published decides all but the budget itself; leave --{name.replace('_', '-')} away")
         plan = modhifi.pruning.published(study, flops=asked.flops, params=asked.params, progress=progress)
     else:
         model, latencies = None, None

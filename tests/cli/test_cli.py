@@ -227,6 +227,8 @@ def test_mistakes_with_plans_and_studies(work: Path, capsys: pytest.CaptureFixtu
     assert "not allowed with" in refused(
         capsys, "prune", work / "study", "--flops", 0.5, "--params", 0.5, "--out", tmp_path / "p.json"
     )
+    published = ["prune", work / "study", "--published", "--flops", 0.5, "--out", tmp_path / "p.json"]
+    assert "leave --multiple away" in refused(capsys, *published, "--multiple", 8)
     assert "unknown format" in refused(capsys, "export", work / "plan.json", "--out", tmp_path / "o", "--format", "exe")
     assert "invalid choice" in refused(capsys, "dance")
     assert "split" in refused(capsys, "evaluate", work / "plan.json", "--split", "second")
