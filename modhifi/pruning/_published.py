@@ -3,7 +3,9 @@
 Every output of every layer has a HiFi set: the top k of its singleton fidelities (Def. 3.1). A component that is in no HiFi set
 of any output of any layer that reads it is removed, δ* (Prop. 3.8) is applied to the rest, and BatchNorm statistics are
 re-estimated. k falls by a fifth a step; after every removal the statistics are collected again on the changed network. As
-published, no budget is promised; here the last step removes only as much of what it may as the budget asks for.
+published, no budget is promised; here the last step removes only as much of what it may as the budget asks for. Where k is 1 and
+every component that is left is the best one for some output, the published method ends; if the budget is not met then, what
+has the least fidelity leaves, the same share of every group a step.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ def published(
     share = 1.0
     while run.cost > run.limit:
         share *= 1 - step
-        run.remove(share)
+        run.remove(share, step)
     plan = run.plan
     plan.settings.remain, plan.settings.strength = remain, step
     cost = study.cost({name: len(group.keep) for name, group in plan.groups.items()})
@@ -104,21 +106,28 @@ class _Run:
     def cost(self) -> float:
         return float(getattr(self.study.cost({n: len(g.keep) for n, g in self.plan.groups.items()}), self.budget))
 
-    def remove(self, share: float) -> None:
-        """Takes out what is in no HiFi set of k = ``share`` of each group's components, and makes up for it."""
+    def remove(self, share: float, step: float) -> None:
+        """Takes out what is in no HiFi set of k = ``share`` of each group's components, and makes up for it. Where k is 1 and
+        there is no such component, ``step`` of each group.
+        """
         begin = self.study.dense
         done = getattr(begin, self.budget) - self.cost
         self.progress(round(done), round(getattr(begin, self.budget) - self.limit), PUBLISHED)
         keep = {name: list(group.keep) for name, group in self.plan.groups.items()}
         worst: list[tuple[float, float, str, int]] = []
+        least: list[tuple[float, float, str, int]] = []
         for group in self.study.groups:
-            rank, total = self._best_ranks(group.name, keep[group.name])
-            k = max(1.0, share * group.size)
-            worst += [
-                (float(r) / group.size, -float(t), group.name, i)
-                for r, t, i in zip(rank, total, keep[group.name], strict=True)
-                if r >= k
+            left = keep[group.name]
+            rank, total = self._best_ranks(group.name, left)
+            rows = [
+                (float(r) / group.size, -float(t), group.name, i) for r, t, i in zip(rank, total, left, strict=True)
             ]
+            k = max(1.0, share * group.size)
+            if len(left) > 1:
+                worst += [row for row, r in zip(rows, rank, strict=True) if r >= k]
+                least += sorted(rows, reverse=True)[: max(1, int(step * len(left)))]
+        if not worst and all(share * group.size <= 1 for group in self.study.groups):
+            worst = least
         counts = {name: len(stays) for name, stays in keep.items()}
         for _, _, name, index in sorted(worst, reverse=True):
             if getattr(self.study.cost(counts), self.budget) <= self.limit:

@@ -6,7 +6,7 @@ import pytest
 import modhifi
 from modhifi import Data, Model, Study, UserError
 from modhifi.fidelity import singleton_from_moments
-from modhifi.pruning import METHODS, PUBLISHED, compare, published
+from modhifi.pruning import METHODS, PUBLISHED, compare, published, smallest_cost
 
 
 def test_only_what_is_in_no_hifi_set_goes(digits_study: Study, digits_model: Model) -> None:
@@ -45,6 +45,15 @@ def test_the_budget_is_met_and_the_plan_can_be_carried_out(
         if count < digits_study.group(name).size
     )
     assert found.accuracy >= 0.9
+
+
+def test_a_budget_below_what_the_published_rule_removes_is_met_too(chain: Model) -> None:
+    """Its groups are so small that every component left is soon the best one for some output."""
+    study = modhifi.analyze(chain, modhifi.load_data("noise"), samples=64)
+    ratio = 1.1 * smallest_cost(study, "flops")
+    plan = published(study, flops=ratio, model=chain)
+    assert plan.predicted["flops"] <= ratio * study.dense.flops + 0.5
+    assert modhifi.apply(plan, chain).plan is plan
 
 
 def test_refusals(digits_study: Study, digits_model: Model) -> None:
