@@ -11,18 +11,15 @@ threshold, and the layer is fitted again, a few times with the same factorisatio
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from .._operators import Edit, Operator, flat_weight, get_operator, operate, outputs_at, patches, position_count
+from .._paths import Path, bias_of, followed, rows_at
 from ..progress import Progress, silent
 from ..statistics import draw
 from ..study import Study
@@ -43,9 +40,6 @@ _ROUNDS = 3
 _PIXELS = 1 << 24
 # An output whose scale on its way to the stream is smaller than this, relative to the largest, takes up no drift.
 _SMALLEST_SCALE = 1e-3
-
-_RECTIFIERS = ("relu", "relu_")
-_ADDITIONS = ("add", "__add__", "__radd__", "__iadd__", "add_")  # in place, += is the last one
 
 
 @torch.inference_mode()
@@ -121,28 +115,28 @@ class _Pass:
             self.progress(len(self.targets), 2 * len(self.layers), "compensating in sequence")
             return y
 
-        def added(path: _Path, own: Tensor, other: Tensor) -> Tensor | None:
+        def added(path: Path, own: Tensor, other: Tensor) -> Tensor | None:
             scale, constant = path.affine(own)
             at = self.positions[path.layer]
-            expected = self.targets[path.layer] + _bias(get_operator(net, path.layer))
+            expected = self.targets[path.layer] + bias_of(get_operator(net, path.layer))
             # Something in between that is no affine map of each channel (an activation in place) rules it out.
-            if not torch.allclose(_rows(own, at), expected * scale + constant, rtol=1e-3, atol=1e-4):
+            if not torch.allclose(rows_at(own, at), expected * scale + constant, rtol=1e-3, atol=1e-4):
                 return None
-            self.streams[path.layer] = _Stream(_rows(other, at), scale)
+            self.streams[path.layer] = _Stream(rows_at(other, at), scale)
             return own  # of two layers that are added to one another, the second is fitted as it runs
 
-        def cut_off(path: _Path, x: Tensor) -> None:
+        def cut_off(path: Path, x: Tensor) -> None:
             at = self.positions[path.layer]
             if path.added:
                 if path.layer in self.streams:
-                    self.thresholds[path.layer] = _Threshold(_rows(x, at) > 0, path)
+                    self.thresholds[path.layer] = _Threshold(rows_at(x, at) > 0, path)
                 return
             scale, constant = path.affine(x)
-            target = self.targets[path.layer] + _bias(get_operator(net, path.layer))
-            if torch.allclose(_rows(x, at), target * scale + constant, rtol=1e-3, atol=1e-4):
-                self.thresholds[path.layer] = _Threshold(_rows(x, at) > 0, path, scale, constant)
+            target = self.targets[path.layer] + bias_of(get_operator(net, path.layer))
+            if torch.allclose(rows_at(x, at), target * scale + constant, rtol=1e-3, atol=1e-4):
+                self.thresholds[path.layer] = _Threshold(rows_at(x, at) > 0, path, scale, constant)
 
-        with _followed(net, self.layers, see, added if drift else None, cut_off if rectified else None):
+        with followed(net, self.layers, see, added if drift else None, cut_off if rectified else None):
             net(images)
         # What is also used elsewhere must be met there.
         self.thresholds = {name: one for name, one in self.thresholds.items() if one.path.only_once}
@@ -157,15 +151,15 @@ class _Pass:
                 waiting[name] = x
                 return y
             threshold = self.thresholds.get(name)
-            limit = None if threshold is None else threshold.limit(_bias(layer))
+            limit = None if threshold is None else threshold.limit(bias_of(layer))
             return self._fitted(name, layer, x, self.targets[name], limit)
 
-        def added(path: _Path, own: Tensor, other: Tensor) -> Tensor | None:
+        def added(path: Path, own: Tensor, other: Tensor) -> Tensor | None:
             x = waiting.pop(path.layer, None)
             if x is None:
                 return None
             stream = self.streams[path.layer]
-            lost = stream.rows - _rows(other, self.positions[path.layer])
+            lost = stream.rows - rows_at(other, self.positions[path.layer])
             able = stream.scale.abs() > _SMALLEST_SCALE * stream.scale.abs().max()
             lost = torch.where(able, lost / torch.where(able, stream.scale, 1.0), 0.0)
             layer = get_operator(net, path.layer)
@@ -174,11 +168,11 @@ class _Pass:
                 # The constant on the way, and what the stream is now.
                 _, constant = path.affine(own)
                 now = dataclasses.replace(threshold, scale=stream.scale, constant=constant)
-                limit = now.limit(_bias(layer), _rows(other, self.positions[path.layer]))
+                limit = now.limit(bias_of(layer), rows_at(other, self.positions[path.layer]))
             fitted = self._fitted(path.layer, layer, x, self.targets[path.layer] + lost, limit)
             return path.run(fitted).reshape(own.shape)
 
-        with _followed(net, self.layers, see, added, None):
+        with followed(net, self.layers, see, added, None):
             net(images)
         assert not waiting, "an addition that was seen in the unchanged network did not come"
 
@@ -198,7 +192,7 @@ class _Pass:
             new[:, stays] = weight
             edit = Edit(new, shift)
         self.edits[name] = Edit(edit.weight.cpu(), edit.shift.cpu())
-        return operate(layer, x, edit.weight.to(own), edit.shift.to(own) + _bias(layer))
+        return operate(layer, x, edit.weight.to(own), edit.shift.to(own) + bias_of(layer))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +263,7 @@ class _Threshold:
     """
 
     active: Tensor
-    path: _Path
+    path: Path
     scale: Tensor | None = None
     constant: Tensor | None = None
 
@@ -280,151 +274,3 @@ class _Threshold:
         able = self.scale.abs() > _SMALLEST_SCALE * self.scale.abs().max()
         scale = torch.where(able, self.scale, 1.0)
         return _Limit(~self.active & able, -(self.constant + stream) / scale - bias, scale < 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Path:
-    """Where a tensor comes from: a layer's output, passed on by ``modules`` that treat each channel by itself, and perhaps
-    ``added`` to something. ``uses`` counts what it goes into, all the way.
-    """
-
-    layer: str
-    modules: tuple[nn.Module, ...] = ()
-    added: bool = False
-    uses: list[int] = dataclasses.field(default_factory=lambda: [0])
-
-    @property
-    def only_once(self) -> bool:
-        """Whether nothing but the way itself and one thing at its end uses the layer's output."""
-        return self.uses[0] == len(self.modules) + self.added + 1
-
-    def run(self, y: Tensor) -> Tensor:
-        for module in self.modules:
-            y = module(y)
-        return y
-
-    def affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and constant (O,) of each channel, for tensors of the shape of ``like``."""
-        probe = torch.zeros_like(like[:1])
-        constant = self.run(probe)
-        scale = self.run(probe + 1) - constant
-        first = torch.zeros(1, 1, dtype=torch.int64, device=like.device)
-        return _rows(scale, first)[0], _rows(constant, first)[0]
-
-
-class _Watching(TorchFunctionMode):
-    """Tells of every addition of two tensors of one shape of which one comes from a known layer (what is answered takes that
-    tensor's place), and of every ReLU of such a tensor or sum.
-    """
-
-    def __init__(
-        self,
-        added: Callable[[_Path, Tensor, Tensor], Tensor | None] | None,
-        cut_off: Callable[[_Path, Tensor], None] | None,
-    ) -> None:
-        super().__init__()
-        self.added, self.cut_off = added, cut_off
-        self.passing = 0
-        """How many of the modules that pass a tensor on are running."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        # Reading a shape uses nothing, and a module that passes a tensor on uses it once, whatever it does inside.
-        if name != "__get__" and not self.passing:
-            for used in _paths((*args, *(kwargs or {}).values())):
-                used.uses[0] += 1
-        if name in _RECTIFIERS:
-            path = _path(args[0])
-            if path is not None and self.cut_off is not None:
-                self.cut_off(path, args[0])
-            cut = func(*args, **(kwargs or {}))
-            if path is not None and cut is args[0]:
-                del cut._path  # in place: it is not that output any more
-            return cut
-        if name in _ADDITIONS and len(args) == 2 and not kwargs and self.added is not None:
-            first, second = args
-            if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape:
-                for own, other in ((first, second), (second, first)):
-                    path = _path(own)
-                    if path is None or path.added:
-                        continue
-                    instead = self.added(path, own, other)
-                    if instead is None:
-                        continue
-                    if name != "add_":
-                        total = torch.add(instead, other)
-                    else:
-                        total = first.copy_(instead).add_(second) if own is first else first.add_(instead)
-                    total._path = dataclasses.replace(path, added=True)  # type: ignore[attr-defined]
-                    return total
-        return func(*args, **(kwargs or {}))
-
-
-def _path(value: object) -> _Path | None:
-    return getattr(value, "_path", None) if isinstance(value, Tensor) else None
-
-
-def _paths(values: Sequence[object]) -> list[_Path]:
-    """Those of the tensors among ``values`` and in the lists among them, each once."""
-    flat = [one for value in values for one in (value if isinstance(value, (list, tuple)) else (value,))]
-    return list({id(path): path for path in map(_path, flat) if path is not None}.values())
-
-
-@contextlib.contextmanager
-def _followed(
-    net: nn.Module,
-    layers: Sequence[str],
-    see: Callable[[str, Operator, Tensor, Tensor], Tensor],
-    added: Callable[[_Path, Tensor, Tensor], Tensor | None] | None,
-    cut_off: Callable[[_Path, Tensor], None] | None,
-) -> Iterator[None]:
-    """While open, ``see`` may replace the output of each named layer, ``added`` is told where that output is added to something,
-    and ``cut_off`` where it or such a sum goes into a ReLU.
-    """
-    hooks = []
-
-    def ran(layer: nn.Module, args: tuple[Any, ...], output: Tensor, *, name: str) -> Tensor:
-        answer = see(name, layer, args[0], output)  # type: ignore[arg-type]
-        answer._path = _Path(name)  # type: ignore[attr-defined]
-        return answer
-
-    watching = _Watching(added, cut_off)
-
-    def passes(_: nn.Module, args: tuple[Any, ...]) -> None:
-        watching.passing += 1
-        path = _path(args[0])
-        if path is not None:
-            path.uses[0] += 1
-
-    def passed(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        watching.passing -= 1
-        path = _path(args[0])
-        if path is not None and not path.added and output is not args[0]:
-            output._path = dataclasses.replace(path, modules=(*path.modules, module))  # type: ignore[attr-defined]
-
-    try:
-        for name in layers:
-            layer = get_operator(net, name)
-            hooks.append(
-                layer.register_forward_hook(lambda layer, args, output, name=name: ran(layer, args, output, name=name))
-            )
-        for module in net.modules():
-            if isinstance(module, _BatchNorm) or type(module).__name__.startswith("LayerScale"):
-                hooks.append(module.register_forward_pre_hook(passes))
-                hooks.append(module.register_forward_hook(passed))
-        with watching:
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _rows(y: Tensor, at: Tensor) -> Tensor:
-    """(samples·p, O) of a map (B, O, H, W) or of tokens (B, …, O), at the positions (samples, p) of each sample."""
-    tokens = y.flatten(2).transpose(1, 2) if y.ndim == 4 else y
-    tokens = tokens.reshape(len(at), -1, tokens.shape[-1])
-    return tokens[torch.arange(len(at), device=y.device)[:, None], at].reshape(-1, tokens.shape[-1])
-
-
-def _bias(layer: Operator) -> Tensor:
-    return layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach()

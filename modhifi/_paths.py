@@ -1,0 +1,172 @@
+"""Where the output of a layer goes: through modules that treat each channel by itself, into a sum, into a ReLU.
+
+A forward pass is watched, and the sums can be answered otherwise than they would be: that is how a layer is fitted to what its
+output becomes on the residual stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from ._operators import Operator, get_operator
+
+__all__ = ["Path", "bias_of", "followed", "rows_at"]
+
+_RECTIFIERS = ("relu", "relu_")
+_ADDITIONS = ("add", "__add__", "__radd__", "__iadd__", "add_")  # in place, += is the last one
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """Where a tensor comes from: a layer's output, passed on by ``modules`` that treat each channel by itself, and perhaps
+    ``added`` to something. ``uses`` counts what it goes into, all the way.
+    """
+
+    layer: str
+    modules: tuple[nn.Module, ...] = ()
+    added: bool = False
+    uses: list[int] = dataclasses.field(default_factory=lambda: [0])
+
+    @property
+    def only_once(self) -> bool:
+        """Whether nothing but the way itself and one thing at its end uses the layer's output."""
+        return self.uses[0] == len(self.modules) + self.added + 1
+
+    def run(self, y: Tensor) -> Tensor:
+        for module in self.modules:
+            y = module(y)
+        return y
+
+    def affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and constant (O,) of each channel, for tensors of the shape of ``like``."""
+        probe = torch.zeros_like(like[:1])
+        constant = self.run(probe)
+        scale = self.run(probe + 1) - constant
+        first = torch.zeros(1, 1, dtype=torch.int64, device=like.device)
+        return rows_at(scale, first)[0], rows_at(constant, first)[0]
+
+
+class _Watching(TorchFunctionMode):
+    """Tells of every addition of two tensors of one shape of which one comes from a known layer (what is answered takes that
+    tensor's place), and of every ReLU of such a tensor or sum.
+    """
+
+    def __init__(
+        self,
+        added: Callable[[Path, Tensor, Tensor], Tensor | None] | None,
+        cut_off: Callable[[Path, Tensor], None] | None,
+    ) -> None:
+        super().__init__()
+        self.added, self.cut_off = added, cut_off
+        self.passing = 0
+        """How many of the modules that pass a tensor on are running."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        # Reading a shape uses nothing, and a module that passes a tensor on uses it once, whatever it does inside.
+        if name != "__get__" and not self.passing:
+            for used in _paths((*args, *(kwargs or {}).values())):
+                used.uses[0] += 1
+        if name in _RECTIFIERS:
+            path = _path_of(args[0])
+            if path is not None and self.cut_off is not None:
+                self.cut_off(path, args[0])
+            cut = func(*args, **(kwargs or {}))
+            if path is not None and cut is args[0]:
+                del cut._path  # in place: it is not that output any more
+            return cut
+        if name in _ADDITIONS and len(args) == 2 and not kwargs and self.added is not None:
+            first, second = args
+            if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape:
+                for own, other in ((first, second), (second, first)):
+                    path = _path_of(own)
+                    if path is None or path.added:
+                        continue
+                    instead = self.added(path, own, other)
+                    if instead is None:
+                        continue
+                    if name != "add_":
+                        total = torch.add(instead, other)
+                    else:
+                        total = first.copy_(instead).add_(second) if own is first else first.add_(instead)
+                    total._path = dataclasses.replace(path, added=True)  # type: ignore[attr-defined]
+                    return total
+        return func(*args, **(kwargs or {}))
+
+
+def _path_of(value: object) -> Path | None:
+    return getattr(value, "_path", None) if isinstance(value, Tensor) else None
+
+
+def _paths(values: Sequence[object]) -> list[Path]:
+    """Those of the tensors among ``values`` and in the lists among them, each once."""
+    flat = [one for value in values for one in (value if isinstance(value, (list, tuple)) else (value,))]
+    return list({id(path): path for path in map(_path_of, flat) if path is not None}.values())
+
+
+@contextlib.contextmanager
+def followed(
+    net: nn.Module,
+    layers: Sequence[str],
+    see: Callable[[str, Operator, Tensor, Tensor], Tensor],
+    added: Callable[[Path, Tensor, Tensor], Tensor | None] | None,
+    cut_off: Callable[[Path, Tensor], None] | None,
+) -> Iterator[None]:
+    """While open, ``see`` may replace the output of each named layer, ``added`` is told where that output is added to something,
+    and ``cut_off`` where it or such a sum goes into a ReLU.
+    """
+    hooks = []
+
+    def ran(layer: nn.Module, args: tuple[Any, ...], output: Tensor, *, name: str) -> Tensor:
+        answer = see(name, layer, args[0], output)  # type: ignore[arg-type]
+        answer._path = Path(name)  # type: ignore[attr-defined]
+        return answer
+
+    watching = _Watching(added, cut_off)
+
+    def passes(_: nn.Module, args: tuple[Any, ...]) -> None:
+        watching.passing += 1
+        path = _path_of(args[0])
+        if path is not None:
+            path.uses[0] += 1
+
+    def passed(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        watching.passing -= 1
+        path = _path_of(args[0])
+        if path is not None and not path.added and output is not args[0]:
+            output._path = dataclasses.replace(path, modules=(*path.modules, module))  # type: ignore[attr-defined]
+
+    try:
+        for name in layers:
+            layer = get_operator(net, name)
+            hooks.append(
+                layer.register_forward_hook(lambda layer, args, output, name=name: ran(layer, args, output, name=name))
+            )
+        for module in net.modules():
+            if isinstance(module, _BatchNorm) or type(module).__name__.startswith("LayerScale"):
+                hooks.append(module.register_forward_pre_hook(passes))
+                hooks.append(module.register_forward_hook(passed))
+        with watching:
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def rows_at(y: Tensor, at: Tensor) -> Tensor:
+    """(samples·p, O) of a map (B, O, H, W) or of tokens (B, …, O), at the positions (samples, p) of each sample."""
+    tokens = y.flatten(2).transpose(1, 2) if y.ndim == 4 else y
+    tokens = tokens.reshape(len(at), -1, tokens.shape[-1])
+    return tokens[torch.arange(len(at), device=y.device)[:, None], at].reshape(-1, tokens.shape[-1])
+
+
+def bias_of(layer: Operator) -> Tensor:
+    return layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach()
