@@ -23,6 +23,7 @@ from ._types import InputSpec, Model, fingerprint
 from .checkpoints import fill, read_checkpoint
 from .cifar_resnet import DEPTHS, cifar_resnet
 from .cifar_vgg import CifarVGG
+from .digits_vit import digits_vit
 
 __all__ = ["DEFAULT_MODEL", "architecture", "list_models", "load_model"]
 
@@ -31,6 +32,7 @@ DEFAULT_MODEL = "digits-resnet20"
 _SHIPPED: Mapping[str, Callable[[int], nn.Module]] = {
     DEFAULT_MODEL: lambda classes: cifar_resnet(20, classes),
     "cifar10-vgg8": CifarVGG,
+    "digits-vit": digits_vit,
 }
 # The normalisation of the published checkpoints (github.com/akamaster/pytorch_resnet_cifar10), not CIFAR-10's own.
 CIFAR10_INPUT = InputSpec(size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -38,6 +40,7 @@ CIFAR10_INPUT = InputSpec(size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.229,
 _FORMS = (
     (DEFAULT_MODEL, "the default: a ResNet-20 on scikit-learn's handwritten digits, ships with the project"),
     ("cifar10-vgg8", "a plain convolutional chain for CIFAR-10, over-parameterised, ships with the project"),
+    ("digits-vit", "a small vision transformer on scikit-learn's handwritten digits, ships with the project"),
     (
         f"cifar10-resnetN, N = {', '.join(map(str, DEPTHS))}",
         "He et al.'s CIFAR-10 networks, shortcuts of option A; weights from a file",
@@ -150,7 +153,8 @@ def architecture(spec: str, state: Mapping[str, Tensor]) -> nn.Module:
         return timm_model(name, state)[0]
     if family == "torchvision":
         return torchvision_model(name, state)[0]
-    classes = state["linear.weight"].shape[0] if "linear.weight" in state else len(CIFAR10_CLASSES)
+    head = next((state[name] for name in ("linear.weight", "head.weight") if name in state), None)
+    classes = len(CIFAR10_CLASSES) if head is None else head.shape[0]
     if spec in _SHIPPED:
         return _SHIPPED[spec](classes)
     if own:

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 import modhifi
-from assets import cifar10_vgg8, training
+from assets import cifar10_vgg8, digits_vit, training
 from assets import digits_resnet20 as recipe
 from modhifi import Model
 
@@ -64,14 +64,24 @@ def test_the_larger_network_s_card(shared: Path) -> None:
     assert abs(right / 500 - share) <= 3 * (share * (1 - share) / 500) ** 0.5
 
 
-@pytest.mark.parametrize(("name", "limit"), [("digits-resnet20", 1.5e6), ("cifar10-vgg8", 5e6)])
+def test_the_transformer_s_recipe_and_card(tmp_path: Path) -> None:
+    made = digits_vit.make(tmp_path, seed=1, epochs=1, samples=64)
+    assert modhifi.load_model("digits-vit", tmp_path / "digits-vit.safetensors").fingerprint == made["fingerprint"]
+    model = modhifi.load_model("digits-vit", device="cpu")
+    card = json.loads((ASSETS / "digits-vit.json").read_text())
+    assert card["fingerprint"] == model.fingerprint
+    right = training.correct(model.module, modhifi.load_data("digits", split="test"), model.input)
+    assert right / 500 == card["test_accuracy"] > 0.98
+
+
+@pytest.mark.parametrize(("name", "limit"), [("digits-resnet20", 1.5e6), ("cifar10-vgg8", 5e6), ("digits-vit", 1.5e6)])
 def test_shipped_files_are_small_tensors(name: str, limit: float) -> None:
     path = ASSETS / f"{name}.safetensors"
     assert path.stat().st_size <= limit
     assert all(torch.isfinite(value).all() for value in safetensors.torch.load_file(path).values())
 
 
-@pytest.mark.parametrize("name", ["digits_resnet20", "cifar10_vgg8"])
+@pytest.mark.parametrize("name", ["digits_resnet20", "cifar10_vgg8", "digits_vit"])
 def test_recipe_is_a_command(name: str) -> None:
     result = subprocess.run(
         [sys.executable, str(ASSETS / f"{name}.py"), "--help"], capture_output=True, text=True, timeout=120
