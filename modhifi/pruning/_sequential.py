@@ -20,22 +20,18 @@ from torch import Tensor, nn
 
 from .._operators import Edit, Operator, flat_weight, get_operator, operate, outputs_at, patches, position_count
 from .._paths import Path, bias_of, followed, rows_at
+from ..fidelity import TAIL, Limit, fit_rows
 from ..progress import Progress, silent
 from ..statistics import draw
 from ..study import Study
 from ..surgery import remaining_columns
 
-__all__ = ["TAIL", "sequential"]
+__all__ = ["sequential"]
 
-# The ridge is the eigenvalue below which so little of the energy of a layer's input lies, all smaller ones together: what the
-# inputs hardly ever do, the weights are not changed for.
-TAIL = 1e-4
 # Rows that a layer is fitted on, for each of its inputs.
 _ROWS_PER_INPUT = 64
 # At most so many entries in the matrix of rows, 512 MiB.
 _ENTRIES = 1 << 27
-# How often a layer before a ReLU is fitted again.
-_ROUNDS = 3
 # All images run in one batch; more pixels than this would need too much memory.
 _PIXELS = 1 << 24
 # An output whose scale on its way to the stream is smaller than this, relative to the largest, takes up no drift.
@@ -176,7 +172,7 @@ class _Pass:
             net(images)
         assert not waiting, "an addition that was seen in the unchanged network did not come"
 
-    def _fitted(self, name: str, layer: Operator, x: Tensor, target: Tensor, limit: _Limit | None) -> Tensor:
+    def _fitted(self, name: str, layer: Operator, x: Tensor, target: Tensor, limit: Limit | None) -> Tensor:
         """Fits a layer to the rows (r, O) of ``target``, keeps the edit, and gives the layer's new output for ``x``."""
         self.progress(len(self.layers) + len(self.edits), 2 * len(self.layers), "compensating in sequence")
         stats, own = self.study.layers[name], flat_weight(layer)
@@ -193,59 +189,6 @@ class _Pass:
             edit = Edit(new, shift)
         self.edits[name] = Edit(edit.weight.cpu(), edit.shift.cpu())
         return operate(layer, x, edit.weight.to(own), edit.shift.to(own) + bias_of(layer))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Limit:
-    """For outputs that a ReLU cuts off: ``free`` (r, O) bool says which, and ``bound`` (O,) or (r, O) how far they may go:
-    up to there, or where ``falling`` (O,) down to there.
-    """
-
-    free: Tensor
-    bound: Tensor
-    falling: Tensor
-
-    def follow(self, target: Tensor, found: Tensor) -> Tensor:
-        """``target`` where it must be met; elsewhere what was ``found``, as far as it may go."""
-        within = torch.where(self.falling, torch.maximum(found, self.bound), torch.minimum(found, self.bound))
-        return torch.where(self.free, within, target)
-
-
-def fit_rows(
-    rows: Tensor, target: Tensor, own: Tensor, tail: float, centred: bool, limit: _Limit | None = None
-) -> tuple[Tensor, Tensor, float]:
-    """``W' = argmin E‖y − W'x − b‖² + λ‖W' − W‖²`` from ``rows`` (r, n), ``target`` (r, O) and the weights as they are, ``own``
-    (O, n): W' (O, n), b (O,), which is 0 unless ``centred``, both float64, and λ relative to the mean eigenvalue of E[x xᵀ]. λ is
-    the largest eigenvalue for which the smaller ones and itself hold at most ``tail`` of the trace. With a ``limit`` the targets
-    that are free follow the fit, in turns.
-    """
-    exact = torch.float32 if rows.device.type == "mps" else torch.float64
-    mean_x = rows.to(exact).mean(0) if centred else rows.new_zeros(rows.shape[1], dtype=exact)
-    x = rows - mean_x.to(rows)
-    second = (x.T @ x).to(exact) / len(rows)
-    pull = max(_tail_eigenvalue(second, tail), 1e-12)
-    relative = pull / max(float(second.diagonal().mean()), 1e-12)
-    second.diagonal().add_(pull)
-    factor = torch.linalg.cholesky(second)
-
-    def solved(target: Tensor) -> tuple[Tensor, Tensor]:
-        mean_y = target.to(exact).mean(0) if centred else target.new_zeros(target.shape[1], dtype=exact)
-        cross = ((target - mean_y.to(target)).T @ x).to(exact) / len(rows) + pull * own.to(exact)
-        weight = torch.cholesky_solve(cross.T, factor).T
-        return weight, mean_y - weight @ mean_x
-
-    weight, constant = solved(target)
-    for _ in range(0 if limit is None else _ROUNDS):
-        assert limit is not None
-        weight, constant = solved(limit.follow(target, rows @ weight.to(rows).T + constant.to(rows)))
-    return weight, constant, relative
-
-
-def _tail_eigenvalue(second: Tensor, tail: float) -> float:
-    # Single precision will do for a threshold, and takes a fraction of the time for wide layers.
-    values = torch.linalg.eigvalsh(second.float()).clamp(min=0.0)
-    few = values.cumsum(0) <= tail * values.sum()
-    return float(values[few][-1]) if bool(few.any()) else 0.0
 
 
 @dataclasses.dataclass
@@ -267,10 +210,10 @@ class _Threshold:
     scale: Tensor | None = None
     constant: Tensor | None = None
 
-    def limit(self, bias: Tensor, stream: Tensor | float = 0.0) -> _Limit:
+    def limit(self, bias: Tensor, stream: Tensor | float = 0.0) -> Limit:
         """In terms of the layer's output without its ``bias``, when ``stream`` (r, O) is added on the way."""
         assert self.scale is not None
         assert self.constant is not None
         able = self.scale.abs() > _SMALLEST_SCALE * self.scale.abs().max()
         scale = torch.where(able, self.scale, 1.0)
-        return _Limit(~self.active & able, -(self.constant + stream) / scale - bias, scale < 0)
+        return Limit(~self.active & able, -(self.constant + stream) / scale - bias, scale < 0)

@@ -14,9 +14,10 @@ from torch import nn
 import modhifi
 from modhifi import Data, Model, Study
 from modhifi._operators import Edit, get_operator
+from modhifi.fidelity import Limit, fit_rows
 from modhifi.models import InputSpec, fingerprint
 from modhifi.pruning import _sequential
-from modhifi.pruning._sequential import _Limit, fit_rows, sequential
+from modhifi.pruning._sequential import sequential
 from modhifi.surgery import calibration_data
 
 
@@ -262,7 +263,7 @@ def test_free_targets_never_leave_more_behind_the_relu_than_the_plain_fit(
     y = x @ own.T + rng.standard_normal((64, outputs))
     rows, target, weights = (torch.from_numpy(each) for each in (x, y, own))
     threshold = torch.zeros(outputs, dtype=torch.float64)
-    limit = _Limit(target <= 0, threshold, torch.zeros(outputs, dtype=torch.bool))
+    limit = Limit(target <= 0, threshold, torch.zeros(outputs, dtype=torch.bool))
     plain, free = (fit_rows(rows, target, weights, tail, True, each) for each in (None, limit))
     pull = free[2] * float(np.var(x, axis=0).mean())
 
