@@ -482,6 +482,76 @@ def confusion(matrix: Array, classes: Sequence[str]) -> go.Figure:
     return _finish(figure, 380)
 
 
+def living(
+    table: Array, classes: Sequence[str], components: Sequence[tuple[str, int]], chosen: Sequence[str]
+) -> go.Figure:
+    """Fidelity of single components (columns, group and index) for every class (rows), (K, M); chosen classes are marked."""
+    names = [f"{group} {index}" for group, index in components]
+    rows = [f"▸ {name}" if name in chosen else name for name in classes]
+    figure = _heatmap(
+        table,
+        "class %{y}, component %{customdata}",
+        x=list(range(1, len(names) + 1)),
+        y=rows,
+        customdata=np.broadcast_to(np.array(names, dtype=object), table.shape),
+    )
+    figure.update_xaxes(title="component, the most specific first", showgrid=False)
+    figure.update_yaxes(title="class", type="category", autorange="reversed", showgrid=False)
+    return _finish(figure, min(420, 120 + 24 * len(classes)))
+
+
+def forgetting_curve(points: Sequence[Mapping[str, float]], taken: float, unit: str) -> go.Figure:
+    """Retain accuracy against forget accuracy on the calibration images, from the unchanged network on; ``taken`` is the strength
+    that was chosen.
+    """
+    ordered = sorted(points, key=lambda point: point["strength"])
+    x = [100 * point["forget_accuracy"] for point in ordered]
+    y = [100 * point["retain_accuracy"] for point in ordered]
+    strengths = [f"{point['strength']:.3g}" for point in ordered]
+    hover = f"{unit}: %{{customdata}}<br>forget %{{x:.1f}}%, retain %{{y:.1f}}%<extra></extra>"
+    figure = go.Figure()
+    figure.add_scatter(
+        x=x, y=y, customdata=strengths, mode="lines+markers", name="tried", line={"color": GREY}, hovertemplate=hover
+    )
+    chosen = [i for i, point in enumerate(ordered) if point["strength"] == taken]
+    figure.add_scatter(
+        x=[x[i] for i in chosen],
+        y=[y[i] for i in chosen],
+        customdata=[strengths[i] for i in chosen],
+        mode="markers",
+        name="taken",
+        marker={"color": BLUE, "size": 13, "symbol": "diamond"},
+        hovertemplate=hover,
+    )
+    figure.update_xaxes(title="forget accuracy", ticksuffix="%", range=[104, -4])
+    figure.update_yaxes(title="retain accuracy", ticksuffix="%")
+    return _finish(figure, 300)
+
+
+def relearning(steps: Sequence[int], curves: Mapping[str, Sequence[float]]) -> go.Figure:
+    """Forget accuracy after so many steps of training on images of the class, a line for each network."""
+    styles = {
+        "unchanged": (GREY, "solid", "circle"),
+        "logit mask": (ORANGE, "dot", "square"),
+        "changed": (BLUE, "solid", "diamond"),
+    }
+    figure = go.Figure()
+    for name, values in curves.items():
+        colour, dash, symbol = styles[name]
+        figure.add_scatter(
+            x=[str(step) for step in steps],
+            y=[100 * value for value in values],
+            mode="lines+markers",
+            name=name,
+            line={"color": colour, "dash": dash},
+            marker={"symbol": symbol, "size": 8},
+            hovertemplate="%{x} steps: %{y:.1f}%<extra>%{fullData.name}</extra>",
+        )
+    figure.update_xaxes(title="steps of relearning", type="category", showgrid=False)
+    figure.update_yaxes(title="forget accuracy", ticksuffix="%", range=[-4, 104])
+    return _finish(figure, 300)
+
+
 def per_class(classes: Mapping[str, Mapping[str, float | None]], forgotten: Sequence[str]) -> go.Figure:
     """Accuracy of each class before and after; forgotten classes are hatched."""
     names = list(classes)

@@ -1,27 +1,30 @@
-"""The Forget page's controls and words."""
+"""The Forget page's controls, tables and words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
 import streamlit as st
 
 import modhifi
+from modhifi.evaluation import FORGETTING_ROWS, Evaluation, verdict
+from modhifi.unlearning import METHODS, Living, where_it_lives
 
 from . import components as ui
 from .components import FORMULAS, Number, percent
 from .library import forget_point
-from .selection import LabelledData
+from .selection import Forgetting, LabelledData
 from .session import Session
 from .store import Point
 
-__all__ = ["forget_controls", "forgotten", "in_words", "numbers_of"]
+__all__ = ["curves_of", "forget_controls", "forgotten", "in_words", "living_of", "numbers_of", "report_of"]
 
 
-def forget_controls(session: Session, study: modhifi.Study) -> None:
-    """Draws the classes, the two sources of labelled images, and *Forget*."""
+def forget_controls(session: Session, study: modhifi.Study) -> list[str]:
+    """Draws the classes, how to forget, the two sources of labelled images, and *Forget*; gives the chosen classes."""
     classes = list(study.model.classes)
-    left, middle, right = st.columns([3, 1.6, 1], gap="medium", vertical_alignment="bottom")
+    left, right = st.columns([3, 1], gap="medium", vertical_alignment="bottom")
     with left:
         words = "What the network should no longer know. At least one class must stay."
         if len(classes) <= 20:
@@ -30,10 +33,11 @@ def forget_controls(session: Session, study: modhifi.Study) -> None:
             )
         else:
             chosen = st.multiselect("Classes to forget", classes, key="classes", bind="query-params", help=words)
-    with middle, st.container(horizontal=True):
-        labelled = ui.labelled_data(session, "decide", "Decided on", "calibration")
-        test = ui.labelled_data(session, "test", "Measured on", "test")
-    point = forget_point(chosen, labelled, test)
+        with st.container(horizontal=True):
+            wish = _method(session, tuple(chosen))
+            labelled = ui.labelled_data(session, "decide", "Decided on", "calibration")
+            test = ui.labelled_data(session, "test", "Measured on", "test")
+    point = forget_point(wish, labelled, test)
     known = any(p.id == point for p in session.points())
     with right:
         st.button(
@@ -43,14 +47,75 @@ def forget_controls(session: Session, study: modhifi.Study) -> None:
             width="stretch",
             disabled=not 0 < len(chosen) < len(classes),
             on_click=_forget,
-            args=(session, list(chosen), labelled, test, point),
+            args=(session, wish, labelled, test, point),
             key="forget",
         )
+    if len(chosen) == len(classes):
+        st.caption("All classes are chosen; leave at least one.")
+    return list(chosen)
 
 
-def _forget(session: Session, classes: list[str], labelled: LabelledData, test: LabelledData, point: str) -> None:
+def _method(session: Session, classes: tuple[str, ...]) -> Forgetting:
+    """Draws the method and its knobs, folded away."""
+    with st.popover("Method", icon=":material/tune:"):
+        method = st.selectbox(
+            "Method",
+            list(METHODS),
+            format_func=lambda name: METHODS[name].title + (" (needs gradients)" if METHODS[name].gradients else ""),
+            key="method",
+            bind="query-params",
+        )
+        st.caption(METHODS[method].about)
+        target = st.slider(
+            "Accuracy on the class that is low enough",
+            0,
+            50,
+            0,
+            5,
+            format="%d%%",
+            key="target",
+            bind="query-params",
+            help="On the images that are decided on. The smallest edit that reaches it is searched for.",
+        )
+        depth, towards = None, "mean"
+        if METHODS[method].deep:
+            depth = st.number_input(
+                "Layers, from the last one",
+                min_value=1,
+                value=None,
+                placeholder="chosen by the method",
+                key="depth",
+                persist_state="session",
+            )
+        if method == "ridge":
+            towards = st.segmented_control(
+                "Answer on the class",
+                ["mean", "zero"],
+                default="mean",
+                required=True,
+                key="towards",
+                help="What the edited layers should answer on images of the class: what they answer on the others on average, "
+                "or nothing.",
+            )
+        predicted = st.toggle(
+            "Use the network's own answers as labels",
+            key="predicted",
+            bind="query-params",
+            help="Which images are of the class is then what the network says; the images need no labels.",
+        )
+    return Forgetting(
+        classes=classes,
+        method=method,
+        target=target / 100,
+        depth=None if depth is None else int(depth),
+        towards="zero" if towards == "zero" else "mean",
+        predicted_labels=predicted,
+    )
+
+
+def _forget(session: Session, wish: Forgetting, labelled: LabelledData, test: LabelledData, point: str) -> None:
     session.library.again(f"forget {session.source.id} {point}")
-    session.library.forget(session.source, classes, labelled, test)
+    session.library.forget(session.source, wish, labelled, test)
     st.session_state["awaited"] = point
 
 
@@ -66,22 +131,49 @@ def forgotten(session: Session) -> Point | None:
     return point
 
 
+def living_of(study: modhifi.Study, chosen: Sequence[str]) -> tuple[Living, str]:
+    """The picture of where the chosen classes live, and what it says."""
+    found = where_it_lives(study, chosen)
+    if not found.components:
+        return found, "No class to show: the network answered too few images for each. Analyse more images to see them."
+    (group, index), by = found.components[0], found.apart[0]
+    of = ", ".join(name for name in chosen if name in found.classes)
+    if not of:
+        return found, f"The component that tells one class from the rest best is {group} {index} (by {by:.2f})."
+    return (
+        found,
+        f"The component most specific to {of} is {group} {index}: its fidelity is higher than elsewhere by {by:.2f}.",
+    )
+
+
 def in_words(point: Point) -> str:
-    """What the numbers say together."""
+    """What the numbers say together, as a list."""
+    return "\n".join(f"- {sentence}" for sentence in verdict(Evaluation.model_validate(point.evaluation)))
+
+
+def report_of(point: Point) -> pd.DataFrame:
+    """Every measure for the unchanged network, the logit mask and the changed network."""
     e = point.evaluation
-    found = [
-        f"{words} in {percent(e[name])}"
-        for name, words in (
-            ("probe_accuracy", "a linear probe finds it"),
-            ("bn_recall_accuracy", "BN recall brings it back"),
-        )
-        if e.get(name) is not None and e[name] > 0.5
+    rows = [
+        {"": title}
+        | {
+            column: percent(e.get(name + of))
+            for column, of in (("Unchanged", "_before"), ("Logit mask", "_mask"), ("Changed", ""))
+        }
+        for title, name in FORGETTING_ROWS
     ]
-    if e["forget_accuracy"] > 0.1:
-        return "The class is still answered; more layers or a stronger edit are needed."
-    if found:
-        return f"The answer is gone, the knowledge is not: {' and '.join(found)} of its images."
-    return "The answer is gone, and neither a linear probe nor BN recall brings it back for most of its images."
+    return pd.DataFrame(rows).set_index("")
+
+
+def curves_of(point: Point) -> dict[str, list[float]]:
+    """Relearning curves, by network; those that were measured."""
+    e = point.evaluation
+    found = {
+        "unchanged": e.get("relearning_accuracy_before"),
+        "logit mask": e.get("relearning_accuracy_mask"),
+        "changed": e.get("relearning_accuracy"),
+    }
+    return {name: values for name, values in found.items() if values}
 
 
 def numbers_of(point: Point) -> list[Number]:

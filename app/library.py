@@ -30,7 +30,7 @@ from modhifi.pruning import LatencyTable, machine_name
 from modhifi.study import ORDERS, Level
 
 from .jobs import Job, Jobs
-from .selection import Choice, LabelledData, Source, digest
+from .selection import Choice, Forgetting, LabelledData, Source, digest
 from .store import BoundPoint, Point, Store
 
 __all__ = ["Library", "commands", "forget_point", "prune_point"]
@@ -239,31 +239,43 @@ class Library:
 
     # Forgetting
 
-    def forget(self, source: Source, forget: Sequence[str], data: LabelledData, test: LabelledData) -> Job:
+    def forget(self, source: Source, wish: Forgetting, data: LabelledData, test: LabelledData) -> Job:
         """Makes the network forget classes, decided on ``data``, measured on ``test``; the result is the `Point`."""
-        classes = tuple(forget)
-        point_id = forget_point(classes, data, test)
+        point_id = forget_point(wish, data, test)
 
         def work(progress: Progress) -> Point:
             study, model = self._study_and_model(source, progress)
-            plan = modhifi.unlearn(study, forget=list(classes), data=_load(data), model=model, progress=progress)
+            plan = modhifi.unlearn(
+                study,
+                list(wish.classes),
+                _load(data, labels=not wish.predicted_labels),
+                method=wish.method,
+                target=wish.target,
+                depth=wish.depth,
+                towards=wish.towards,
+                predicted_labels=wish.predicted_labels,
+                model=model,
+                progress=progress,
+            )
             changed = modhifi.apply(plan, model)
             evaluation = modhifi.evaluate(changed, _load(test), baseline=model, progress=progress)
             point = Point(
                 id=point_id,
                 kind="unlearn",
-                label="Without " + ", ".join(classes),
+                label=wish.label,
                 measured_on=test,
                 decided_on=data,
                 evaluation=evaluation.model_dump(mode="json"),
-                forget=classes,
+                forget=tuple(plan.forget),
+                forgetting=wish,
                 predicted=plan.predicted,
+                curve=[one.model_dump() for one in plan.curve],
             )
             plan.measured.append(evaluation.to_json())
             self.store.add_point(source.id, point, plan)
             return point
 
-        return self._once(f"forget {source.id} {point_id}", f"Forgetting {', '.join(classes)}", source, work)
+        return self._once(f"forget {source.id} {point_id}", f"Forgetting {', '.join(wish.classes)}", source, work)
 
     # Taking away
 
@@ -350,9 +362,9 @@ def prune_point(choice: Choice, data: LabelledData) -> str:
     return f"prune-{choice.digest}-{data.digest}"
 
 
-def forget_point(classes: Sequence[str], data: LabelledData, test: LabelledData) -> str:
+def forget_point(wish: Forgetting, data: LabelledData, test: LabelledData) -> str:
     """The same for forgetting."""
-    return f"forget-{digest(list(classes))}-{data.digest}-{test.digest}"
+    return f"forget-{wish.digest}-{data.digest}-{test.digest}"
 
 
 # The wish is made of names and numbers, and a study never changes under its name: an exact key.
@@ -370,9 +382,9 @@ def _latencies(path: Path, changed: int) -> LatencyTable:  # noqa: ARG001 - ``ch
     return LatencyTable.load(path)
 
 
-def _load(data: LabelledData) -> Data:
+def _load(data: LabelledData, labels: bool = True) -> Data:
     loaded = modhifi.load_data(data.data, root=data.root, split=data.split, samples=data.samples)
-    if loaded.labels is None:
+    if labels and loaded.labels is None:
         raise UserError(f"{data.data} has no labels; choose labelled images to measure on")
     return loaded
 
@@ -385,6 +397,11 @@ def commands(source: Source, plan: Plan, point: Point) -> str:
     settings = plan.settings
     if plan.kind == "unlearn":
         make = ["unlearn", "study", "--forget", ",".join(plan.forget), *_where(point.decided_on or source.labelled)]
+        wish = point.forgetting or Forgetting(classes=point.forget)
+        make += ["--method", wish.method, "--target", str(wish.target)]
+        make += [] if wish.depth is None else ["--depth", str(wish.depth)]
+        make += ["--towards", wish.towards] if wish.method == "ridge" else []
+        make += ["--predicted-labels"] if wish.predicted_labels else []
     else:
         make = ["prune", "study", f"--{settings.budget}", str(settings.remain)]
         if settings.method is not None:

@@ -16,8 +16,9 @@ import modhifi
 from modhifi.errors import UserError
 from modhifi.plan import Budget, Compensation, Spread
 from modhifi.pruning import METHODS, Method
+from modhifi.unlearning import METHODS as FORGETTING
 
-__all__ = ["DEFAULT", "Choice", "Compensation", "LabelledData", "Source", "WORDS", "digest", "distinct"]
+__all__ = ["DEFAULT", "Choice", "Forgetting", "Compensation", "LabelledData", "Source", "WORDS", "digest", "distinct"]
 
 _Value = TypeVar("_Value")
 
@@ -148,6 +149,26 @@ class Source(_Frozen):
 
 DEFAULT = Source()
 """What a first visit shows."""
+
+
+class Forgetting(_Frozen):
+    """How to forget: the wish, before a plan is made of it."""
+
+    classes: tuple[str, ...]
+    method: str = "erase"
+    target: float | Literal["chance"] = 0.0
+    depth: int | None = Field(default=None, ge=1)
+    towards: Literal["zero", "mean"] = "mean"
+    predicted_labels: bool = False
+
+    @property
+    def label(self) -> str:
+        how = [] if self.method == "erase" else [FORGETTING[self.method].title]
+        how += [] if self.target == 0 else ["to chance" if self.target == "chance" else f"to {self.target:.0%}"]
+        how += [] if self.depth is None else [f"last {self.depth} layers"]
+        how += ["towards zero"] if self.method == "ridge" and self.towards == "zero" else []
+        how += ["by predicted labels"] if self.predicted_labels else []
+        return " · ".join([f"Without {', '.join(self.classes)}", *how])
 
 
 class Choice(_Frozen):

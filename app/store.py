@@ -27,7 +27,7 @@ from modhifi._files import read_json, write_json
 from modhifi.errors import UserError
 from modhifi.plan import Plan
 
-from .selection import Choice, LabelledData, Source
+from .selection import Choice, Forgetting, LabelledData, Source
 
 __all__ = ["BoundPoint", "Point", "Store", "home"]
 
@@ -52,7 +52,10 @@ class Point(BaseModel):
     evaluation: dict[str, Any]
     choice: Choice | None = None
     forget: tuple[str, ...] = ()
+    forgetting: Forgetting | None = None
     predicted: dict[str, float] = Field(default_factory=dict)
+    curve: list[dict[str, float]] = Field(default_factory=list)
+    """Of unlearning: what was tried in the search for the strength."""
     made: float = Field(default_factory=time.time)
 
 

@@ -23,9 +23,19 @@ from .data import DataRef
 from .errors import UserError
 from .models import ModelRef
 
-__all__ = ["PLAN_SCHEMA", "Budget", "Compensation", "GroupPlan", "Plan", "Settings", "Spread", "TensorFile"]
+__all__ = [
+    "PLAN_SCHEMA",
+    "Budget",
+    "Compensation",
+    "CurvePoint",
+    "GroupPlan",
+    "Plan",
+    "Settings",
+    "Spread",
+    "TensorFile",
+]
 
-PLAN_SCHEMA = 2
+PLAN_SCHEMA = 3
 Compensation = Literal["none", "scalar", "full", "sequential"]
 Spread = Literal["global", "uniform", "ranking"]
 Budget = Literal["flops", "params", "latency"]
@@ -68,14 +78,31 @@ class Settings(_Frozen):
         default=None, description="the named method, where it is another one than this project's"
     )
     strength: float | None = Field(
-        default=None, description="unlearning: fraction of the (output, component) pairs edited"
+        default=None, description="unlearning: how far the edit goes, in the unit of its method"
     )
     layers: list[str] = Field(default_factory=list, description="unlearning: the layers edited")
+    target: float | None = Field(default=None, description="unlearning: the forget accuracy that was asked for")
+    predicted_labels: bool = Field(
+        default=False, description="unlearning: the network's own answers said which samples are of the forget classes"
+    )
+    anchored: bool = Field(
+        default=False,
+        description="unlearning: BatchNorm's statistics are those of the retained samples, so that re-estimating them"
+        " changes nothing",
+    )
 
     @property
     def level(self) -> Literal["none", "scalar", "full"]:
         """The level of compensation whose errors the study knows: sequential ones are predicted as full ones."""
         return "full" if self.compensate == "sequential" else self.compensate
+
+
+class CurvePoint(_Frozen):
+    """What an edit of this ``strength`` did on the calibration samples; fractions in [0, 1]."""
+
+    strength: float
+    forget_accuracy: float
+    retain_accuracy: float
 
 
 class TensorFile(_Frozen):
@@ -84,7 +111,7 @@ class TensorFile(_Frozen):
 
 
 class Plan(_Frozen):
-    """See the module's text. ``tensors`` maps names of the *changed* network's state dict to their values."""
+    """See the module's text. ``tensors`` maps names of the unchanged network's state (see `modhifi.surgery`) to their values."""
 
     schema_version: int = PLAN_SCHEMA
     kind: Literal["prune", "unlearn"]
@@ -93,6 +120,7 @@ class Plan(_Frozen):
     settings: Settings
     groups: dict[str, GroupPlan] = Field(default_factory=dict)
     forget: list[str] = Field(default_factory=list)
+    curve: list[CurvePoint] = Field(default_factory=list, description="unlearning: the search for the strength")
     predicted: dict[str, float] = Field(default_factory=dict)
     measured: list[dict[str, Any]] = Field(default_factory=list)
     note: str = ""

@@ -5,18 +5,53 @@ import streamlit as st
 
 from app import components as ui
 from app import figures
-from app.forget import forget_controls, forgotten, in_words, numbers_of
+from app.export import model_download, plan_download, report_download
+from app.forget import curves_of, forget_controls, forgotten, in_words, living_of, numbers_of, report_of
+from modhifi.unlearning import METHODS
 
 session, study = ui.analysed()
 with st.container(border=True):
-    forget_controls(session, study)
+    chosen = forget_controls(session, study)
 ui.latest_job(session, "forget")
+with st.container(border=True):
+    living, words = living_of(study, chosen)
+    st.markdown("**Where the class lives**" if chosen else "**Where the classes live**", help=ui.FORMULAS["living"])
+    if living.components:
+        ui.chart(
+            figures.living(living.table, living.classes, living.components, chosen),
+            alt=f"Fidelity of the most specific components for each class. {words}",
+            key="living",
+        )
+    st.caption(words)
 point = forgotten(session)
 if point is not None:
-    ui.numbers(numbers_of(point))
-    st.markdown(in_words(point))
     result = point.evaluation
     classes = list(result["per_class"])
+    ui.numbers(numbers_of(point))
+    left, right = st.columns([1, 1], gap="medium")
+    with left, st.container(border=True, height="stretch"):
+        st.markdown("**Is it forgotten?**")
+        st.markdown(in_words(point))
+    with right, st.container(border=True, height="stretch"):
+        st.markdown("**Beside the unchanged network and a logit mask**")
+        st.table(report_of(point))
+    left, right = st.columns(2, gap="medium")
+    with left, st.container(border=True):
+        st.markdown("**The strength that was searched**", help=ui.FORMULAS["strength"])
+        method = METHODS[point.forgetting.method] if point.forgetting else METHODS["erase"]
+        plan = session.library.store.plan(session.source.id, point.id)
+        ui.chart(
+            figures.forgetting_curve(point.curve, plan.settings.strength or 0.0, method.strength),
+            alt=f"Retain against forget accuracy over the strength of the edit: {point.label}",
+            key="forgetting-curve",
+        )
+    with right, st.container(border=True):
+        st.markdown("**Relearning**", help=ui.FORMULAS["relearning"])
+        ui.chart(
+            figures.relearning(result["relearning_steps"], curves_of(point)),
+            alt=f"Forget accuracy over steps of relearning: {point.label}",
+            key="relearning",
+        )
     before, after = st.columns(2, gap="medium")
     with before, st.container(border=True):
         st.markdown("**Confusion before**")
@@ -39,3 +74,7 @@ if point is not None:
             alt=f"Accuracy of each class before and after: {point.label}",
             key="per-class",
         )
+    cards = st.columns(3, gap="medium", border=True)
+    for card, draw in zip(cards, (plan_download, model_download, report_download), strict=True):
+        with card, st.container(height="stretch"):
+            draw(session, point)

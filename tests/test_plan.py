@@ -27,7 +27,7 @@ def test_carried(plan: Plan, tmp_path, name: str) -> None:
 
 def test_the_json_is_what_the_contract_says(plan: Plan, tmp_path) -> None:
     content = json.loads(plan.save(tmp_path / "plan.json").read_text())
-    assert content["schema_version"] == 2
+    assert content["schema_version"] == 3
     assert content["model"]["spec"] == "digits-resnet20"
     assert len(content["model"]["fingerprint"]) == 64
     assert set(content["groups"]["layer1.0.conv1"]) == {"total", "keep"}

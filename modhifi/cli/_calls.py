@@ -13,12 +13,13 @@ from .._format import by_reason, listed, number, percent
 from ..components import Group
 from ..data import Data, DataRef, load_data
 from ..errors import UserError
-from ..evaluation import Evaluation
+from ..evaluation import FORGETTING_ROWS, Evaluation, verdict
 from ..models import Model, list_models, reload
 from ..plan import Plan
 from ..progress import Progress
 from ..pruning import SHARES, LatencyTable, measure_table, sensitivity
 from ..study import Study
+from ..unlearning import METHODS as FORGETTING
 from ._parser import build_parser
 from ._processes import joined
 
@@ -354,7 +355,11 @@ def unlearn(asked: argparse.Namespace, progress: Progress) -> Answer:
         study,
         asked.forget.split(","),
         _data(asked, study.data),
+        method=asked.method,
         target=asked.target,
+        depth=asked.depth,
+        towards=asked.towards,
+        predicted_labels=asked.predicted_labels,
         samples=asked.samples,
         seed=asked.seed,
         progress=progress,
@@ -363,12 +368,18 @@ def unlearn(asked: argparse.Namespace, progress: Progress) -> Answer:
     value = {
         "plan": asked.out,
         "forget": plan.forget,
+        "curve": [point.model_dump() for point in plan.curve],
         "predicted": plan.predicted,
         "settings": plan.settings.model_dump(mode="json"),
     }
+    rows = [
+        [f"{point.strength:.3g}", percent(point.forget_accuracy), percent(point.retain_accuracy)]
+        for point in plan.curve
+    ]
     text = (
-        f"{', '.join(plan.forget)}: {plan.settings.method}, {plan.settings.strength:.2%} of the slices in"
-        f" {', '.join(plan.settings.layers)}\non the calibration images: forget accuracy"
+        f"{_table([FORGETTING[asked.method].strength, 'forget', 'retain'], rows)}\n"
+        f"{', '.join(plan.forget)}: {plan.settings.method}, strength {plan.settings.strength:.3g}, in"
+        f" {listed(plan.settings.layers)}\non the calibration images: forget accuracy"
         f" {percent(plan.predicted['forget_accuracy'])}, retain accuracy {percent(plan.predicted['retain_accuracy'])}\n"
         f"written to {asked.out}; judge it with: modhifi evaluate {asked.out} --data DATA --split test"
     )
@@ -421,16 +432,22 @@ def _evaluation_text(e: Evaluation) -> str:
             number(e.latency_ms, 2),
         ],
     ]
-    if e.forget is not None:
-        rows += [
-            ["forget accuracy", percent(e.forget_accuracy_before), percent(e.forget_accuracy)],
-            ["retain accuracy", percent(e.retain_accuracy_before), percent(e.retain_accuracy)],
-            ["linear probe on the forgotten", percent(e.probe_accuracy_before), percent(e.probe_accuracy)],
-            ["membership inference (AUC)", percent(e.mia_before), percent(e.mia)],
-            ["forget accuracy after BatchNorm recall", "", percent(e.bn_recall_accuracy)],
-        ]
     rows += [[f"class {name}", percent(row.before), percent(row.after)] for name, row in e.per_class.items()]
-    return f"{_table([f'{e.samples} images', 'before', 'after'], rows)}"
+    text = _table([f"{e.samples} images", "before", "after"], rows)
+    return text if e.forget is None else f"{text}\n\n{_forgetting_text(e)}"
+
+
+def _forgetting_text(e: Evaluation) -> str:
+    judged = [
+        [title, *(percent(getattr(e, name + of)) for of in ("_before", "_mask", ""))] for title, name in FORGETTING_ROWS
+    ]
+    curves = (e.relearning_accuracy_before, e.relearning_accuracy_mask, e.relearning_accuracy)
+    for number, step in enumerate(e.relearning_steps or ()):
+        judged.append(
+            [f"Forget accuracy, {step} steps of relearning", *(percent(c[number] if c else None) for c in curves)]
+        )
+    table = _table([f"without {', '.join(e.forget or ())}", "unchanged", "logit mask", "changed"], judged)
+    return "\n".join([table, *verdict(e)])
 
 
 def export(asked: argparse.Namespace, progress: Progress) -> Answer:

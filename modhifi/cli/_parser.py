@@ -10,6 +10,7 @@ from ..data import SYNTHETIC
 from ..errors import UserError
 from ..pruning import BASELINES, METHODS, NEEDS_LABELS
 from ..study import SCORES
+from ..unlearning import METHODS as FORGETTING
 
 __all__ = ["build_parser"]
 
@@ -151,7 +152,31 @@ def build_parser() -> argparse.ArgumentParser:
     unlearn.add_argument("--forget", required=True, metavar="NAMES", help="classes by name or index, comma separated")
     _data(unlearn, "calibration")
     unlearn.add_argument("--samples", type=int, default=1000, metavar="N")
-    unlearn.add_argument("--target", type=float, default=0.0, help="forget accuracy that is low enough (default: 0)")
+    unlearn.add_argument(
+        "--method",
+        default="erase",
+        metavar="NAME",
+        help=f"one of {', '.join(FORGETTING)} (default: erase); ascent and finetune need gradients",
+    )
+    unlearn.add_argument(
+        "--target",
+        type=lambda text: text if text == "chance" else float(text),
+        default=0.0,
+        metavar="A",
+        help="forget accuracy that is low enough, or chance (default: 0)",
+    )
+    unlearn.add_argument(
+        "--depth", type=int, metavar="N", help="edit the last N layers (default: chosen by the method)"
+    )
+    unlearn.add_argument(
+        "--towards",
+        choices=("zero", "mean"),
+        default="mean",
+        help="ridge: what a layer should answer on forget samples (default: the retained mean)",
+    )
+    unlearn.add_argument(
+        "--predicted-labels", action="store_true", help="the network's own answers say which images are of the classes"
+    )
     unlearn.add_argument("--out", required=True, metavar="PLAN", help="a .json or .zip file")
 
     bound = call("bound", "Bound, measured global error and tightness, per layer and whole.")

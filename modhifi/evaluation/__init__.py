@@ -1,17 +1,39 @@
 """Evaluation: what a changed network costs and gives, measured, before and after."""
 
-from ._accuracy import Prediction, match_labels, predict
+from ._accuracy import Prediction, classifier_of, match_labels, predict
 from ._cost import count_cost, measure_latency, tensor_bytes
 from ._evaluate import ClassAccuracy, Evaluation, evaluate
-from ._forgetting import bn_recall, membership, probe_accuracy
+from ._forgetting import (
+    RELEARNING_STEPS,
+    bn_recall,
+    hiding_logit,
+    masked,
+    masked_model,
+    masked_rows,
+    membership,
+    probe_accuracy,
+    recalled,
+    relearning,
+)
+from ._verdict import FORGETTING_ROWS, verdict
 
 __all__ = [
+    "FORGETTING_ROWS",
+    "verdict",
+    "RELEARNING_STEPS",
+    "hiding_logit",
+    "masked",
+    "masked_model",
+    "recalled",
+    "relearning",
     "ClassAccuracy",
     "Evaluation",
     "Prediction",
     "bn_recall",
+    "classifier_of",
     "count_cost",
     "evaluate",
+    "masked_rows",
     "match_labels",
     "measure_latency",
     "membership",

@@ -19,13 +19,20 @@ __all__ = ["Prediction", "classifier_of", "match_labels", "predict"]
 @dataclass(frozen=True)
 class Prediction:
     """Per image, on the CPU: ``label`` true class (N,), ``answer`` predicted class (N,), ``loss`` cross-entropy (N,)
-    float32, ``features`` the classifier's input (N, F) float32 or None.
+    float32, ``features`` the classifier's input (N, F) float32 or None, ``logits`` (N, K) float32 or None.
     """
 
     label: Tensor
     answer: Tensor
     loss: Tensor
     features: Tensor | None
+    logits: Tensor | None = None
+
+    @classmethod
+    def of(cls, logits: Tensor, label: Tensor, features: Tensor | None = None) -> Prediction:
+        """From ``logits`` (N, K) and true classes (N,)."""
+        loss = nn.functional.cross_entropy(logits, label, reduction="none")
+        return cls(label, logits.argmax(1), loss, features, logits)
 
     def accuracy(self, classes: Sequence[int] | None = None) -> float | None:
         """The fraction answered rightly, over all images or those of ``classes``; None without images."""
@@ -95,20 +102,18 @@ def predict(
         handle = model.module.get_submodule(name).register_forward_pre_hook(
             lambda _, args: kept.append(args[0].detach().flatten(1).float().cpu())
         )
-    labels, answers, losses = [], [], []
+    labels, logits = [], []
     done = 0
     try:
         with torch.inference_mode():
             for images, label in data.batches(model.input, batch_size):
                 progress(done, len(data), what)
                 assert label is not None
-                logits = model.module(images.to(model.device)).float().cpu()
+                logits.append(model.module(images.to(model.device)).float().cpu())
                 labels.append(label)
-                answers.append(logits.argmax(1))
-                losses.append(nn.functional.cross_entropy(logits, label, reduction="none"))
                 done += len(label)
     finally:
         if handle is not None:
             handle.remove()
     progress(done, len(data), what)
-    return Prediction(torch.cat(labels), torch.cat(answers), torch.cat(losses), torch.cat(kept) if features else None)
+    return Prediction.of(torch.cat(logits), torch.cat(labels), torch.cat(kept) if features else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,22 @@ from ..models import Model
 from ..progress import Progress, silent
 from ._accuracy import Prediction, classifier_of, match_labels, predict
 from ._cost import count_cost, measure_latency, tensor_bytes
-from ._forgetting import bn_recall, membership, probe_accuracy
+from ._forgetting import (
+    RELEARNING_STEPS,
+    hiding_logit,
+    masked,
+    masked_model,
+    membership,
+    probe_accuracy,
+    recalled,
+    relearning,
+)
 
 __all__ = ["ClassAccuracy", "Evaluation", "evaluate"]
 
-_FORGETTING = ("forget", "retain", "probe", "mia", "bn_recall")
+_FORGETTING = ("forget", "retain", "probe", "mia", "bn_recall", "relearning")
+# So many training images of the forgotten classes are asked about in the membership attack.
+_MEMBERS = 1000
 
 
 class ClassAccuracy(BaseModel):
@@ -30,8 +41,8 @@ class ClassAccuracy(BaseModel):
 
 class Evaluation(BaseModel):
     """Fractions are in [0, 1]; ``flops`` are multiply-accumulates of one sample; ``bytes`` those of the weights. Fields that
-    end in ``_before`` are the baseline's, None without one. The last block is there for unlearning plans only; see
-    `modhifi.evaluation._forgetting` for what each number means.
+    end in ``_before`` are the baseline's, None without one. The last block is there for unlearning plans only, with ``_mask`` the
+    baseline whose logits of the forgotten classes are masked; see `modhifi.evaluation._forgetting` for what each number means.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -58,14 +69,26 @@ class Evaluation(BaseModel):
     forget: list[str] | None = None
     forget_accuracy: float | None = None
     forget_accuracy_before: float | None = None
+    forget_accuracy_mask: float | None = None
     retain_accuracy: float | None = None
     retain_accuracy_before: float | None = None
+    retain_accuracy_mask: float | None = None
     probe_accuracy: float | None = None
     probe_accuracy_before: float | None = None
+    probe_accuracy_mask: float | None = None
     mia: float | None = None
     mia_before: float | None = None
+    mia_mask: float | None = None
     bn_recall_accuracy: float | None = None
+    bn_recall_accuracy_before: float | None = None
+    bn_recall_accuracy_mask: float | None = None
     bn_recall_retain_accuracy: float | None = None
+    bn_recall_retain_accuracy_before: float | None = None
+    bn_recall_retain_accuracy_mask: float | None = None
+    relearning_steps: list[int] | None = None
+    relearning_accuracy: list[float] | None = None
+    relearning_accuracy_before: list[float] | None = None
+    relearning_accuracy_mask: list[float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; the unlearning block only where there is one."""
@@ -155,32 +178,64 @@ def _judge(
     before: Prediction | None,
     progress: Progress,
 ) -> None:
-    """Fills the unlearning block of ``result``."""
-    retain = [index for index in range(len(model.classes)) if index not in forget]
+    """Fills the unlearning block of ``result``: every measure of the changed network, of the baseline, and of the baseline with
+    a logit mask, which can be had from the baseline's own logits.
+    """
     result.forget = [model.classes[index] for index in forget]
-    result.forget_accuracy, result.retain_accuracy = after.accuracy(forget), after.accuracy(retain)
-    if before is not None:
-        result.forget_accuracy_before, result.retain_accuracy_before = before.accuracy(forget), before.accuracy(retain)
+    retain = [index for index in range(len(model.classes)) if index not in forget]
+    # The mask is for networks with a linear classifier; what it answers is known from the baseline's logits.
+    hidden = None
+    if before is not None and baseline is not None and before.features is not None:
+        assert before.logits is not None
+        hidden = hiding_logit(before.logits, forget)
+
+    def put(name: str, value: Callable[[Prediction], float | None], now: Prediction, then: Prediction | None) -> None:
+        setattr(result, name, value(now))
+        if then is not None:
+            setattr(result, f"{name}_before", value(then))
+            if hidden is not None:
+                setattr(result, f"{name}_mask", value(masked(then, forget, hidden)))
+
+    put("forget_accuracy", lambda found: found.accuracy(forget), after, before)
+    put("retain_accuracy", lambda found: found.accuracy(retain), after, before)
     if after.features is not None:
         progress(0, 2, "linear probe")
         result.probe_accuracy = probe_accuracy(after, forget)
         progress(1, 2, "linear probe")
-        result.probe_accuracy_before = probe_accuracy(before, forget) if before is not None else None
+        if before is not None:
+            # A mask leaves the features as they are.
+            result.probe_accuracy_before = result.probe_accuracy_mask = probe_accuracy(before, forget)
         progress(2, 2, "linear probe")
     if "train" in data.splits and data.split != "train":
         seen = match_labels(load_data(data.spec, data.root, "train"), model)
         assert seen.targets is not None
         members = seen.where(torch.isin(seen.targets, torch.tensor(forget)))
         if len(members):
+            members = members.take(_MEMBERS)
             inside = predict(model, members, progress=progress, what="membership")
             result.mia = membership(inside, after, forget)
             if baseline is not None and before is not None:
                 known = predict(baseline, match_labels(members, baseline), progress=progress, what="membership")
                 result.mia_before = membership(known, before, forget)
-    source = load_data(data.spec, data.root, "calibration") if "calibration" in data.splits else data
-    source = match_labels(source.take(1000), model)
-    assert source.targets is not None
-    retained = source.where(torch.isin(source.targets, torch.tensor(retain)))
+                if hidden is not None:
+                    result.mia_mask = membership(masked(known, forget, hidden), masked(before, forget, hidden), forget)
+    # The attacker's own labelled images: others than the judge's, where there are others.
+    other = next((name for name in ("calibration", "train") if name in data.splits and name != data.split), None)
+    source = match_labels(load_data(data.spec, data.root, other) if other else data, model)
+    some = source.take(1000)
+    assert some.targets is not None
+    retained = some.where(torch.isin(some.targets, torch.tensor(retain)))
     if len(retained) > 1:
-        recall = bn_recall(model, retained, data, forget, progress)
-        result.bn_recall_accuracy, result.bn_recall_retain_accuracy = recall
+        now = recalled(model, retained, data, progress)
+        then = recalled(baseline, retained, match_labels(data, baseline), progress) if baseline is not None else None
+        if now is not None:
+            put("bn_recall_accuracy", lambda found: found.accuracy(forget), now, then)
+            put("bn_recall_retain_accuracy", lambda found: found.accuracy(retain), now, then)
+    result.relearning_steps = list(RELEARNING_STEPS)
+    result.relearning_accuracy = relearning(model, source, data, forget, progress)
+    if baseline is not None:
+        result.relearning_accuracy_before = relearning(baseline, source, data, forget, progress)
+        if hidden is not None:
+            result.relearning_accuracy_mask = relearning(
+                masked_model(baseline, forget, hidden), source, data, forget, progress
+            )

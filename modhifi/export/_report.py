@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from .._format import number, percent
-from ..evaluation import Evaluation
+from ..evaluation import FORGETTING_ROWS, Evaluation, verdict
 from ..plan import Plan
 from ..study import Study
 
@@ -94,17 +94,15 @@ def _forgetting(e: Evaluation) -> str:
     if e.forget is None:
         return ""
     rows = [
-        ["Accuracy on the forgotten classes", percent(e.forget_accuracy_before), percent(e.forget_accuracy)],
-        ["Accuracy on the others", percent(e.retain_accuracy_before), percent(e.retain_accuracy)],
-        [
-            "Linear probe: accuracy on the forgotten classes",
-            percent(e.probe_accuracy_before),
-            percent(e.probe_accuracy),
-        ],
-        ["Membership inference, area under the curve (50%: no trace)", percent(e.mia_before), percent(e.mia)],
-        ["Accuracy on the forgotten classes after BatchNorm recall", "–", percent(e.bn_recall_accuracy)],
+        [title, *(percent(getattr(e, name + of)) for of in ("_before", "_mask", ""))] for title, name in FORGETTING_ROWS
     ]
-    return "<h2>Is it forgotten?</h2>" + _table(["", "before", "after"], rows)
+    curves = (e.relearning_accuracy_before, e.relearning_accuracy_mask, e.relearning_accuracy)
+    for number, step in enumerate(e.relearning_steps or ()):
+        rows.append(
+            [f"Forget accuracy after {step} steps of relearning", *(percent(c[number] if c else None) for c in curves)]
+        )
+    words = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdict(e))
+    return f"<h2>Is it forgotten?</h2><ul>{words}</ul>" + _table(["", "unchanged", "logit mask", "changed"], rows)
 
 
 def _classes(e: Evaluation) -> str:

@@ -3,8 +3,8 @@ weights and zeros where components are gone; then *removed*, those zeros taken o
 Both give the same answers, and a plan whose removal does not is refused.
 
 Names in a plan's tensors, all in the coordinates of the unchanged network:
-``L.weight`` (O, columns that stay) new flat weight of consumer L; ``L.shift`` (O,) a constant for its output;
-``B.running_mean``, ``B.running_var`` (C,) new statistics of BatchNorm B.
+``L.weight`` (O, columns that stay) new flat weight of consumer L; ``L.shift`` (O,) a constant for the output of layer L;
+any other entry of the network's state, such as ``B.running_mean`` of a BatchNorm, by its own name and size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._operators import get_operator
 from ..components import Structure, structure_of
@@ -114,20 +113,28 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
             else:
                 # BatchNorm subtracts its running mean: what is added to its input is taken off there.
                 net.get_buffer(takes).sub_(shift)
-    for name, norm in net.named_modules():
-        for statistic in ("running_mean", "running_var"):
-            key = f"{name}.{statistic}"
-            if key in plan.tensors:
-                if not isinstance(norm, _BatchNorm):
-                    raise UserError(f"the plan changes {key}, but {name} is not a BatchNorm here")
-                buffer = net.get_buffer(key)
-                buffer.copy_(_tensor(plan, key, buffer))
-                touched.add(key)
-    unknown = sorted(set(plan.tensors) - touched)
-    if unknown:
-        raise UserError(
-            f"the plan changes {unknown[0]}, which this network does not have or does not read components with"
-        )
+    state = net.state_dict(keep_vars=True)
+    for key in sorted(set(plan.tensors) - touched):
+        name, _, what = key.rpartition(".")
+        if what == "shift":
+            try:
+                layer = get_operator(net, name)
+            except (TypeError, AttributeError) as error:
+                raise UserError(f"the plan changes {key}, but {name} is no layer of this network that could") from error
+            shift = _tensor(plan, key, layer.weight.flatten(1)[:, 0])
+            if layer.bias is None:
+                add_bias(layer)
+                added.append(name)
+            assert layer.bias is not None
+            # A new bias of the plan's stands already: the state's own names come first in the alphabet.
+            layer.bias.add_(shift)
+        elif key in state and state[key].is_floating_point() and state[key].numel() == plan.tensors[key].numel():
+            state[key].data.copy_(plan.tensors[key].reshape(state[key].shape))
+        elif key in state:
+            shapes = tuple(plan.tensors[key].shape), tuple(state[key].shape)
+            raise UserError(f"the plan's {key} has shape {shapes[0]}, the network needs {shapes[1]}")
+        else:
+            raise UserError(f"the plan changes {key}, which this network does not have")
     return added
 
 

@@ -1,5 +1,19 @@
-"""ModHiFi-U: a study, classes to forget and labelled samples in, a plan out (theory, section 6)."""
+"""ModHiFi-U: a study, classes to forget and samples in, a plan out (theory, section 6)."""
 
-from ._unlearn import choose_classes, unlearn
+from ._algebra import erasure, forgetting_ridge, retained_rows, specific_projection
+from ._classes import choose_classes
+from ._unlearn import METHODS, Method, unlearn
+from ._where import Living, where_it_lives
 
-__all__ = ["choose_classes", "unlearn"]
+__all__ = [
+    "METHODS",
+    "Living",
+    "Method",
+    "choose_classes",
+    "erasure",
+    "forgetting_ridge",
+    "retained_rows",
+    "specific_projection",
+    "unlearn",
+    "where_it_lives",
+]

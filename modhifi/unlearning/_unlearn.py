@@ -1,57 +1,101 @@
-"""Class-wise unlearning as published (ModHiFi, Alg. 1 and 2): singleton fidelity from forget-class samples only; the
-(output, component) slices in the top-k are set to zero in BatchNorm networks and negated in LayerNorm networks.
-
-The paper leaves k and the layers to the user. Here the strength is searched: for the last layer, the last two, three and
-four, the smallest fraction of slices that brings the accuracy on the forget samples down to the target; of these, the depth
-that keeps the most accuracy on the other samples. Labels only say which samples belong to the forget classes.
-"""
+"""The methods, and the one call that makes a plan with any of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
-
-from .._operators import Edit, edited
 from ..data import Data
 from ..errors import UserError
-from ..evaluation import match_labels
 from ..models import Model, reload
-from ..plan import Plan, Settings
+from ..plan import Compensation, Plan, Settings
 from ..progress import Progress, silent
-from ..statistics import collect_singletons
 from ..study import Study
+from ._classes import Found, Task, make_task
+from ._erase import erase
+from ._gradients import ascent, finetune
+from ._linear import closed_form, subspaces
+from ._mask import mask
+from ._slices import contrastive, published
 
-__all__ = ["choose_classes", "unlearn"]
+__all__ = ["METHODS", "Method", "unlearn"]
 
-_DEEPEST = 4
-_STEPS = 7  # bisections of the strength on a logarithmic scale, a factor of 1.05 between neighbours at the end
-_WEAKEST, _STRONGEST = 0.002, 0.8
+Target = Literal["zero", "mean"]
 
 
-def choose_classes(forget: Sequence[str | int], classes: Sequence[str]) -> list[int]:
-    """Indices of the classes named in ``forget``, by name or, where no class is called that, by index; without repeats.
-
-    Raises `UserError` for a class that does not exist, none at all, or all of them.
+@dataclass(frozen=True)
+class Method:
+    """``run(task, depth, towards)`` gives what the method found. ``gradients``: it needs them, and stands here to compare with;
+    ``strength``: what the number that was searched means; ``deep``: whether ``depth`` means anything to it.
     """
-    chosen: list[int] = []
-    for entry in forget:
-        name = str(entry).strip()
-        if name in classes:
-            index = list(classes).index(name)
-        elif name.isdecimal() and int(name) < len(classes):
-            index = int(name)
-        else:
-            shown = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
-            raise UserError(f"no class {name!r}; the network's classes are {shown} (or 0 to {len(classes) - 1})")
-        if index not in chosen:
-            chosen.append(index)
-    if not chosen:
-        raise UserError("name at least one class to forget")
-    if len(chosen) == len(classes):
-        raise UserError("all classes are to be forgotten; leave at least one")
-    return sorted(chosen)
+
+    title: str
+    about: str
+    strength: str
+    run: Callable[[Task, int | None, Target], Found]
+    gradients: bool = False
+    deep: bool = False
+
+
+METHODS: Mapping[str, Method] = {
+    "erase": Method(
+        "Erasure",
+        "Takes the class out of what the last layers write to the residual stream, keeps of the features only what tells the"
+        " other classes apart, and refits the classifier. Closed forms throughout.",
+        "weight λ of the forgotten samples in the classifier's fit",
+        lambda task, depth, _: erase(task, depth),
+        deep=True,
+    ),
+    "published": Method(
+        "ModHiFi-U as published",
+        "Alg. 1 and 2: the slices with the highest fidelity on samples of the class are zeroed (BatchNorm) or negated"
+        " (LayerNorm).",
+        "fraction of the slices",
+        lambda task, depth, _: published(task, depth),
+        deep=True,
+    ),
+    "contrastive": Method(
+        "Contrastive selection",
+        "Zeroes the slices whose fidelity is high on the class and low on the others, and compensates on the others.",
+        "fraction of the slices",
+        lambda task, depth, _: contrastive(task, depth),
+        deep=True,
+    ),
+    "ridge": Method(
+        "Closed-form ridge",
+        "W' = (W H_r + λ t m_fᵀ)(H_r + λ H_f)⁻¹ in the last layers, the one that writes the logits among them.",
+        "weight λ of the forgotten samples",
+        closed_form,
+        deep=True,
+    ),
+    "subspace": Method(
+        "Subspaces (Kodge et al. 2024)",
+        "Projects every layer's input away from the directions that the class has and the others have not.",
+        "1/α: how little of the retained space is left alone",
+        lambda task, _, __: subspaces(task),
+    ),
+    "mask": Method(
+        "Logit mask",
+        "The trivial baseline: the class can no longer be answered, and all that the network knows of it stays.",
+        "none",
+        lambda task, _, __: mask(task),
+    ),
+    "ascent": Method(
+        "Gradient ascent",
+        "Raises the loss on samples of the class. A reference: it needs gradients.",
+        "steps",
+        lambda task, _, __: ascent(task),
+        gradients=True,
+    ),
+    "finetune": Method(
+        "Training on the rest",
+        "A few epochs on samples of the other classes. A reference: it needs gradients and labels.",
+        "epochs",
+        lambda task, _, __: finetune(task),
+        gradients=True,
+    ),
+}
 
 
 def unlearn(
@@ -59,160 +103,75 @@ def unlearn(
     forget: Sequence[str | int],
     data: Data,
     *,
-    target: float = 0.0,
+    method: str = "erase",
+    target: float | Literal["chance"] = 0.0,
+    depth: int | None = None,
+    towards: Target = "mean",
+    predicted_labels: bool = False,
     samples: int = 1000,
     seed: int = 0,
     model: Model | None = None,
     progress: Progress = silent,
 ) -> Plan:
-    """A plan that makes the network forget classes.
+    """A plan that makes the network forget classes. The strength of the edit is searched: the smallest that brings the accuracy
+    on the samples of those classes to ``target``; what was tried is in the plan's ``curve``.
 
     Args:
-        study: of the network; its groups say which layers can be edited.
+        study: of the network; its structure says which layers read what.
         forget: classes by name or index.
-        data: labelled images to decide on, not the ones to judge with.
-        target: accuracy on the forget samples that is low enough, in [0, 1).
+        data: images to decide on, not the ones to judge with. Their labels only say which are of the classes to forget.
+        method: one of `METHODS`.
+        target: accuracy on the forget samples that is low enough, in [0, 1), or ``chance``, one over the number of classes.
+        depth: how many layers are edited, counted from the last; chosen by the method if None.
+        towards: of the method ``ridge``: what a layer should answer on the forget samples, nothing (``zero``) or what it answers
+            on the others on average (``mean``).
+        predicted_labels: take the network's own answers for labels; ``data`` needs none then.
         samples: at most so many images of ``data`` are used, drawn by ``seed``.
         model: the network, if it is at hand; loaded again otherwise.
 
     Raises:
         UserError: for classes that do not exist, none or all of them, data without labels, no image of the forget classes or
-            of the others, or a target that no strength reaches.
+            of the others, a method that is unknown or does not know ``depth``, or a target that no strength reaches.
     """
-    if not 0 <= target < 1:
-        raise UserError(f"target is an accuracy from 0 to below 1, not {target}")
-    wanted = choose_classes(forget, study.model.classes)
+    if method not in METHODS:
+        raise UserError(f"unknown method {method!r}; one of {', '.join(METHODS)}")
+    chosen = METHODS[method]
+    if depth is not None and not chosen.deep:
+        raise UserError(f"the method {method} has no depth; leave it away")
+    if depth is not None and depth < 1:
+        raise UserError(f"depth is how many layers are edited, at least 1, not {depth}")
+    if towards not in ("zero", "mean"):
+        raise UserError(f"towards is zero or mean, not {towards!r}")
+    low = 1 / len(study.model.classes) if isinstance(target, str) else target
+    if target not in ("chance", low) or not 0 <= low < 1:
+        raise UserError(f"target is an accuracy from 0 to below 1, or chance, not {target}")
     net = model or reload(study.model)
     if net.fingerprint != study.model.fingerprint:
         raise UserError("the study was made for other weights than this model's; analyze it again")
-    drawn = match_labels(data, net).take(samples, seed)
-    assert drawn.targets is not None
-    chosen = torch.isin(drawn.targets, torch.tensor(wanted))
-    names = [net.classes[index] for index in wanted]
-    if not bool(chosen.any()):
-        raise UserError(
-            f"{data.spec} has no image of {', '.join(names)} in its {data.split} split; nothing to forget it by"
-        )
-    if bool(chosen.all()):
-        raise UserError(f"{data.spec} has only images of {', '.join(names)}; some of the other classes are needed too")
-    images = torch.cat([batch for batch, _ in drawn.batches(net.input)])
-    search = _Search(study, net, images, drawn.targets, chosen, progress)
-    best = search.best(target)
-    if best is None:
-        raise UserError(
-            f"no strength up to {_STRONGEST:.0%} of the slices in the last {search.deepest} layers brings the accuracy on"
-            f" {', '.join(names)} down to {target:.0%}; raise the target"
-        )
-    layers, strength, forgot, kept = best
-    plan = Plan(
+    task = make_task(study, net, data, forget, samples, seed, low, predicted_labels, progress)
+    found = chosen.run(task, depth, towards)
+    compensate: Compensation = "none" if found.compensate == "none" else "full"
+    if found.compensate == "scalar":
+        compensate = "scalar"
+    return Plan(
         kind="unlearn",
         model=study.model,
-        calibration=drawn.ref,
+        calibration=task.data,
         settings=Settings(
             score="fidelity",
-            compensate="none",
-            method=search.method,
-            strength=strength,
-            layers=layers,
+            compensate=compensate,
+            method=found.method,
+            strength=found.point.strength,
+            layers=found.layers,
+            ridges=found.ridges,
+            target=low,
+            predicted_labels=predicted_labels,
+            anchored=found.anchored,
         ),
-        forget=names,
-        predicted={"forget_accuracy": forgot, "retain_accuracy": kept},
-    )
-    edits = search.edits(layers, strength)
-    return plan.with_tensors({f"{name}.weight": edit.weight.float() for name, edit in edits.items()})
-
-
-def _editable(study: Study, layer: str) -> bool:
-    """Layers that read what a block computed. One that reads the residual stream hears every block before it; the one that
-    writes the logits would only be a masked logit.
-    """
-    logits = layer == list(study.structure.readers)[-1] and len(study.layers[layer].weight) == len(study.model.classes)
-    streams = any(group.kind == "stream" for group, _ in study.structure.readers[layer])
-    return not (logits or streams)
-
-
-def _slices(study: Study, layer: str) -> Tensor:
-    """(C, k): the columns of every component that the layer reads; single channels where components differ in size."""
-    read = study.structure.readers[layer]
-    if len({consumer.block for _, consumer in read}) == 1:
-        return torch.cat([torch.from_numpy(consumer.columns(group.size)) for group, consumer in read])
-    pixels = read[0][1].pixels
-    return torch.cat([torch.from_numpy(consumer.columns(group.size)).reshape(-1, pixels) for group, consumer in read])
-
-
-class _Search:
-    """The strength at which the forget samples are forgotten, for each depth."""
-
-    def __init__(
-        self, study: Study, model: Model, images: Tensor, labels: Tensor, chosen: Tensor, progress: Progress
-    ) -> None:
-        order = [name for name in study.structure.readers if _editable(study, name)]
-        self.layers = order[::-1][:_DEEPEST]
-        self.deepest = len(self.layers)
-        self.model = model
-        self.images, self.labels, self.chosen = images, labels, chosen
-        self.progress = progress
-        negate = any(isinstance(module, nn.LayerNorm) for module in model.module.modules())
-        self.method = "published, negation" if negate else "published, zeroing"
-        self.factor = -1.0 if negate else 0.0
-        forget_images = images[chosen]
-        self.weights = {name: study.layers[name].weight.double() for name in self.layers}
-        # All slices that a layer reads, of whatever group.
-        self.columns = {name: _slices(study, name) for name in self.layers}
-        # Few samples and a ranking of single slices: every position counts.
-        self.scores = collect_singletons(
-            model.module,
-            self.columns,
-            forget_images.split(128),
-            len(forget_images),
-            size=lambda positions: positions,
-            progress=progress,
-            what="forget samples",
-        )
-
-    def edits(self, layers: Sequence[str], strength: float) -> dict[str, Edit]:
-        """The fraction ``strength`` of each layer's (output, component) slices with the highest scores, edited."""
-        edits = {}
-        for name in layers:
-            scores, weight = self.scores[name], self.weights[name]
-            top = scores.flatten().topk(max(1, round(strength * scores.numel()))).indices
-            factor = torch.ones(scores.numel(), dtype=weight.dtype)
-            factor[top] = self.factor
-            columns = self.columns[name]
-            new = weight.clone()
-            each = factor.reshape(scores.shape).repeat_interleave(columns.shape[1], dim=1)
-            new[:, columns.reshape(-1)] *= each
-            edits[name] = Edit(new, weight.new_zeros(weight.shape[0]))
-        return edits
-
-    def accuracy(self, edits: dict[str, Edit], which: Tensor) -> float:
-        right = 0
-        with torch.inference_mode(), edited(self.model.module, edits):
-            for images, labels in zip(self.images[which].split(128), self.labels[which].split(128), strict=True):
-                answer = self.model.module(images.to(self.model.device)).argmax(1).cpu()
-                right += int((answer == labels).sum())
-        return right / int(which.sum())
-
-    def best(self, target: float) -> tuple[list[str], float, float, float] | None:
-        """(layers, strength, forget accuracy, retain accuracy) of the best depth, None if no depth reaches the target."""
-        found: list[tuple[list[str], float, float, float]] = []
-        total = self.deepest * (_STEPS + 2)
-        for depth in range(1, self.deepest + 1):
-            layers = self.layers[:depth]
-            self.progress((depth - 1) * (_STEPS + 2), total, "searching the strength")
-            low, high = _WEAKEST, _STRONGEST
-            reached = self.accuracy(self.edits(layers, high), self.chosen)
-            if reached > target:
-                continue
-            for step in range(_STEPS):
-                middle = (low * high) ** 0.5
-                accuracy = self.accuracy(self.edits(layers, middle), self.chosen)
-                if accuracy <= target:
-                    high, reached = middle, accuracy
-                else:
-                    low = middle
-                self.progress((depth - 1) * (_STEPS + 2) + step + 2, total, "searching the strength")
-            kept = self.accuracy(self.edits(layers, high), ~self.chosen)
-            found.append((layers, high, reached, kept))
-        self.progress(total, total, "searching the strength")
-        return max(found, key=lambda one: one[3], default=None)
+        forget=[net.classes[index] for index in task.forget],
+        curve=found.curve,
+        predicted={
+            "forget_accuracy": found.point.forget_accuracy,
+            "retain_accuracy": found.point.retain_accuracy,
+        },
+    ).with_tensors(found.tensors)

@@ -31,7 +31,7 @@ def test_classes_by_name_or_index() -> None:
 
 @pytest.fixture(scope="module")
 def plan(digits_study: Study, digits_model: Model) -> Plan:
-    return modhifi.unlearn(digits_study, ["8"], modhifi.load_data("digits"), model=digits_model)
+    return modhifi.unlearn(digits_study, ["8"], modhifi.load_data("digits"), method="published", model=digits_model)
 
 
 def test_the_slices_with_the_highest_singleton_fidelity_on_the_forget_samples_are_zero(
@@ -70,7 +70,9 @@ def test_the_strength_is_the_smallest_that_reaches_the_target(
 ) -> None:
     assert plan.predicted["forget_accuracy"] == 0.0
     assert plan.predicted["retain_accuracy"] > 0.97
-    loose = modhifi.unlearn(digits_study, ["8"], modhifi.load_data("digits"), target=0.5, model=digits_model)
+    loose = modhifi.unlearn(
+        digits_study, ["8"], modhifi.load_data("digits"), method="published", target=0.5, model=digits_model
+    )
     assert loose.predicted["forget_accuracy"] <= 0.5
     if loose.settings.layers == plan.settings.layers:
         assert loose.settings.strength <= plan.settings.strength
@@ -111,7 +113,7 @@ def test_layernorm_networks_are_negated(pictures: Data, chain: Model) -> None:
     model = Model("mixer", net, chain.input, chain.classes, None, modhifi.models.fingerprint(net))
     study = modhifi.analyze(model, pictures)
     assert [group.name for group in study.groups] == ["up"]
-    plan = modhifi.unlearn(study, ["a"], pictures, target=0.9, model=model)
+    plan = modhifi.unlearn(study, ["a"], pictures, method="published", target=0.9, model=model)
     assert plan.settings.method == "published, negation"
     old, new = study.layers["down"].weight, plan.tensors["down.weight"]
     negated = new == -old

@@ -1,0 +1,135 @@
+"""Which classes, and which samples are of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .._operators import Edit, edited
+from ..data import Data, DataRef
+from ..errors import UserError
+from ..evaluation import match_labels
+from ..models import Model
+from ..plan import CurvePoint
+from ..progress import Progress
+from ..study import Study
+
+__all__ = ["Found", "Task", "choose_classes", "make_task"]
+
+
+def choose_classes(forget: Sequence[str | int], classes: Sequence[str]) -> list[int]:
+    """Indices of the classes named in ``forget``, by name or, where no class is called that, by index; without repeats.
+
+    Raises `UserError` for a class that does not exist, none at all, or all of them.
+    """
+    chosen: list[int] = []
+    for entry in forget:
+        name = str(entry).strip()
+        if name in classes:
+            index = list(classes).index(name)
+        elif name.isdecimal() and int(name) < len(classes):
+            index = int(name)
+        else:
+            shown = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
+            raise UserError(f"no class {name!r}; the network's classes are {shown} (or 0 to {len(classes) - 1})")
+        if index not in chosen:
+            chosen.append(index)
+    if not chosen:
+        raise UserError("name at least one class to forget")
+    if len(chosen) == len(classes):
+        raise UserError("all classes are to be forgotten; leave at least one")
+    return sorted(chosen)
+
+
+@dataclass(frozen=True)
+class Task:
+    """``images`` (N, 3, H, W) float32 on the CPU, ``labels`` (N,) int64, ``chosen`` (N,) bool: of the ``forget`` classes."""
+
+    study: Study
+    model: Model
+    images: Tensor
+    labels: Tensor
+    chosen: Tensor
+    forget: list[int]
+    target: float
+    seed: int
+    progress: Progress
+    data: DataRef
+
+    @property
+    def names(self) -> str:
+        return ", ".join(self.model.classes[index] for index in self.forget)
+
+    @property
+    def retain(self) -> list[int]:
+        return [index for index in range(len(self.model.classes)) if index not in self.forget]
+
+    def unreached(self, how: str) -> UserError:
+        return UserError(f"{how} brings the accuracy on {self.names} down to {self.target:.0%}; raise the target")
+
+    def accuracy(self, edits: Mapping[str, Edit], which: Tensor) -> float:
+        """On the samples that ``which`` (N,) names, of the network with these edits."""
+        right = 0
+        with torch.inference_mode(), edited(self.model.module, edits):
+            for images, labels in zip(self.images[which].split(128), self.labels[which].split(128), strict=True):
+                right += int((self.model.module(images.to(self.model.device)).argmax(1).cpu() == labels).sum())
+        return right / int(which.sum())
+
+    def point(self, strength: float, edits: Mapping[str, Edit]) -> CurvePoint:
+        return CurvePoint(
+            strength=strength,
+            forget_accuracy=self.accuracy(edits, self.chosen),
+            retain_accuracy=self.accuracy(edits, ~self.chosen),
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method came to: ``tensors`` as a plan keeps them, the layers they change, and the search for the strength; the
+    ``point`` is the one that was taken.
+    """
+
+    tensors: dict[str, Tensor]
+    layers: list[str]
+    point: CurvePoint
+    curve: list[CurvePoint]
+    method: str
+    compensate: str = "none"
+    anchored: bool = False
+    ridges: dict[str, float] = field(default_factory=dict)
+
+
+def make_task(
+    study: Study,
+    model: Model,
+    data: Data,
+    forget: Sequence[str | int],
+    samples: int,
+    seed: int,
+    target: float,
+    predicted: bool,
+    progress: Progress,
+) -> Task:
+    """Draws the samples and says which are of the classes to forget. See `unlearn` for what is raised."""
+    wanted = choose_classes(forget, model.classes)
+    drawn = (data if predicted else match_labels(data, model)).take(samples, seed)
+    images = torch.cat([batch for batch, _ in drawn.batches(model.input)])
+    if predicted:
+        with torch.inference_mode():
+            labels = torch.cat(
+                [model.module(batch.to(model.device)).argmax(1).cpu() for batch in images.split(128)]
+            ).clone()
+    else:
+        assert drawn.targets is not None
+        labels = drawn.targets
+    chosen = torch.isin(labels, torch.tensor(wanted))
+    names = ", ".join(model.classes[index] for index in wanted)
+    taken = "that the network takes for" if predicted else "of"
+    if not bool(chosen.any()):
+        raise UserError(f"{data.spec} has no image {taken} {names} in its {data.split} split; nothing to forget it by")
+    if bool(chosen.all()):
+        raise UserError(f"{data.spec} has only images {taken} {names}; some of the other classes are needed too")
+    return Task(study, model, images, labels, chosen, wanted, target, seed, progress, drawn.ref)

@@ -1,0 +1,42 @@
+"""The trivial baseline: the class can no longer be answered."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import UserError
+from ..evaluation import classifier_of, hiding_logit, masked_rows
+from ..plan import CurvePoint
+from ._classes import Found, Task
+
+__all__ = ["mask"]
+
+
+def mask(task: Task) -> Found:
+    """The classifier's rows of the forget classes are zero, with a constant below every other answer."""
+    head = classifier_of(task.model)
+    if head is None:
+        raise UserError(f"{task.model.spec} has no linear classifier whose logits could be masked; use another method")
+    with torch.inference_mode():
+        logits = torch.cat([task.model.module(batch.to(task.model.device)).cpu() for batch in task.images.split(128)])
+    hidden = hiding_logit(logits, task.forget)
+    weight, shift = masked_rows(task.model.module.get_submodule(head), task.forget, hidden)
+    answers = logits.clone()
+    answers[:, task.forget] = hidden
+
+    def point(strength: float, values: torch.Tensor) -> CurvePoint:
+        right = (values.argmax(1) == task.labels).double()
+        return CurvePoint(
+            strength=strength,
+            forget_accuracy=float(right[task.chosen].mean()),
+            retain_accuracy=float(right[~task.chosen].mean()),
+        )
+
+    taken = point(1.0, answers)
+    return Found(
+        tensors={f"{head}.weight": weight, f"{head}.shift": shift},
+        layers=[head],
+        point=taken,
+        curve=[point(0.0, logits), taken],
+        method="mask",
+    )
