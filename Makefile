@@ -12,10 +12,10 @@ app: $(VENV)/.app
 	$(BIN)/python -m streamlit run app/main.py --server.showEmailPrompt=false --browser.gatherUsageStats=false \
 		$(if $(CI),--server.headless=true) $(if $(PORT),--server.port=$(PORT))
 
-# ARGS='-k digits' goes to pytest.
+# ARGS='-k digits' goes to pytest. Two tests at a time with one thread each: most of them keep one busy and no more.
 test: $(VENV)/.dev
 	bash tests/browser/install_chromium.sh
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 import modhifi
-from modhifi.evaluation import FORGETTING_ROWS, Evaluation, verdict
+from modhifi.evaluation import Evaluation, forgetting_table, verdict
 from modhifi.unlearning import METHODS, Living, where_it_lives
 
 from . import components as ui
@@ -34,7 +34,7 @@ def forget_controls(session: Session, study: modhifi.Study) -> list[str]:
         else:
             chosen = st.multiselect("Classes to forget", classes, key="classes", bind="query-params", help=words)
         with st.container(horizontal=True):
-            wish = _method(session, tuple(chosen))
+            wish = _method(tuple(chosen))
             labelled = ui.labelled_data(session, "decide", "Decided on", "calibration")
             test = ui.labelled_data(session, "test", "Measured on", "test")
     point = forget_point(wish, labelled, test)
@@ -55,7 +55,7 @@ def forget_controls(session: Session, study: modhifi.Study) -> list[str]:
     return list(chosen)
 
 
-def _method(session: Session, classes: tuple[str, ...]) -> Forgetting:
+def _method(classes: tuple[str, ...]) -> Forgetting:
     """Draws the method and its knobs, folded away."""
     with st.popover("Method", icon=":material/tune:"):
         method = st.selectbox(
@@ -88,15 +88,9 @@ def _method(session: Session, classes: tuple[str, ...]) -> Forgetting:
                 persist_state="session",
             )
         if method == "ridge":
-            towards = st.segmented_control(
-                "Answer on the class",
-                ["mean", "zero"],
-                default="mean",
-                required=True,
-                key="towards",
-                help="What the edited layers should answer on images of the class: what they answer on the others on average, "
-                "or nothing.",
-            )
+            words = {"mean": "Mean of the others", "zero": "Zero"}
+            text = "What the edited layers should answer on images of the class."
+            towards = ui.choice("Answer on the class", words, "towards", "mean", text)
         predicted = st.toggle(
             "Use the network's own answers as labels",
             key="predicted",
@@ -153,16 +147,9 @@ def in_words(point: Point) -> str:
 
 def report_of(point: Point) -> pd.DataFrame:
     """Every measure for the unchanged network, the logit mask and the changed network."""
-    e = point.evaluation
-    rows = [
-        {"": title}
-        | {
-            column: percent(e.get(name + of))
-            for column, of in (("Unchanged", "_before"), ("Logit mask", "_mask"), ("Changed", ""))
-        }
-        for title, name in FORGETTING_ROWS
-    ]
-    return pd.DataFrame(rows).set_index("")
+    rows = forgetting_table(Evaluation.model_validate(point.evaluation), curve=False)
+    columns = ["", "Unchanged", "Logit mask", "Changed"]
+    return pd.DataFrame([[title, *map(percent, values)] for title, *values in rows], columns=columns).set_index("")
 
 
 def curves_of(point: Point) -> dict[str, list[float]]:

@@ -42,12 +42,13 @@ FORMULAS = {
     "mia": "Membership inference: how well an attacker tells training images of the class from new ones by the "
     "loss. 0.5 is guessing.",
     "living": "Fidelity of each component alone for the images of one class, $E_c\\langle A_i, Y\\rangle^2 / (E_c\\|A_i\\|^2 "
-    "\\, E_c\\|Y\\|^2)$. Shown are the components, of all groups, that are highest for the chosen classes beside the others: a column "
-    "that is bright in one row only belongs to that class alone.",
+    "\\, E_c\\|Y\\|^2)$. Shown are the components, of all groups, that are highest for the chosen classes beside the others: a "
+    "column that is bright in one row only belongs to that class alone.",
     "strength": "The smallest strength that brings the accuracy on the calibration images of the class down to the target. Every "
     "point was tried; the path begins at the unchanged network.",
     "relearning": "Forget accuracy after so many steps of gradient descent on 100 images of the class and as many of the others "
-    "(batches of 32, rate 0.005, momentum 0.9). What learns the class much faster than a network that never saw it still knows it.",
+    "(batches of 32, rate 0.005, momentum 0.9, gradients clipped at 1). What learns the class much faster than a network that "
+    "never saw it still knows it.",
     "recall": "Accuracy on the forgotten classes after re-estimating BatchNorm statistics on the retained ones. "
     "High means that the class comes back with so little effort.",
 }

@@ -43,7 +43,7 @@ def model_form(library: Library) -> None:
                 key="form-model",
                 persist_state="session",
                 accept_new_options=True,
-                help="`digits-resnet20`, `cifar10-vgg8` and `digits-vit` (they come with the project), `cifar10-resnetN`, `timm:NAME`, "
+                help="`digits-resnet20`, `cifar10-vgg8`, `digits-vit` (part of the project), `cifar10-resnetN`, `timm:NAME`, "
                 "`torchvision:NAME`, or a folder that Export wrote. Type your own.",
             )
             st.text_input(

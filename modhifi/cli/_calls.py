@@ -13,7 +13,7 @@ from .._format import by_reason, listed, number, percent
 from ..components import Group
 from ..data import Data, DataRef, load_data
 from ..errors import UserError
-from ..evaluation import FORGETTING_ROWS, Evaluation, verdict
+from ..evaluation import Evaluation, forgetting_table, verdict
 from ..models import Model, list_models, reload
 from ..plan import Plan
 from ..progress import Progress
@@ -438,14 +438,7 @@ def _evaluation_text(e: Evaluation) -> str:
 
 
 def _forgetting_text(e: Evaluation) -> str:
-    judged = [
-        [title, *(percent(getattr(e, name + of)) for of in ("_before", "_mask", ""))] for title, name in FORGETTING_ROWS
-    ]
-    curves = (e.relearning_accuracy_before, e.relearning_accuracy_mask, e.relearning_accuracy)
-    for number, step in enumerate(e.relearning_steps or ()):
-        judged.append(
-            [f"Forget accuracy, {step} steps of relearning", *(percent(c[number] if c else None) for c in curves)]
-        )
+    judged = [[title, *map(percent, values)] for title, *values in forgetting_table(e)]
     table = _table([f"without {', '.join(e.forget or ())}", "unchanged", "logit mask", "changed"], judged)
     return "\n".join([table, *verdict(e)])
 

@@ -15,10 +15,10 @@ from ._forgetting import (
     recalled,
     relearning,
 )
-from ._verdict import FORGETTING_ROWS, verdict
+from ._verdict import forgetting_table, verdict
 
 __all__ = [
-    "FORGETTING_ROWS",
+    "forgetting_table",
     "verdict",
     "RELEARNING_STEPS",
     "hiding_logit",

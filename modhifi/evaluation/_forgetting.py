@@ -155,8 +155,8 @@ def relearning(
     steps: Sequence[int] = RELEARNING_STEPS,
 ) -> list[float]:
     """How fast does it come back? Accuracy on the images of ``forget`` in ``test`` after each of ``steps`` steps of stochastic
-    gradient descent (batches of 32, rate 0.005, momentum 0.9, gradients clipped at 1, BatchNorm as it is in use) on up to 100 images of those classes and
-    as many of the others from ``samples``. All weights learn. Labels of both must be the model's.
+    gradient descent on up to 100 images of those classes and as many of the others from ``samples``: batches of 32, rate 0.005,
+    momentum 0.9, gradients clipped at 1, BatchNorm as it is in use, all weights. Labels of both must be the model's.
     """
     assert samples.targets is not None
     assert test.targets is not None

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from ._evaluate import Evaluation
 
-__all__ = ["FORGETTING_ROWS", "verdict"]
+__all__ = ["forgetting_table", "verdict"]
 
-FORGETTING_ROWS = (
+# Title and field of every measure that is one number; fields with ``_before`` and ``_mask`` stand beside it.
+_ROWS = (
     ("Forget accuracy", "forget_accuracy"),
     ("Retain accuracy", "retain_accuracy"),
     ("Linear probe on the forgotten", "probe_accuracy"),
@@ -16,18 +17,33 @@ FORGETTING_ROWS = (
     ("Forget accuracy after BN recall", "bn_recall_accuracy"),
     ("Retain accuracy after BN recall", "bn_recall_retain_accuracy"),
 )
-"""Title and field of `Evaluation` of every measure that is one number; fields with ``_before`` and ``_mask`` stand beside it."""
-
 # A class counts as back when so much of it is answered, and as still there for a probe above so much.
 _BACK, _FOUND = 0.5, 0.5
 _TRACE = 0.6
 
 
+Row = tuple[str, float | None, float | None, float | None]
+
+
+def forgetting_table(e: Evaluation, curve: bool = True) -> list[Row]:
+    """(title, unchanged network, with a logit mask, changed network) for every measure, and with ``curve`` for every step of
+    relearning; fractions, None where it was not measured.
+    """
+    rows: list[Row] = [
+        (title, getattr(e, f"{name}_before"), getattr(e, f"{name}_mask"), getattr(e, name)) for title, name in _ROWS
+    ]
+    curves = (e.relearning_accuracy_before, e.relearning_accuracy_mask, e.relearning_accuracy)
+    for number, step in enumerate(e.relearning_steps or () if curve else ()):
+        before, mask, after = (values[number] if values else None for values in curves)
+        rows.append((f"Forget accuracy, {step} steps of relearning", before, mask, after))
+    return rows
+
+
 def verdict(e: Evaluation) -> list[str]:
     """One sentence for each attack, the worst news first. [] for what is no unlearning.
 
-    An attack *brings the class back* where it answers at least half of its images; a probe that finds more than half still *knows*
-    it, which the same figure for the unchanged network puts into proportion.
+    An attack *brings the class back* where it answers at least half of its images; a probe that finds more than half still
+    *knows* it, which the same figure for the unchanged network puts into proportion.
     """
     if e.forget is None or e.forget_accuracy is None:
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from .._format import number, percent
-from ..evaluation import FORGETTING_ROWS, Evaluation, verdict
+from ..evaluation import Evaluation, forgetting_table, verdict
 from ..plan import Plan
 from ..study import Study
 
@@ -93,14 +93,7 @@ def _costs(plan: Plan, evaluation: Evaluation | None) -> str:
 def _forgetting(e: Evaluation) -> str:
     if e.forget is None:
         return ""
-    rows = [
-        [title, *(percent(getattr(e, name + of)) for of in ("_before", "_mask", ""))] for title, name in FORGETTING_ROWS
-    ]
-    curves = (e.relearning_accuracy_before, e.relearning_accuracy_mask, e.relearning_accuracy)
-    for number, step in enumerate(e.relearning_steps or ()):
-        rows.append(
-            [f"Forget accuracy after {step} steps of relearning", *(percent(c[number] if c else None) for c in curves)]
-        )
+    rows = [[title, *map(percent, values)] for title, *values in forgetting_table(e)]
     words = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdict(e))
     return f"<h2>Is it forgotten?</h2><ul>{words}</ul>" + _table(["", "unchanged", "logit mask", "changed"], rows)
 

@@ -14,7 +14,8 @@ Masking a logit leaves the class in the features. Here it is taken out of them, 
 4. BatchNorm's statistics become those of the retained samples, and its scale and shift take up the difference: the network does
    not change, and re-estimating the statistics finds them as they are (that attack brings back what only the statistics hide).
 
-How many layers: the most, of `_DEPTHS`, that cost the retained samples at most `_LOSS` of their accuracy.
+How many layers: the most, of `_DEPTHS` and of half of those there are (the earlier ones compute what all classes share), that
+cost the retained samples at most `_LOSS` of their accuracy.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def erase(task: Task, depth: int | None) -> Found:
     """See the module's text."""
     run = _Run(task)
-    depths = sorted({min(d, len(run.sites)) for d in (_DEPTHS if depth is None else (depth,))}, reverse=True)
+    half = max(1, len(run.sites) // 2)
+    depths = [d for d in _DEPTHS if d <= half] if depth is None else [min(depth, len(run.sites))]
     before = run.dense()
     best: _Fit | None = None
     for number, deep in enumerate(depths):
@@ -164,7 +166,7 @@ class _Run:
         self.concept = torch.stack([self.labels == index for index in task.forget], 1).double()
         # Both kinds of sample count the same, however many there are of each.
         count = self.chosen.double().mean()
-        self.share = torch.where(self.chosen, 0.5 / count, 0.5 / (1 - count)).to(device)
+        self.share = torch.where(self.chosen, 0.5 / count, 0.5 / (1 - count)).float().to(device)
         self.positions: dict[str, Tensor] = {}
         self.sites: dict[str, _Site] = {}
         self.features, self.logits = torch.empty(0), torch.empty(0)
@@ -239,11 +241,11 @@ class _Run:
         )
         try:
             with followed(net, layers, see, added, cut_off):
-                self.logits = net(self.images).double().cpu()
+                self.logits = net(self.images).cpu().double()
         finally:
             for hook in hooks:
                 hook.remove()
-        self.features = features[-1].double().cpu()
+        self.features = features[-1].cpu().double()
         last = seen[-1]
         self.sites = {name: found[name] for name in seen if name in added_to or name == last or not added_to}
         self.late, self.readout = self._read_out(whole[last], features[-1], norms[-1] if norms else None)
@@ -276,20 +278,20 @@ class _Run:
     def _goal(self, name: str, last: bool) -> Tensor:
         """(r, O): what the sum should be at the layer's positions."""
         site = self.sites[name]
-        rows = site.rows.double().cpu()
+        rows = site.rows.cpu().double()
         if not last or self.readout is None:
-            center = site.pooled.double().cpu().mean(0)
+            center = site.pooled.cpu().double().mean(0)
             return center + (rows - center) @ erasure(site.pooled.cpu(), self.concept).T
         readout = self.readout
-        weight = self.classifier.weight.detach().double().cpu()[self.task.retain]
+        weight = self.classifier.weight.detach().cpu().double()[self.task.retain]
         if readout.norm is not None:
             # Up to the scale of each sample, which varies little, the normalisation takes off the mean and multiplies.
-            gamma = readout.norm.weight.detach().double().cpu()
+            gamma = readout.norm.weight.detach().cpu().double()
             weight = weight * gamma
             weight = weight - weight.mean(1, keepdim=True)
         keep = retained_rows(weight)
         active = _ACTIVATIONS[readout.activation](rows)
-        pooled = self.features if readout.norm is None else site.pooled.double().cpu()
+        pooled = self.features if readout.norm is None else site.pooled.cpu().double()
         center = pooled.mean(0)
         goal = (active - center) @ erasure(pooled, self.concept).T @ keep.T @ keep
         if readout.activation == "identity":
@@ -341,7 +343,7 @@ class _Run:
 
         features: list[Tensor] = []
         hook = net.get_submodule(self.head).register_forward_pre_hook(
-            lambda _, args: features.append(args[0].flatten(1).double().cpu())
+            lambda _, args: features.append(args[0].flatten(1).cpu().double())
         )
         try:
             with followed(net, list(self.task.study.structure.readers), see, added, None):
@@ -368,7 +370,7 @@ class _Run:
         tensors |= {f"{name}.shift": edit.shift.float() for name, edit in edits.items()}
         old = self.classifier.bias
         tensors[f"{self.head}.weight"] = weight.float()
-        tensors[f"{self.head}.shift"] = (bias if old is None else bias - old.detach().double().cpu()).float()
+        tensors[f"{self.head}.shift"] = (bias if old is None else bias - old.detach().cpu().double()).float()
         return _Fit(tensors, layers, point, curve, ridges)
 
     def _classifier(self, features: Tensor, strength: float) -> tuple[Tensor, Tensor]:
@@ -410,8 +412,8 @@ def _anchor(task: Task, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     sums: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def note(name: str, x: Tensor) -> None:
-        x = x.transpose(0, 1).flatten(1)
-        x = x if x.device.type == "mps" else x.double()
+        # MPS has no float64.
+        x = (x.cpu() if x.device.type == "mps" else x).transpose(0, 1).flatten(1).double()
         first, second, count = sums.get(name, (torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0]), 0))
         sums[name] = first + x.sum(1), second + x.square().sum(1), count + x.shape[1]
 
@@ -434,16 +436,17 @@ def _anchor(task: Task, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         assert norm.running_mean is not None
         assert norm.running_var is not None
         first, second, count = sums[name]
+        first, second = first.cpu(), second.cpu()
         mean = first / count
         variance = (second / count - mean.square()).clamp(min=0) * (count / max(1, count - 1))
-        gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        gain = norm.weight.cpu().double() / (norm.running_var.cpu().double() + norm.eps).sqrt()
         new = {
             "running_mean": mean,
             "running_var": variance,
             "weight": gain * (variance + norm.eps).sqrt(),
-            "bias": norm.bias.double() + gain * (mean - norm.running_mean.double()),
+            "bias": norm.bias.cpu().double() + gain * (mean - norm.running_mean.cpu().double()),
         }
-        found |= {f"{name}.{what}": value.float().cpu() for what, value in new.items()}
+        found |= {f"{name}.{what}": value.float() for what, value in new.items()}
     return found
 
 

@@ -31,7 +31,7 @@ from ._search import curve, smallest
 __all__ = ["contrastive", "published"]
 
 _DEEPEST = 4
-_WEAKEST, _STRONGEST = 0.002, 0.8
+_WEAKEST, _STRONGEST = 0.002, 1.0
 # Of a slice's Gram matrix, relative to its mean diagonal.
 _RIDGE = 1e-4
 

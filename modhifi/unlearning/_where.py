@@ -14,8 +14,8 @@ __all__ = ["Living", "where_it_lives"]
 
 @dataclass(frozen=True)
 class Living:
-    """``table`` (K, M): fidelity of each of the M components shown, alone, for each of the K ``classes``; ``components`` are (group,
-    index); ``apart`` (M,) is how much higher the fidelity is for the chosen classes than for the others, on average.
+    """``table`` (K, M): fidelity of each of the M components shown, alone, for each of the K ``classes``; ``components`` are
+    (group, index); ``apart`` (M,) is how much higher the fidelity is for the chosen classes than for the others, on average.
     """
 
     table: np.ndarray
@@ -25,9 +25,9 @@ class Living:
 
 
 def where_it_lives(study: Study, chosen: Sequence[str], at_most: int = 40) -> Living:
-    """The ``at_most`` components, of all groups, whose class fidelity (`Study.class_fidelity`) is highest for the ``chosen`` classes
-    beside the others; with none chosen, those that tell any one class from the rest best. Classes that the study saw too rarely are
-    left out.
+    """The ``at_most`` components, of all groups, whose class fidelity (`Study.class_fidelity`) is highest for the ``chosen``
+    classes beside the others; with none chosen, those that tell any one class from the rest best. Classes that the study saw too
+    rarely are left out.
     """
     names: list[str] = []
     tables, components = [], []

@@ -342,6 +342,19 @@ def test_forget_shows_how_it_is_judged(filled: Path) -> None:
     for label in ("Forget accuracy", "Retain accuracy", "Linear probe", "Membership inference", "BN recall"):
         assert metric(app, label)
     assert float(metric(app, "Forget accuracy").rstrip("%")) < float(metric(app, "Retain accuracy").rstrip("%"))
+    said = words(app)
+    for part in (
+        "Where the class lives",
+        "most specific to 3",
+        "Is it forgotten?",
+        "Not answered any more",
+        "Relearning",
+    ):
+        assert part in said
+    assert list(app.table[0].value.columns) == ["Unchanged", "Logit mask", "Changed"]
+    export = open_page("export")
+    assert "unlearn study --forget 3" in export.code[0].value
+    assert "--method erase" in export.code[0].value
 
 
 def test_bounds_are_measured_and_kept(filled: Path) -> None:

@@ -86,6 +86,13 @@ def test_forget_walk(visit: Callable[..., Visitor]) -> None:
     assert forget < 50 < retain
     for label in ("Linear probe", "Membership inference", "BN recall"):
         assert someone.metric(label)
+    for text in (
+        "Is it forgotten?",
+        "Where the class lives",
+        "The strength that was searched",
+        "Not answered any more",
+    ):
+        someone.see(text)
     someone.go("Export")
     assert page.get_by_role("combobox", name="Current plan").input_value() == "Without 3"
     with page.expect_download() as download:

@@ -140,6 +140,13 @@ def test_unlearning(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Pa
         assert {name, f"{name}_before"} <= set(result)
     assert result["bn_recall_accuracy"] is not None
     assert result["forget_accuracy"] <= 0.1
+    assert result["forget_accuracy_mask"] == 0
+    assert asked["curve"][0]["strength"] == 0
+    by = ["--method", "ridge", "--target", "chance", "--depth", "1", "--towards", "zero", "--predicted-labels"]
+    asked = ask(capsys, "unlearn", work / "study", "--forget", "3,8", "--data", "digits", *by, "--out", plan)
+    assert asked["forget"] == ["3", "8"]
+    assert asked["settings"]["method"] == "ridge, towards zero"
+    assert asked["settings"]["layers"] == ["linear"]
 
 
 def test_text_for_people(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

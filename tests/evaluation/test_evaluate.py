@@ -5,20 +5,28 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import modhifi
 from modhifi import Data, Model, Study, UserError
 from modhifi.evaluation import (
+    Evaluation,
     Prediction,
     bn_recall,
     count_cost,
+    forgetting_table,
+    hiding_logit,
+    masked,
+    masked_model,
     match_labels,
     measure_latency,
     membership,
     predict,
     probe_accuracy,
+    relearning,
     tensor_bytes,
+    verdict,
 )
 from modhifi.models import fingerprint
 
@@ -38,7 +46,7 @@ def test_against_a_plain_loop(digits_model: Model, digits_test: Data) -> None:
         assert name == str(i)
         assert row.after == pytest.approx(float(right[digits_test.targets == i].double().mean()))
     json = result.to_json()
-    assert not [name for name in json if name.startswith(("forget", "probe", "mia", "bn"))]
+    assert not [name for name in json if name.startswith(("forget", "probe", "mia", "bn", "relearning"))]
     assert json["params"] == 269_722
 
 
@@ -135,6 +143,101 @@ def test_recall_without_batchnorm(chain: Model, pictures: Data) -> None:
     assert bn_recall(chain, pictures, pictures, [0]) == (None, None)
 
 
+def test_a_logit_mask_hides_and_no_more(digits_model: Model, digits_test: Data) -> None:
+    found = predict(digits_model, digits_test, features=True)
+    hidden = hiding_logit(found.logits, [3, 4])
+    assert hidden < float(found.logits[:, [0, 1, 2, 5, 6, 7, 8, 9]].max(1).values.min())
+    behind = masked(found, [3, 4], hidden)
+    assert behind.accuracy([3, 4]) == 0
+    assert torch.equal(behind.features, found.features)
+    # The masked network answers just so.
+    again = predict(masked_model(digits_model, [3, 4], hidden), digits_test, features=True)
+    torch.testing.assert_close(again.logits, behind.logits)
+    assert digits_model.module.linear.weight[3].abs().sum() > 0
+
+
+def test_relearning_tells_what_is_hidden_from_what_was_never_there(chain: Model, pictures: Data) -> None:
+    """A network whose class row is shifted away has it back in the first steps; one with random features does not."""
+    bright = np.random.default_rng(0).integers(0, 90, (96, 8, 8, 3), dtype=np.uint8)
+    bright[np.arange(96) % 4 == 1, :, :, 0] += 150
+    bright[np.arange(96) % 4 == 2, :, :, 1] += 150
+    data = dataclasses.replace(pictures, read=lambda i: Image.fromarray(bright[i]))
+
+    class Means(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
+            with torch.no_grad():
+                self.linear.weight[1, 0] = scale
+                self.linear.weight[2, 1] = scale
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x.mean((2, 3)))
+
+    knows, blank = Means(1.0).eval(), Means(0.0).eval()
+    with torch.no_grad():
+        knows.linear.bias[1] -= 2.5
+        blank.linear.bias[1] -= 2.5
+    curves = [
+        relearning(dataclasses.replace(chain, module=net), data, data, [1], steps=(0, 40, 80, 160))
+        for net in (knows, blank)
+    ]
+    assert curves[0][0] == curves[1][0] == 0
+    assert sum(curves[0]) > sum(curves[1])
+    assert curves[0][-1] > 0.9
+    assert float(knows.linear.bias[1]) == -2.5
+
+
+def test_the_words_follow_the_numbers(digits_model: Model) -> None:
+    base = dict.fromkeys(Evaluation.model_fields) | {
+        "model": "m",
+        "data": digits_model and modhifi.load_data("digits").ref,
+        "samples": 10,
+        "accuracy": 0.9,
+        "per_class": {},
+        "confusion": [[1] * 10] * 10,
+        "params": 1,
+        "flops": 1,
+        "bytes": 1,
+        "latency_batch": 1,
+        "device": "cpu",
+        "forget": ["3"],
+        "forget_accuracy": 0.0,
+        "retain_accuracy": 0.99,
+        "probe_accuracy": 0.1,
+        "probe_accuracy_before": 0.98,
+        "mia": 0.5,
+        "bn_recall_accuracy": 0.01,
+        "bn_recall_retain_accuracy": 0.99,
+        "relearning_steps": [0, 5, 20],
+        "relearning_accuracy": [0.0, 0.0, 0.2],
+        "relearning_accuracy_mask": [0.0, 0.9, 1.0],
+    }
+
+    def said(**changes: object) -> str:
+        return " ".join(verdict(Evaluation(**(base | changes))))
+
+    good = said()
+    assert "Not answered any more" in good
+    assert "does not come back within 20 steps of relearning (a logit mask: after 5)" in good
+    assert "brings" not in good
+    assert "Not forgotten: 50.0%" in said(forget_accuracy=0.5)
+    assert "BN recall brings it back: 91.0%" in said(bn_recall_accuracy=0.91)
+    assert "BN recall brings back a part of it: 20.0%" in said(bn_recall_accuracy=0.2)
+    assert "still know it: a linear probe finds 85.0% of its images, 98.0% in the unchanged" in said(
+        probe_accuracy=0.85
+    )
+    assert "AUC of 0.70" in said(mia=0.7)
+    assert "Relearning brings it back after 5 steps" in said(relearning_accuracy=[0.0, 0.6, 1.0])
+    assert "classes 3, 4" in said(forget=["3", "4"])
+    assert verdict(Evaluation(**(base | {"forget": None}))) == []
+    rows = {title: values for title, *values in forgetting_table(Evaluation(**base))}
+    assert rows["Linear probe on the forgotten"] == [0.98, None, 0.1]
+    assert rows["Forget accuracy, 20 steps of relearning"] == [None, 1.0, 0.2]
+
+
 def test_an_unlearning_plan_is_judged(digits_study: Study, digits_model: Model, digits_test: Data) -> None:
     plan = modhifi.unlearn(digits_study, ["3"], modhifi.load_data("digits"), model=digits_model)
     changed = modhifi.apply(plan, digits_model)
@@ -147,6 +250,14 @@ def test_an_unlearning_plan_is_judged(digits_study: Study, digits_model: Model, 
     assert json["forget_accuracy"] <= 0.1 < json["forget_accuracy_before"]
     assert json["retain_accuracy"] >= json["retain_accuracy_before"] - 0.03
     assert json["bn_recall_accuracy"] is not None
+    assert json["forget_accuracy_mask"] == 0
+    assert json["probe_accuracy_mask"] == json["probe_accuracy_before"]
+    assert json["bn_recall_accuracy_mask"] == 0
+    assert json["bn_recall_accuracy_before"] > 0.9
+    assert json["relearning_steps"][-1] == 20
+    assert json["relearning_accuracy"][0] == json["forget_accuracy"]
+    assert json["relearning_accuracy_before"][-1] > 0.9
+    assert len(json["relearning_accuracy_mask"]) == len(json["relearning_steps"])
     assert result.forget_accuracy == result.per_class["3"].after
     rest = [row for name, row in result.per_class.items() if name != "3"]
     assert result.retain_accuracy == pytest.approx(

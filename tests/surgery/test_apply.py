@@ -10,7 +10,7 @@ import modhifi
 from modhifi import Data, Model, Plan, Study, UserError
 from modhifi.evaluation import count_cost
 from modhifi.models import fingerprint
-from modhifi.plan import GroupPlan
+from modhifi.plan import GroupPlan, Settings
 from modhifi.surgery import recalibrate
 
 
@@ -87,6 +87,34 @@ def test_a_plan_that_does_not_fit_is_refused(digits_study: Study, digits_model: 
     odd = plan.model_copy(deep=True).with_tensors(plan.tensors | {name: torch.zeros(2, 2)})
     with pytest.raises(UserError, match="shape"):
         modhifi.apply(odd, digits_model)
+
+
+def test_a_plan_may_change_any_entry_of_the_state(chain: Model, pictures: Data) -> None:
+    """Also of layers that read no components, such as the first one, and the constants of any layer."""
+    study = modhifi.analyze(chain, pictures)
+    plan = Plan(kind="unlearn", model=study.model, calibration=study.data, settings=Settings())
+    tensors = {
+        "a.weight": torch.ones(6, 27),
+        "a.shift": torch.full((6,), 2.0),
+        "norm.weight": torch.arange(6.0),
+        "norm.running_var": torch.full((6,), 9.0),
+        "d.shift": torch.tensor([1.0, 2.0, 3.0, 4.0]),
+    }
+    changed = modhifi.apply(plan.with_tensors(tensors), chain).module
+    assert torch.equal(changed.a.weight, torch.ones(6, 3, 3, 3))
+    torch.testing.assert_close(changed.a.bias, chain.module.a.bias + 2)
+    assert torch.equal(changed.norm.weight, torch.arange(6.0))
+    assert torch.equal(changed.norm.running_var, torch.full((6,), 9.0))
+    torch.testing.assert_close(changed.d.bias, chain.module.d.bias + torch.arange(1.0, 5))
+    for name, message in [
+        ("nothing.weight", "does not have"),
+        ("norm.shift", "no layer"),
+        ("norm.num_batches_tracked", "has shape"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            modhifi.apply(plan.with_tensors({name: torch.zeros(6)}), chain)
+    with pytest.raises(UserError, match=r"norm\.weight has shape \(5,\)"):
+        modhifi.apply(plan.with_tensors({"norm.weight": torch.zeros(5)}), chain)
 
 
 def test_a_misread_network_is_noticed(chain: Model, pictures: Data, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Alg. 1 and 2 against doing them by hand; classes that do not exist; the searched strength."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -132,3 +134,15 @@ def test_refusals(digits_study: Study, digits_model: Model, chain: Model) -> Non
         modhifi.unlearn(digits_study, ["3"], data, target=1.0, model=digits_model)
     with pytest.raises(UserError, match="other weights"):
         modhifi.unlearn(digits_study, ["3"], data, model=chain)
+    for wrong, message in [
+        ({"method": "magic"}, "unknown method 'magic'; one of erase, published"),
+        ({"method": "mask", "depth": 2}, "mask has no depth"),
+        ({"depth": 0}, "at least 1"),
+        ({"target": "never"}, "or chance"),
+        ({"method": "ridge", "towards": "one"}, "zero or mean"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            modhifi.unlearn(digits_study, ["3"], data, model=digits_model, **wrong)
+    nobody = dataclasses.replace(data, labels=None, classes=None)
+    with pytest.raises(UserError, match="no labels"):
+        modhifi.unlearn(digits_study, ["3"], nobody, model=digits_model)
