@@ -17,7 +17,7 @@ from ..progress import prefixed
 from ..statistics import Moments, collect
 from ._algebra import combined_projection, eigen, forgetting_ridge, scaled_space
 from ._classes import Found, Task
-from ._search import curve, smallest
+from ._search import TRIALS, curve, smallest
 
 __all__ = ["closed_form", "subspaces"]
 
@@ -44,7 +44,7 @@ def closed_form(task: Task, depth: int | None, towards: Literal["zero", "mean"])
             found[name] = Edit(new, weight.new_zeros(len(weight)))
         return found
 
-    tried = smallest(task, edits, _WEAKEST, _STRONGEST, _counter(task, 8))
+    tried = smallest(task, edits, _WEAKEST, _STRONGEST, _counter(task, TRIALS))
     if not tried:
         raise task.unreached(f"no λ up to {_STRONGEST:g} in the last {len(layers)} layers")
     points = curve(task, edits, tried)
@@ -59,7 +59,7 @@ def subspaces(task: Task) -> Found:
     forget, retain = _moments(task, layers)
     weights = {name: flat_weight(get_operator(task.model.module, name)).cpu().double() for name in layers}
     weakest, strongest = 1 / _RETAINED[1], 1 / _RETAINED[0]
-    step = _counter(task, 8 * len(_FORGET))
+    step = _counter(task, TRIALS * len(_FORGET))
     spaces = {name: (eigen(retain[name].second.cpu()), eigen(forget[name].second.cpu())) for name in layers}
     best: tuple[float, float, list[float]] | None = None
 

@@ -1,4 +1,4 @@
-"""The smallest strength that reaches the target, with few evaluations: bisection on a logarithmic scale."""
+"""The smallest strength that reaches the target, with few evaluations: a ladder, then bisection, on a logarithmic scale."""
 
 from __future__ import annotations
 
@@ -8,32 +8,45 @@ from .._operators import Edit
 from ..plan import CurvePoint
 from ._classes import Task
 
-__all__ = ["curve", "smallest"]
+__all__ = ["TRIALS", "curve", "smallest"]
 
-_STEPS = 7  # for a range of 400 a factor of 1.05 between neighbours at the end
+# Strengths on the way up, evenly spaced on the logarithmic scale, and bisections between the first that reaches the target and
+# the one before it.
+_SCAN, _STEPS = 10, 4
+TRIALS = _SCAN + _STEPS
+"""At most so many strengths are tried."""
 
 
 def smallest(
     task: Task, edits: Callable[[float], Mapping[str, Edit]], low: float, high: float, step: Callable[[], None]
 ) -> list[float]:
-    """The strengths between ``low`` and ``high`` that were tried, the one to take last; [] if even ``high`` does not bring the
-    accuracy on the forget samples down to the target. ``step`` is called after every trial.
+    """The strengths from ``low`` to ``high`` that were tried, the one to take last; [] if none of them brings the accuracy on the
+    forget samples down to the target. More is not always lower (a layer that is negated as a whole may answer as before), which
+    is why they are tried from below. ``step`` is called after every trial.
     """
-    tried = [high]
-    reached = task.accuracy(edits(high), task.chosen) <= task.target
-    step()
-    if not reached:
-        return []
-    for _ in range(_STEPS):
-        middle = (low * high) ** 0.5
-        tried.append(middle)
-        if task.accuracy(edits(middle), task.chosen) <= task.target:
-            high = middle
-        else:
-            low = middle
+    tried: list[float] = []
+
+    def reaches(strength: float) -> bool:
+        tried.append(strength)
+        found = task.accuracy(edits(strength), task.chosen) <= task.target
         step()
-    tried.remove(high)
-    return [*tried, high]
+        return found
+
+    ratio = (high / low) ** (1 / (_SCAN - 1))
+    ladder = [low * ratio**number for number in range(_SCAN - 1)] + [high]
+    first = next((number for number, strength in enumerate(ladder) if reaches(strength)), None)
+    if first is None:
+        return []
+    best = ladder[first]
+    below = ladder[first - 1] if first else best
+    for _ in range(_STEPS if first else 0):
+        middle = (below * best) ** 0.5
+        if reaches(middle):
+            best = middle
+        else:
+            below = middle
+    tried.remove(best)
+    return [*tried, best]
 
 
 def curve(task: Task, edits: Callable[[float], Mapping[str, Edit]], strengths: list[float]) -> list[CurvePoint]:

@@ -26,7 +26,7 @@ from ..progress import prefixed
 from ..statistics import collect, collect_singletons
 from ..study import Study
 from ._classes import Found, Task
-from ._search import curve, smallest
+from ._search import TRIALS, curve, smallest
 
 __all__ = ["contrastive", "published"]
 
@@ -165,7 +165,7 @@ def _best(
     """The smallest strength for each depth (or the one that is given), and of these the one that keeps the most."""
     depths = range(1, len(layers) + 1) if depth is None else [len(layers)]
     best: tuple[float, int, list[float]] | None = None
-    total, done = len(depths) * 8, 0
+    total, done = len(depths) * TRIALS, 0
 
     def step() -> None:
         nonlocal done
