@@ -140,7 +140,7 @@ def test_a_layernorm_network_keeps_more_than_by_negation(data: Data, digits_test
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0.01, 0.9))
 def test_the_smallest_strength_is_found_where_more_is_lower(threshold: float) -> None:
-    task = SimpleNamespace(target=0.0, chosen=None, accuracy=lambda edits, which: float(edits["at"] < threshold))
+    task = SimpleNamespace(target=0.0, chosen=None, accuracy=lambda edits, _: float(edits["at"] < threshold))
     tried = smallest(task, lambda strength: {"at": strength}, 0.002, 1.0, lambda: None)
     assert len(tried) <= TRIALS
     assert threshold <= tried[-1] <= threshold * 1.06
@@ -148,9 +148,9 @@ def test_the_smallest_strength_is_found_where_more_is_lower(threshold: float) ->
 
 
 def test_the_smallest_strength_is_found_where_more_is_not_always_lower() -> None:
-    task = SimpleNamespace(target=0.0, chosen=None, accuracy=lambda edits, which: float(not 0.1 < edits["at"] < 0.4))
+    task = SimpleNamespace(target=0.0, chosen=None, accuracy=lambda edits, _: float(not 0.1 < edits["at"] < 0.4))
     assert 0.1 < smallest(task, lambda strength: {"at": strength}, 0.002, 1.0, lambda: None)[-1] < 0.11
-    task.accuracy = lambda edits, which: 1.0
+    task.accuracy = lambda *_: 1.0
     assert smallest(task, lambda strength: {"at": strength}, 0.002, 1.0, lambda: None) == []
 
 

@@ -87,12 +87,6 @@ def test_what_is_predicted_is_what_the_changed_network_does(plan: Plan, digits_m
     assert result.retain_accuracy == pytest.approx(plan.predicted["retain_accuracy"])
 
 
-def test_two_classes_at_once(digits_study: Study, digits_model: Model) -> None:
-    plan = modhifi.unlearn(digits_study, [0, "1"], modhifi.load_data("digits"), target=0.1, model=digits_model)
-    assert plan.forget == ["0", "1"]
-    assert plan.predicted["forget_accuracy"] <= 0.1
-
-
 def test_layernorm_networks_are_negated(pictures: Data, chain: Model) -> None:
     """Alg. 2."""
 
