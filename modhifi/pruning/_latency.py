@@ -259,7 +259,7 @@ def measure_table(model: Model, structure: Structure, *, batch: int = 1, progres
         scale = min(1.0, whole / max(sum(layers.values()), 1e-9))
         for name in names:
             times[kind][name].append(layers[name] * scale)
-        times[kind][_OTHER].append(whole - sum(layers.values()) * scale)
+        times[kind][_OTHER].append(max(0.0, whole - sum(layers.values()) * scale))
     return LatencyTable(
         machine=machine_name(),
         device=str(model.device),

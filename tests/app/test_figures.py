@@ -37,34 +37,13 @@ PLAIN: list[Callable[[], go.Figure]] = [
     lambda: f.trade_off([f.TradeOff("p", "half", 0.5, 0.97)], 0.99, 0.5, "p"),
     lambda: f.trade_off([], None, None, None),
     lambda: f.confusion(np.eye(10) * 50, CLASSES),
+    lambda: f.living(RNG.random((10, 3)), CLASSES, [("a", 0), ("a", 1), ("b", 5)], ["3"]),
+    lambda: f.relearning([0, 5, 20], {"unchanged": [1, 1, 1], "logit mask": [0, 0, 1], "changed": [0, 0, 0.9]}),
     lambda: f.per_class({c: {"before": 1.0, "after": None} for c in CLASSES}, ["3"]),
 ]
 
 
 @pytest.mark.parametrize("draw", PLAIN)
-def test_where_a_class_lives_marks_the_chosen_rows() -> None:
-    table = np.random.default_rng(0).random((3, 2))
-    figure = f.living(table, ["a", "b", "c"], [("layer1", 4), ("layer2", 0)], ["b"])
-    assert list(figure.data[0].y) == ["a", "▸ b", "c"]
-    assert figure.data[0].customdata[0][0] == "layer1 4"
-
-
-def test_the_curve_of_forgetting_goes_with_the_strength() -> None:
-    points = [
-        {"strength": s, "forget_accuracy": f, "retain_accuracy": r}
-        for s, f, r in ((2.0, 0.0, 0.9), (0.0, 1.0, 0.98), (1.0, 0.2, 0.95))
-    ]
-    figure = f.forgetting_curve(points, 1.0, "λ")
-    assert list(figure.data[0].x) == [100, 20, 0]
-    assert (figure.data[1].x[0], figure.data[1].y[0]) == (20, 95)
-
-
-def test_relearning_has_a_line_for_each_network() -> None:
-    figure = f.relearning([0, 5], {"unchanged": [0.9, 1.0], "changed": [0.0, 0.5]})
-    assert [trace.name for trace in figure.data] == ["unchanged", "changed"]
-    assert list(figure.data[1].y) == [0, 50]
-
-
 def test_every_figure_is_whole(draw: Callable[[], go.Figure]) -> None:
     figure = draw()
     json.loads(figure.to_json())
@@ -142,3 +121,26 @@ def test_colours_are_seen_on_light_and_on_dark() -> None:
         for background in ("#FFFFFF", "#10161F"):
             high, low = sorted((luminance(colour), luminance(background)), reverse=True)
             assert (high + 0.05) / (low + 0.05) >= 3, f"{colour} on {background}"
+
+
+def test_where_a_class_lives_marks_the_chosen_rows() -> None:
+    table = np.random.default_rng(0).random((3, 2))
+    figure = f.living(table, ["a", "b", "c"], [("layer1", 4), ("layer2", 0)], ["b"])
+    assert list(figure.data[0].y) == ["a", "▸ b", "c"]
+    assert figure.data[0].customdata[0][0] == "layer1 4"
+
+
+def test_the_curve_of_forgetting_goes_with_the_strength() -> None:
+    points = [
+        {"strength": s, "forget_accuracy": f, "retain_accuracy": r}
+        for s, f, r in ((2.0, 0.0, 0.9), (0.0, 1.0, 0.98), (1.0, 0.2, 0.95))
+    ]
+    figure = f.forgetting_curve(points, 1.0, "λ")
+    assert list(figure.data[0].x) == [100, 20, 0]
+    assert (figure.data[1].x[0], figure.data[1].y[0]) == (20, 95)
+
+
+def test_relearning_has_a_line_for_each_network() -> None:
+    figure = f.relearning([0, 5], {"unchanged": [0.9, 1.0], "changed": [0.0, 0.5]})
+    assert [trace.name for trace in figure.data] == ["unchanged", "changed"]
+    assert list(figure.data[1].y) == [0, 50]

@@ -187,7 +187,7 @@ def test_relearning_tells_what_is_hidden_from_what_was_never_there(chain: Model,
     assert curves[0][0] == curves[1][0] == 0
     assert sum(curves[0]) > sum(curves[1])
     assert curves[0][-1] > 0.9
-    assert float(knows.linear.bias[1]) == -2.5
+    assert float(knows.linear.bias[1].detach()) == -2.5
 
 
 def test_the_words_follow_the_numbers(digits_model: Model) -> None:
