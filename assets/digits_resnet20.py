@@ -9,7 +9,6 @@ training is seeded; another number of threads or version of torch rounds differe
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 # Started as a file, Python looks for modules beside it; the package is one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from assets.training import tensors, write
+from assets.training import command, tensors, write
 from modhifi.data import Data
 from modhifi.data._digits import digits
 from modhifi.models import InputSpec
@@ -105,17 +104,5 @@ def make(out: Path, seed: int, epochs: int, samples: int | None = None) -> dict[
     return write(out, model, model.state_dict(), splits["test"], INPUT, card)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the default network and write its checkpoint and model card.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; another number changes the last digits")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    card = make(arguments.out, arguments.seed, arguments.epochs)
-    print(f"test accuracy {card['test_accuracy']:.2%} ({card['test_correct']} of {card['test_samples']})")
-
-
 if __name__ == "__main__":
-    main()
+    command("Train the default network and write its checkpoint and model card.", make, EPOCHS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -13,7 +15,7 @@ from modhifi.data import Data
 from modhifi.models import InputSpec
 from modhifi.models._types import fingerprint
 
-__all__ = ["correct", "tensors", "write"]
+__all__ = ["command", "correct", "tensors", "write"]
 
 
 def tensors(data: Data, spec: InputSpec) -> tuple[Tensor, Tensor]:
@@ -50,3 +52,16 @@ def write(
         temporary.write_bytes(safetensors.torch.save(state))
     write_json(out / f"{card['name']}.json", whole)
     return whole
+
+
+def command(description: str, make: Callable[[Path, int, int], dict[str, object]], epochs: int) -> None:
+    """A recipe's command line: ``make(out, seed, epochs)`` trains and gives the card."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; another number changes the last digits")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    card = make(arguments.out, arguments.seed, arguments.epochs)
+    print(f"test accuracy {card['test_accuracy']:.2%} ({card['test_correct']} of {card['test_samples']})")

@@ -17,7 +17,7 @@ from ..plan import CurvePoint
 from ..progress import Progress
 from ..study import Study
 
-__all__ = ["Found", "Task", "choose_classes", "make_task"]
+__all__ = ["Found", "Task", "choose_classes", "curve_point", "make_task"]
 
 
 def choose_classes(forget: Sequence[str | int], classes: Sequence[str]) -> list[int]:
@@ -78,12 +78,22 @@ class Task:
                 right += int((self.model.module(images.to(self.model.device)).argmax(1).cpu() == labels).sum())
         return right / int(which.sum())
 
-    def point(self, strength: float, edits: Mapping[str, Edit]) -> CurvePoint:
+    def measured(self, strength: float, edits: Mapping[str, Edit]) -> CurvePoint:
         return CurvePoint(
             strength=strength,
             forget_accuracy=self.accuracy(edits, self.chosen),
             retain_accuracy=self.accuracy(edits, ~self.chosen),
         )
+
+
+def curve_point(strength: float, answers: Tensor, labels: Tensor, chosen: Tensor) -> CurvePoint:
+    """From ``answers`` and ``labels`` (N,) int64 and which of them are of the forget classes, ``chosen`` (N,) bool."""
+    right = (answers == labels).double()
+    return CurvePoint(
+        strength=strength,
+        forget_accuracy=float(right[chosen].mean()),
+        retain_accuracy=float(right[~chosen].mean()),
+    )
 
 
 @dataclass(frozen=True)

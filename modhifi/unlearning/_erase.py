@@ -38,7 +38,7 @@ from ..plan import CurvePoint, Plan, Settings
 from ..statistics import draw
 from ..surgery import apply
 from ._algebra import erasure, retained_rows
-from ._classes import Found, Task
+from ._classes import Found, Task, curve_point
 
 __all__ = ["erase"]
 
@@ -268,12 +268,7 @@ class _Run:
         return self._point(0.0, self.logits)
 
     def _point(self, strength: float, logits: Tensor) -> CurvePoint:
-        right = (logits.argmax(1) == self.labels).double()
-        return CurvePoint(
-            strength=strength,
-            forget_accuracy=float(right[self.chosen].mean()),
-            retain_accuracy=float(right[~self.chosen].mean()),
-        )
+        return curve_point(strength, logits.argmax(1), self.labels, self.chosen)
 
     def _goal(self, name: str, last: bool) -> Tensor:
         """(r, O): what the sum should be at the layer's positions."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..plan import CurvePoint
-from ._classes import Found, Task
+from ._classes import Found, Task, curve_point
 
 __all__ = ["ascent", "finetune"]
 
@@ -82,13 +82,8 @@ def _step(task: Task, net: nn.Module, optimizer: torch.optim.Optimizer, images: 
 
 @torch.no_grad()
 def _point(task: Task, net: nn.Module, strength: int) -> CurvePoint:
-    right = torch.cat([net(batch.to(task.model.device)).argmax(1).cpu() for batch in task.images.split(128)])
-    right = (right == task.labels).double()
-    return CurvePoint(
-        strength=strength,
-        forget_accuracy=float(right[task.chosen].mean()),
-        retain_accuracy=float(right[~task.chosen].mean()),
-    )
+    answers = torch.cat([net(batch.to(task.model.device)).argmax(1).cpu() for batch in task.images.split(128)])
+    return curve_point(strength, answers, task.labels, task.chosen)
 
 
 def _found(task: Task, net: nn.Module, points: list[CurvePoint], method: str) -> Found:

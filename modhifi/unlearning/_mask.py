@@ -6,8 +6,7 @@ import torch
 
 from ..errors import UserError
 from ..evaluation import classifier_of, hiding_logit, masked_rows
-from ..plan import CurvePoint
-from ._classes import Found, Task
+from ._classes import Found, Task, curve_point
 
 __all__ = ["mask"]
 
@@ -24,19 +23,11 @@ def mask(task: Task) -> Found:
     answers = logits.clone()
     answers[:, task.forget] = hidden
 
-    def point(strength: float, values: torch.Tensor) -> CurvePoint:
-        right = (values.argmax(1) == task.labels).double()
-        return CurvePoint(
-            strength=strength,
-            forget_accuracy=float(right[task.chosen].mean()),
-            retain_accuracy=float(right[~task.chosen].mean()),
-        )
-
-    taken = point(1.0, answers)
+    taken = curve_point(1.0, answers.argmax(1), task.labels, task.chosen)
     return Found(
         tensors={f"{head}.weight": weight, f"{head}.shift": shift},
         layers=[head],
         point=taken,
-        curve=[point(0.0, logits), taken],
+        curve=[curve_point(0.0, logits.argmax(1), task.labels, task.chosen), taken],
         method="mask",
     )

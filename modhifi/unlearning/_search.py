@@ -51,8 +51,8 @@ def smallest(
 
 def curve(task: Task, edits: Callable[[float], Mapping[str, Edit]], strengths: list[float]) -> list[CurvePoint]:
     """What each strength does to both kinds of samples, beginning with the unchanged network."""
-    points = [task.point(0.0, {})]
+    points = [task.measured(0.0, {})]
     for number, strength in enumerate(sorted(set(strengths))):
         task.progress(number, len(strengths), "forget against retain accuracy")
-        points.append(task.point(strength, edits(strength)))
+        points.append(task.measured(strength, edits(strength)))
     return points
