@@ -15,7 +15,9 @@ with st.container(border=True):
 ui.latest_job(session, "forget")
 with st.container(border=True):
     living, words = living_of(study, chosen)
-    st.markdown("**Where the class lives**" if len(chosen) == 1 else "**Where the classes live**", help=ui.FORMULAS["living"])
+    st.markdown(
+        "**Where the class lives**" if len(chosen) == 1 else "**Where the classes live**", help=ui.FORMULAS["living"]
+    )
     if living.components:
         ui.chart(
             figures.living(living.table, living.classes, living.components, chosen),
