@@ -1,4 +1,4 @@
-"""The Export page's three downloads."""
+"""The three downloads of a plan."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from . import components as ui
 from .session import Session
 from .store import Point
 
-__all__ = ["model_download", "plan_download", "report_download"]
+__all__ = ["downloads"]
 
 _FORMATS = {"safetensors": "safetensors", "onnx": "ONNX", "pt2": "torch.export"}
 
 
-def plan_download(session: Session, point: Point) -> None:
+def downloads(session: Session, point: Point) -> None:
+    """Draws plan, changed network and report side by side."""
+    cards = st.columns(3, gap="medium", border=True)
+    for card, draw in zip(cards, (_plan_download, _model_download, _report_download), strict=True):
+        with card, st.container(height="stretch"):
+            draw(session, point)
+
+
+def _plan_download(session: Session, point: Point) -> None:
     st.markdown("**Plan**")
     st.caption("What stays, the new weights and the settings: `plan.zip` with a JSON and a safetensors file.")
     st.space("stretch")
@@ -29,7 +37,7 @@ def plan_download(session: Session, point: Point) -> None:
     )
 
 
-def model_download(session: Session, point: Point) -> None:
+def _model_download(session: Session, point: Point) -> None:
     st.markdown("**Changed network**")
     extra = st.pills(
         "Formats besides safetensors",
@@ -65,7 +73,7 @@ def model_download(session: Session, point: Point) -> None:
         )
 
 
-def report_download(session: Session, point: Point) -> None:
+def _report_download(session: Session, point: Point) -> None:
     st.markdown("**Report**")
     st.caption("One page that stands alone: what was done, what it cost, layer by layer. Opens in any browser.")
     st.space("stretch")

@@ -269,6 +269,7 @@ class Library:
                 forget=tuple(plan.forget),
                 forgetting=wish,
                 predicted=plan.predicted,
+                strength=plan.settings.strength,
                 curve=[one.model_dump() for one in plan.curve],
             )
             plan.measured.append(evaluation.to_json())

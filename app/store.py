@@ -54,6 +54,8 @@ class Point(BaseModel):
     forget: tuple[str, ...] = ()
     forgetting: Forgetting | None = None
     predicted: dict[str, float] = Field(default_factory=dict)
+    strength: float | None = None
+    """Of unlearning: the strength that was taken."""
     curve: list[dict[str, float]] = Field(default_factory=list)
     """Of unlearning: what was tried in the search for the strength."""
     made: float = Field(default_factory=time.time)

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from app import components as ui
-from app.export import model_download, plan_download, report_download
+from app.export import downloads
 from app.library import commands
 
 session, study = ui.analysed()
@@ -14,10 +14,7 @@ if point is None:
     )
     st.stop()
 ui.before_and_after(point)
-cards = st.columns(3, gap="medium", border=True)
-for card, draw in zip(cards, (plan_download, model_download, report_download), strict=True):
-    with card, st.container(height="stretch"):
-        draw(session, point)
+downloads(session, point)
 st.subheader("The same from the command line", anchor=False)
 st.caption("The downloaded plan is measured again by `python -m modhifi evaluate plan.zip`, with the same result.")
 plan = session.library.store.plan(session.source.id, point.id)

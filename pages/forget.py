@@ -5,7 +5,7 @@ import streamlit as st
 
 from app import components as ui
 from app import figures
-from app.export import model_download, plan_download, report_download
+from app.export import downloads
 from app.forget import curves_of, forget_controls, forgotten, in_words, living_of, numbers_of, report_of
 from modhifi.unlearning import METHODS
 
@@ -41,9 +41,8 @@ if point is not None:
     with left, st.container(border=True):
         st.markdown("**The strength that was searched**", help=ui.FORMULAS["strength"])
         method = METHODS[point.forgetting.method] if point.forgetting else METHODS["erase"]
-        plan = session.library.store.plan(session.source.id, point.id)
         ui.chart(
-            figures.forgetting_curve(point.curve, plan.settings.strength or 0.0, method.strength),
+            figures.forgetting_curve(point.curve, point.strength or 0.0, method.strength),
             alt=f"Retain against forget accuracy over the strength of the edit: {point.label}",
             key="forgetting-curve",
         )
@@ -76,7 +75,4 @@ if point is not None:
             alt=f"Accuracy of each class before and after: {point.label}",
             key="per-class",
         )
-    cards = st.columns(3, gap="medium", border=True)
-    for card, draw in zip(cards, (plan_download, model_download, report_download), strict=True):
-        with card, st.container(height="stretch"):
-            draw(session, point)
+    downloads(session, point)

@@ -13,7 +13,7 @@ from ..data import Data, DataRef
 from ..errors import UserError
 from ..evaluation import match_labels
 from ..models import Model
-from ..plan import CurvePoint
+from ..plan import Compensation, CurvePoint
 from ..progress import Progress
 from ..study import Study
 
@@ -107,7 +107,7 @@ class Found:
     point: CurvePoint
     curve: list[CurvePoint]
     method: str
-    compensate: str = "none"
+    compensate: Compensation = "none"
     anchored: bool = False
     ridges: dict[str, float] = field(default_factory=dict)
 

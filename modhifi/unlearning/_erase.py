@@ -160,9 +160,9 @@ class _Run:
         assert isinstance(classifier, nn.Linear)
         self.classifier = classifier
         most = max(2, _PIXELS // (task.images.shape[2] * task.images.shape[3]))
-        self.used = _spread(task.chosen, most)
-        self.images = task.images[self.used].to(device)
-        self.labels, self.chosen = task.labels[self.used], task.chosen[self.used]
+        used = _spread(task.chosen, most)
+        self.images = task.images[used].to(device)
+        self.labels, self.chosen = task.labels[used], task.chosen[used]
         self.concept = torch.stack([self.labels == index for index in task.forget], 1).double()
         # Both kinds of sample count the same, however many there are of each.
         count = self.chosen.double().mean()
@@ -248,20 +248,20 @@ class _Run:
         self.features = features[-1].cpu().double()
         last = seen[-1]
         self.sites = {name: found[name] for name in seen if name in added_to or name == last or not added_to}
-        self.late, self.readout = self._read_out(whole[last], features[-1], norms[-1] if norms else None)
+        self.readout = self._read_out(whole[last], features[-1], norms[-1] if norms else None)
 
-    def _read_out(self, total: Tensor, features: Tensor, norm: nn.LayerNorm | None) -> tuple[bool, _Readout | None]:
+    def _read_out(self, total: Tensor, features: Tensor, norm: nn.LayerNorm | None) -> _Readout | None:
         """Which of the usual ways leads from the last sum to the features; None if it is another one."""
         if total.shape[-1] != features.shape[1]:
-            return False, None
+            return None
         for activation in _ACTIVATIONS:
             for used in (None, norm) if norm is not None else (None,):
                 for first in (False, True):
                     for late in (False, True) if used is not None else (False,):
                         readout = _Readout(activation, used, first)
                         if torch.allclose(readout(total, late), features, rtol=1e-3, atol=1e-3):
-                            return late, readout
-        return False, None
+                            return readout
+        return None
 
     def dense(self) -> CurvePoint:
         """The unchanged network on the samples that are used."""

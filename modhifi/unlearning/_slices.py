@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .._operators import Edit
 from ..errors import UserError
 from ..fidelity import gram
+from ..plan import Compensation
 from ..progress import prefixed
 from ..statistics import collect, collect_singletons
 from ..study import Study
@@ -160,7 +161,7 @@ def _best(
     depth: int | None,
     edits: Callable[[Sequence[str], float], dict[str, Edit]],
     method: str,
-    compensate: str,
+    compensate: Compensation,
 ) -> Found:
     """The smallest strength for each depth (or the one that is given), and of these the one that keeps the most."""
     depths = range(1, len(layers) + 1) if depth is None else [len(layers)]

@@ -9,7 +9,7 @@ from typing import Literal
 from ..data import Data
 from ..errors import UserError
 from ..models import Model, reload
-from ..plan import Compensation, Plan, Settings
+from ..plan import Plan, Settings
 from ..progress import Progress, silent
 from ..study import Study
 from ._classes import Found, Task, make_task
@@ -150,16 +150,13 @@ def unlearn(
         raise UserError("the study was made for other weights than this model's; analyze it again")
     task = make_task(study, net, data, forget, samples, seed, low, predicted_labels, progress)
     found = chosen.run(task, depth, towards)
-    compensate: Compensation = "none" if found.compensate == "none" else "full"
-    if found.compensate == "scalar":
-        compensate = "scalar"
     return Plan(
         kind="unlearn",
         model=study.model,
         calibration=task.data,
         settings=Settings(
             score="fidelity",
-            compensate=compensate,
+            compensate=found.compensate,
             method=found.method,
             strength=found.point.strength,
             layers=found.layers,
