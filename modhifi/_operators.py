@@ -18,7 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
+    "Change",
     "Edit",
+    "change_of",
+    "changed",
     "edited",
     "flat_weight",
     "get_operator",
@@ -147,38 +150,46 @@ class Edit:
     shift: Tensor
 
 
-@contextlib.contextmanager
-def edited(
-    module: nn.Module, edits: Mapping[str, Edit], see: Callable[[str, Tensor], None] | None = None
-) -> Iterator[None]:
-    """While open, each named layer answers with its edit instead of its own weight; nothing in ``module`` is written.
+Change = Callable[[Operator, Tensor, Tensor], Tensor]
+"""From a layer, its input and its output to what is added to the output."""
 
-    ``see(name, difference)`` gets what the edit adds to the layer's output, in the layer's output shape.
+
+@contextlib.contextmanager
+def changed(
+    module: nn.Module, changes: Mapping[str, Change], see: Callable[[str, Tensor], None] | None = None
+) -> Iterator[None]:
+    """While open, each named layer's output is what it was plus its change; nothing in ``module`` is written.
+
+    ``see(name, difference)`` gets what was added, in the layer's output shape.
     """
     hooks = []
     try:
-        for name, edit in edits.items():
-            layer = get_operator(module, name)
-            own = flat_weight(layer)
-            delta = edit.weight.to(own) - own
-            shift = edit.shift.to(own)
+        for name, change in changes.items():
 
             def hook(
-                layer: nn.Module,
-                args: tuple[Any, ...],
-                output: Tensor,
-                *,
-                name: str = name,
-                delta: Tensor = delta,
-                shift: Tensor = shift,
+                layer: nn.Module, args: tuple[Any, ...], output: Tensor, *, name: str = name, change: Change = change
             ) -> Tensor:
-                difference = operate(layer, args[0], delta, shift)  # type: ignore[arg-type]
+                difference = change(layer, args[0], output)  # type: ignore[arg-type]
                 if see is not None:
                     see(name, difference)
                 return output + difference
 
-            hooks.append(layer.register_forward_hook(hook))
+            hooks.append(get_operator(module, name).register_forward_hook(hook))
         yield
     finally:
         for handle in hooks:
             handle.remove()
+
+
+def change_of(layer: Operator, edit: Edit) -> Change:
+    """What an edit of ``layer`` adds to its output."""
+    own = flat_weight(layer)
+    delta, shift = edit.weight.to(own) - own, edit.shift.to(own)
+    return lambda layer, x, _: operate(layer, x, delta, shift)
+
+
+def edited(
+    module: nn.Module, edits: Mapping[str, Edit], see: Callable[[str, Tensor], None] | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """While open, each named layer answers with its edit instead of its own weight; see `changed`."""
+    return changed(module, {name: change_of(get_operator(module, name), edit) for name, edit in edits.items()}, see)

@@ -27,6 +27,7 @@ __all__ = [
     "PLAN_SCHEMA",
     "Budget",
     "Compensation",
+    "Constants",
     "CurvePoint",
     "GroupPlan",
     "Plan",
@@ -38,6 +39,7 @@ __all__ = [
 PLAN_SCHEMA = 3
 Compensation = Literal["none", "scalar", "full", "sequential"]
 Spread = Literal["global", "uniform", "ranking"]
+Constants = Literal["directional", "jacobian", "random", "pairs", "certified", "none"]
 Budget = Literal["flops", "params", "latency"]
 _LARGEST_IN_ZIP = 8 << 30
 
@@ -60,6 +62,9 @@ class Settings(_Frozen):
     remain: float | None = Field(default=None, description="the fraction of the budget that was asked to remain")
     score: str = "greedy"
     allocation: Spread = "global"
+    constants: Constants = Field(
+        default="directional", description="the Lipschitz constants that global allocation weighs by"
+    )
     compensate: Compensation = "full"
     centred: bool = True
     drift: bool = Field(default=False, description="sequential: residual streams' losses are made up for")

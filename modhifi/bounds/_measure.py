@@ -5,28 +5,41 @@ it is already modified. With ``f_l`` the network in which the layers from ``l`` 
 
     √E‖f − f̂‖² ≤ Σ_l √E‖f_l − f_{l+1}‖² ≤ Σ_l K_l √E‖Y_l − Ŷ_l‖²,     K_l = max_x ‖f_l − f_{l+1}‖ / ‖Y_l − Ŷ_l‖
 
-so that on the samples the constants were taken from the bound cannot fail; on others it can.
+so that on the samples the constants were taken from the bound cannot fail; on others it can, and how often it does is counted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._operators import Edit, edited
+from .._replay import Replay
 from ..data import Data, DataRef, made_for
 from ..errors import UserError
-from ..lipschitz import gain_of
+from ..lipschitz import Gains
+from ..lipschitz._batches import batched
 from ..models import Model, reload
 from ..plan import Plan
-from ..progress import Progress, silent
+from ..progress import Progress, prefixed, silent
 from ..study import Study
-from ..surgery import remaining_columns
+from ..surgery import calibration_data
+from ._predict import plan_edits, predict
 
-__all__ = ["BoundReport", "BoundRow", "measure"]
+__all__ = ["GRAINS", "BoundReport", "BoundRow", "Grain", "HeldOut", "measure"]
+
+GRAINS = {"block": 1, "stage": 2}
+"""Coarser steps, by how many levels of the module tree above the layers: their parents, and the parents of these."""
 
 
 class BoundRow(BaseModel):
@@ -34,7 +47,8 @@ class BoundRow(BaseModel):
 
     ``gain``: K_l, the largest on these samples with the later layers modified; ``gain_rms``: its root-mean-square; ``local``:
     √E‖Y − Ŷ‖² at the layer; ``bound``: gain · local. With this layer alone modified: ``measured`` √E‖f − f̂‖² of the logits,
-    ``alone_bound`` the bound for it, ``tightness`` their ratio (None where nothing was measured).
+    ``alone_bound`` the bound for it, ``tightness`` their ratio (None where nothing was measured). ``predicted``: what the study
+    says of ``bound`` before anything is run (`predict`).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -48,11 +62,48 @@ class BoundRow(BaseModel):
     alone_bound: float
     measured: float
     tightness: float | None
+    predicted: float
+
+
+class HeldOut(BaseModel):
+    """Constants of the calibration images ``data``, held against other images: how often is the bound broken?
+
+    ``layers``: the fraction of (layer, image) pairs in which the error of the layer changed alone was above its bound; ``plan``:
+    the fraction of images in which that of the whole plan was; ``expected``: what either is for a single layer if images are
+    exchangeable, ``1 / (samples + 1)``. ``bound`` and ``tightness``: of the root-mean-square error over the other images.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: DataRef
+    samples: int
+    layers: float
+    plan: float
+    expected: float
+    bound: float
+    tightness: float | None
+
+
+class Grain(BaseModel):
+    """The bound when the layers of one ``block`` or ``stage`` (`GRAINS`) are swapped in together, so that what they make up for
+    among each other does not count twice. ``steps``: how many terms the sum has; the others as in `BoundReport`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int
+    bound: float
+    tightness: float | None
+    slack_maximum: float | None
+    slack_sum: float | None
 
 
 class BoundReport(BaseModel):
-    """The whole plan. ``bound`` holds on these samples; ``predicted`` is what the study said before anything was run (gains
-    of the unmodified network); ``logits`` is √E‖f‖², for scale.
+    """The whole plan. ``bound`` holds on these samples; ``predicted`` is what the study says before anything is run (`predict`);
+    ``logits`` is √E‖f‖², for scale.
+
+    Where the slack comes from: ``bound / measured`` is the product of ``slack_maximum``, what the largest gain in place of each
+    layer's root-mean-square one costs, and ``slack_sum``, what adding up errors costs that partly cancel.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -61,10 +112,16 @@ class BoundReport(BaseModel):
     samples: int
     rows: list[BoundRow]
     bound: float
-    predicted: float | None
+    predicted: float
     measured: float
     tightness: float | None
+    slack_maximum: float | None
+    slack_sum: float | None
+    median_tightness: float | None
+    """Of the layers changed alone."""
     logits: float
+    grains: dict[str, Grain]
+    held_out: HeldOut | None = None
 
 
 def measure(
@@ -74,14 +131,17 @@ def measure(
     *,
     samples: int = 128,
     seed: int = 0,
+    held_out: bool = True,
     model: Model | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: Progress = silent,
 ) -> BoundReport:
     """Bound, measured error and tightness of ``plan``, per layer and whole, on ``samples`` unlabelled images.
 
-    Two forward passes for each modified layer. Re-estimated BatchNorm statistics are left out: the bound speaks of the layers'
-    weights. Raises `UserError` if study and plan are of different weights, or the plan changes nothing.
+    About one forward pass for each modified layer (two that begin there), half a one for each block and stage, and with
+    ``held_out`` one for each layer on as many of the study's calibration images, unless ``data`` is what they were drawn from.
+    Re-estimated BatchNorm statistics are left out: the bound speaks of the layers' weights. Raises `UserError` if study and
+    plan are of different weights, the plan changes nothing, or the calibration images cannot be found.
     """
     if plan.model.fingerprint != study.model.fingerprint:
         raise UserError("the study and the plan were made for different weights")
@@ -91,79 +151,232 @@ def measure(
         raise UserError("the plan changes no layer, so there is nothing to bound")
     order = [name for name in study.structure.readers if name in edits]
     drawn = made_for(data.take(samples, seed), net, progress)
-    batches = [batch.to(net.device) for batch, _ in drawn.batches(net.input, batch_size)]
-    if not batches:
+    if not len(drawn):
         raise UserError(f"{data.spec} has no images in its {data.split} split")
-
-    done = 0
-
-    def run(active: list[str], watched: str | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (N, K) with the layers ``active`` modified, and ‖difference‖² (N,) that the edit of ``watched`` made."""
-        nonlocal done
-        progress(done, 2 * len(order) + 1, "measuring the bound")
-        local: list[Tensor] = []
-
-        def see(name: str, difference: Tensor) -> None:
-            if name == watched:
-                local.append(difference.flatten(1).double().square().sum(1).cpu())
-
-        with torch.inference_mode(), edited(net.module, {name: edits[name] for name in active}, see):
-            logits = torch.cat([net.module(batch).double().cpu() for batch in batches])
-        done += 1
-        # A layer may see a sample in several rows of its batch.
-        return logits, torch.cat(local).reshape(len(logits), -1).sum(1) if local else torch.zeros(0)
-
-    plain, _ = run([])
-    after = plain  # f_{l+1}: the layers after the current one modified
-    rows: list[BoundRow] = []
-    for position in range(len(order) - 1, -1, -1):
-        name = order[position]
-        swapped, local = run(order[position:], name)
-        gain = gain_of(local, (swapped - after).square().sum(1))
-        alone, _ = run([name])
-        moved = (alone - plain).square().sum(1)
-        rms_local = math.sqrt(float(local.mean()))
-        measured = math.sqrt(float(moved.mean()))
-        alone_bound = gain_of(local, moved).maximum * rms_local
+    here = _walk(net, edits, order, _images(drawn, net), batch_size, progress, coarse=True)
+    predicted = predict(study, plan)
+    rows = []
+    for name in order:
+        steps, alone = here.steps(name), here.gains(name)
+        local, measured = _rms(here.local[name]), _rms(here.alone[name])
         rows.append(
             BoundRow(
                 layer=name,
                 groups=[group.name for group, _ in study.structure.readers[name]],
-                gain=gain.maximum,
-                gain_rms=gain.rms,
-                local=rms_local,
-                bound=gain.maximum * rms_local,
-                alone_bound=alone_bound,
+                gain=steps.maximum,
+                gain_rms=steps.rms,
+                local=local,
+                bound=steps.maximum * local,
+                alone_bound=alone.maximum * local,
                 measured=measured,
-                tightness=alone_bound / measured if measured > 0 else None,
+                tightness=alone.maximum * local / measured if measured > 0 else None,
+                predicted=predicted[name],
             )
         )
-        after = swapped
-    progress(done, done, "measuring the bound")
-    bound = sum(row.bound for row in rows)
-    error = math.sqrt(float((after - plain).square().sum(1).mean()))
-    return BoundReport(
+    error = _rms(here.whole)
+    whole = _summed([here.steps(name) for name in order], error)
+    found = [row.tightness for row in rows if row.tightness is not None]
+    report = BoundReport(
         data=drawn.ref,
         samples=len(drawn),
-        rows=rows[::-1],
-        bound=bound,
-        predicted=plan.predicted.get("bound"),
+        rows=rows,
+        bound=whole.bound,
+        predicted=sum(predicted.values()),
         measured=error,
+        tightness=whole.tightness,
+        slack_maximum=whole.slack_maximum,
+        slack_sum=whole.slack_sum,
+        median_tightness=statistics.median(found) if found else None,
+        logits=_rms(here.plain),
+        grains={grain: _summed(gains, error) for grain, gains in here.coarse.items()},
+    )
+    same = all(getattr(drawn.ref, part) == getattr(study.data, part) for part in ("spec", "root", "split"))
+    if held_out and not same:
+        calibration = calibration_data(study.data, net, progress).part(0, samples)
+        there = _walk(
+            net, edits, order, _images(calibration, net), batch_size, prefixed(progress, "calibration images: ")
+        )
+        report.held_out = _held_out(order, there, here, study.data, len(calibration))
+    return report
+
+
+def _summed(steps: Sequence[Gains], error: float) -> Grain:
+    bound = sum(gains.maximum * _rms(gains.local) for gains in steps)
+    typical = sum(gains.rms * _rms(gains.local) for gains in steps)
+    return Grain(
+        steps=len(steps),
+        bound=bound,
         tightness=bound / error if error > 0 else None,
-        logits=math.sqrt(float(plain.square().sum(1).mean())),
+        slack_maximum=bound / typical if typical > 0 else None,
+        slack_sum=typical / error if error > 0 else None,
     )
 
 
-def plan_edits(study: Study, plan: Plan) -> dict[str, Edit]:
-    """The plan's new weights in base coordinates, for every layer that it changes."""
-    edits = {}
-    keep = {name: group.keep for name, group in plan.groups.items()}
-    for name in study.structure.readers:
-        own = study.layers[name].weight.double()
-        stays = remaining_columns(study.structure, name, own, keep)
-        weight = torch.zeros_like(own)
-        weight[:, stays] = plan.tensors.get(f"{name}.weight", own[:, stays]).double()
-        shift = plan.tensors.get(f"{name}.shift", own.new_zeros(own.shape[0])).double()
-        if not torch.equal(weight, own) or bool(shift.any()):
-            edits[name] = Edit(weight, shift)
-    return edits
+@dataclass
+class _Walk:
+    """Squared norms (N,) for each sample: at each layer, ``local``; at the logits, where it ``moved`` them with the later ones
+    modified, and ``alone``; of the ``whole`` plan; and of the logits as they were, ``plain``. ``coarse``: local and moved of each
+    segment of `GRAINS`.
+    """
+
+    local: dict[str, Tensor]
+    moved: dict[str, Tensor]
+    alone: dict[str, Tensor]
+    whole: Tensor
+    plain: Tensor
+    coarse: dict[str, list[Gains]]
+
+    def steps(self, name: str) -> Gains:
+        return Gains(self.local[name], self.moved[name])
+
+    def gains(self, name: str) -> Gains:
+        return Gains(self.local[name], self.alone[name])
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Layers that are swapped in together; what they do to the rest goes through the output of ``module``."""
+
+    module: str
+    layers: tuple[str, ...]
+
+
+def _segments(order: Sequence[str], up: int) -> list[_Segment]:
+    """The layers of ``order`` that share the module ``up`` levels above them; one that has none is alone, and so are those
+    between which others run.
+    """
+    modules = [".".join(name.split(".")[:-up]) or name if up else name for name in order]
+    runs = [
+        (module, tuple(name for _, name in run))
+        for module, run in groupby(zip(modules, order, strict=True), itemgetter(0))
+    ]
+    often = Counter(module for module, _ in runs)
+    found = []
+    for module, layers in runs:
+        together = often[module] == 1 and len(layers) > 1
+        found += [_Segment(module, layers)] if together else [_Segment(name, (name,)) for name in layers]
+    return found
+
+
+def _walk(
+    net: Model,
+    edits: Mapping[str, Edit],
+    order: Sequence[str],
+    images: Tensor,
+    batch_size: int | None,
+    progress: Progress,
+    coarse: bool = False,
+) -> _Walk:
+    module = net.module
+    grains = {grain: _segments(order, up) for grain, up in GRAINS.items()} if coarse else {}
+    runs = 2 * len(order) + sum(map(len, grains.values()))
+    columns: dict[tuple[str, ...], list[Tensor]] = defaultdict(list)
+    with torch.no_grad():
+        batches = list(batched(module, images, batch_size))
+        done = 0
+        for batch in batches:
+            replay = Replay(module, batch)
+            columns["plain",].append(_squares(replay.output))
+            for grain, segments in {"layer": _segments(order, 0), **grains}.items():
+                after = replay.output
+                for segment, local, moved, swapped in _swaps(module, edits, order, segments, replay):
+                    progress(done, runs * len(batches), "measuring the bound")
+                    done += 1
+                    columns["local", grain, segment.module].append(local)
+                    columns["moved", grain, segment.module].append(moved)
+                    after = swapped
+                if grain == "layer":
+                    columns["whole",].append(_squares(after - replay.output))
+            for name in order:
+                progress(done, runs * len(batches), "measuring the bound")
+                done += 1
+                with replay.at(name), edited(module, {name: edits[name]}):
+                    columns["alone", name].append(_squares(module(batch) - replay.output))
+        progress(runs * len(batches), runs * len(batches), "measuring the bound")
+    joined = {key: torch.cat(parts) for key, parts in columns.items()}
+    return _Walk(
+        local={name: joined["local", "layer", name] for name in order},
+        moved={name: joined["moved", "layer", name] for name in order},
+        alone={name: joined["alone", name] for name in order},
+        whole=joined["whole",],
+        plain=joined["plain",],
+        coarse={
+            grain: [Gains(joined["local", grain, one.module], joined["moved", grain, one.module]) for one in segments]
+            for grain, segments in grains.items()
+        },
+    )
+
+
+def _swaps(
+    module: nn.Module, edits: Mapping[str, Edit], order: Sequence[str], segments: Sequence[_Segment], replay: Replay
+) -> Iterator[tuple[_Segment, Tensor, Tensor, Tensor]]:
+    """Swaps the segments in, the last one first: for each the squared norms (B,) of what it changes in its module's output and in
+    the logits, and the logits.
+    """
+    samples, after = len(replay.x), replay.output
+    for segment in reversed(segments):
+        first, alone = segment.layers[0], len(segment.layers) == 1
+        changed_by: list[Tensor] = []
+
+        def see(name: str, difference: Tensor, wanted: str = first, found: list[Tensor] = changed_by) -> None:
+            if name == wanted:
+                found.append(difference)
+
+        later = {name: edits[name] for name in order[order.index(first) :]}
+        with replay.at(first), edited(module, later, see), _outputs(module, segment.module) as outputs:
+            swapped = module(replay.x)
+        if alone:
+            change = changed_by[0]
+        else:
+            before = replay.given(segment.module)
+            if before is None:
+                with replay.at(first), _outputs(module, segment.module) as again:
+                    module(replay.x)
+                before = again[0]
+            change = outputs[0] - before
+        # A layer may see a sample in several rows of its batch.
+        yield segment, _squares(change.reshape(samples, -1)), _squares(swapped - after), swapped
+        after = swapped
+
+
+@contextlib.contextmanager
+def _outputs(module: nn.Module, name: str) -> Iterator[list[Tensor]]:
+    """What the named module gives while this is open."""
+    found: list[Tensor] = []
+    handle = module.get_submodule(name).register_forward_hook(lambda _, __, output: found.append(output.clone()))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def _squares(difference: Tensor) -> Tensor:
+    return difference.flatten(1).double().square().sum(1).cpu()
+
+
+def _rms(squares: Tensor) -> float:
+    return math.sqrt(float(squares.mean()))
+
+
+def _images(drawn: Data, net: Model) -> Tensor:
+    return torch.cat([batch for batch, _ in drawn.batches(net.input)])
+
+
+def _held_out(order: Sequence[str], there: _Walk, here: _Walk, data: DataRef, samples: int) -> HeldOut:
+    broken, bound, each = [], 0.0, torch.zeros_like(here.whole)
+    for name in order:
+        alone, step = there.gains(name).maximum, there.steps(name).maximum
+        # What the arithmetic rounds is no violation.
+        broken.append(here.alone[name].sqrt() > alone * here.local[name].sqrt() * (1 + 1e-4))
+        each += step * here.local[name].sqrt()
+        bound += step * _rms(here.local[name])
+    error = _rms(here.whole)
+    return HeldOut(
+        data=data,
+        samples=samples,
+        layers=float(torch.stack(broken).double().mean()),
+        plan=float((here.whole.sqrt() > each).double().mean()),
+        expected=1 / (samples + 1),
+        bound=bound,
+        tightness=bound / error if error > 0 else None,
+    )

@@ -10,10 +10,12 @@ from typing import Any
 import modhifi
 
 from .._format import by_reason, listed, number, percent
+from ..bounds import BoundReport, Grain
 from ..components import Group
 from ..data import Data, DataRef, load_data
 from ..errors import UserError
 from ..evaluation import Evaluation, forgetting_table, verdict
+from ..lipschitz import ESTIMATORS
 from ..models import Model, list_models, reload
 from ..plan import Plan
 from ..progress import Progress
@@ -73,7 +75,16 @@ def analyze(asked: argparse.Namespace, progress: Progress) -> Answer:
             progress=progress,
         )
         data = load_data(asked.data, asked.data_root, asked.split)
-        study = modhifi.analyze(model, data, asked.samples, seed=asked.seed, out=asked.out, progress=progress)
+        study = modhifi.analyze(
+            model,
+            data,
+            asked.samples,
+            seed=asked.seed,
+            constants=asked.constants,
+            constant_samples=asked.constant_samples,
+            out=asked.out,
+            progress=progress,
+        )
     value = {
         "study": asked.out,
         "model": study.model.spec,
@@ -99,6 +110,8 @@ def show(asked: argparse.Namespace, progress: Progress) -> Answer:
         return _show_group(study, asked.group, asked.eta, progress)
     if asked.sensitivity:
         return _show_sensitivity(study)
+    if asked.constants:
+        return _show_constants(study)
     rows = [_about(study, group, asked.eta) for group in study.groups]
     value = {
         "study": asked.study,
@@ -154,20 +167,59 @@ def _show_sensitivity(study: Study) -> Answer:
     return value, text + _table(["group", *(f"{share:.1%}" for share in SHARES)], rows)
 
 
+def _show_constants(study: Study) -> Answer:
+    names = [*study.gains, *(["certified"] if study.certified else [])]
+    layers = {}
+    for layer in study.layers:
+        row: dict[str, Any] = {
+            name: {"maximum": one.maximum, "rms": one.rms, "quantile_90": one.quantile(), "samples": one.samples}
+            for name, one in ((name, by_layer[layer]) for name, by_layer in study.gains.items())
+        }
+        if study.certified:
+            row["certified"] = study.certified[layer].model_dump()
+        layers[layer] = row
+    norms = {name: float(values.min()) for name, values in study.norms.items()}
+    value = {
+        "claims": {name: ESTIMATORS[name].claim for name in names},
+        "layers": layers,
+        "smallest_norms": norms,
+    }
+
+    def cells(name: str, found: dict[str, Any]) -> list[str]:
+        if name != "certified":
+            return [f"{found[which]:.3g}" for which in ("maximum", "rms", "quantile_90")]
+        return [found["reason"] if found["value"] is None else f"{found['value']:.3g}"]
+
+    head = [
+        title for name in names for title in ([f"{name} ≤"] if name == "certified" else [f"{name} ≥", "RMS", "90%"])
+    ]
+    rows = [[layer, *(cell for name in names for cell in cells(name, row[name]))] for layer, row in layers.items()]
+    lines = [_table(["layer", *head], rows)]
+    if norms:
+        lines.append(
+            _table(["LayerNorm", "smallest norm seen"], [[name, f"{norm:.3g}"] for name, norm in norms.items()])
+        )
+    lines += [f"{name}: {ESTIMATORS[name].says}" for name in names]
+    lines.append("RMS and 90% hold for the samples only.")
+    if any(upper.ranges for upper in study.certified.values()):
+        lines.append("certified bounds hold while LayerNorms and attention stay in the ranges seen")
+    return value, "\n".join(lines)
+
+
 def _about(study: Study, group: Group, eta: float) -> dict[str, Any]:
     """What is said of a group."""
     one_less = study.cost({group.name: group.size - 1})
-    gains = [study.gains[consumer.layer] for consumer in group.consumers]
+    readers = [consumer.layer for consumer in group.consumers]
     return {
         "group": group.name,
         "kind": group.kind,
         "components": group.size,
-        "read_by": [consumer.layer for consumer in group.consumers],
+        "read_by": readers,
         "fidelity_mean": float(study.scores(group.name)["fidelity"].mean()),
         "fidelity_half": float(study.curve(group.name)[(group.size + 1) // 2]),
         "hifi_size": study.hifi_size(group.name, eta),
-        "lipschitz": max(gain.maximum for gain in gains),
-        "lipschitz_rms": max(gain.rms for gain in gains),
+        "lipschitz": max(study.constant(layer) for layer in readers),
+        "lipschitz_rms": max(study.constant(layer, typical=True) for layer in readers),
         "params_per_component": study.dense.params - one_less.params,
         "flops_per_component": study.dense.flops - one_less.flops,
     }
@@ -229,6 +281,7 @@ def prune(asked: argparse.Namespace, progress: Progress) -> Answer:
             multiple=asked.multiple,
             score=asked.score,
             allocation=asked.allocation,
+            constants=asked.constants,
             compensate=asked.compensate,
             centred=not asked.raw,
             drift=not asked.no_drift,
@@ -389,28 +442,57 @@ def unlearn(asked: argparse.Namespace, progress: Progress) -> Answer:
 def bound(asked: argparse.Namespace, progress: Progress) -> Answer:
     study, plan = Study.load(asked.study), Plan.load(asked.plan)
     report = modhifi.bounds.measure(
-        study, plan, _data(asked, study.data), samples=asked.samples, seed=asked.seed, progress=progress
+        study,
+        plan,
+        _data(asked, study.data),
+        samples=asked.samples,
+        seed=asked.seed,
+        held_out=not asked.no_held_out,
+        progress=progress,
     )
     rows = [
         [
             row.layer,
             f"{row.local:.3g}",
             f"{row.gain:.3g}",
+            f"{row.predicted:.3g}",
             f"{row.bound:.3g}",
             f"{row.measured:.3g}",
-            "–" if row.tightness is None else f"{row.tightness:.2f}",
+            _times(row.tightness),
         ]
         for row in report.rows
     ]
-    predicted = "" if report.predicted is None else f"; the study predicted {report.predicted:.3g}"
-    tightness = "–" if report.tightness is None else f"{report.tightness:.2f}"
-    text = (
-        f"{_table(['layer', 'local error', 'gain', 'bound', 'alone: measured', 'tightness'], rows)}\n"
-        f"whole plan: bound {report.bound:.3g}, measured {report.measured:.3g}, tightness {tightness}"
-        f" (RMS logits {report.logits:.3g}{predicted})\n"
-        f"gains are the largest seen on these {report.samples} images: lower bounds of the Lipschitz constants"
-    )
+    head = ["layer", "local error", "gain", "predicted", "bound", "alone: measured", "tightness"]
+    steps = [
+        ["layer", len(rows), f"{report.bound:.3g}", *map(_times, _slack(report))],
+        *([grain, one.steps, f"{one.bound:.3g}", *map(_times, _slack(one))] for grain, one in report.grains.items()),
+    ]
+    lines = [
+        _table(head, rows),
+        f"whole plan: bound {report.bound:.3g}, measured {report.measured:.3g}, tightness {_times(report.tightness)}"
+        f" (RMS logits {report.logits:.3g}; predicted before anything was run {report.predicted:.3g})",
+        _table(
+            ["swapped in by", "steps", "bound", "tightness", "= largest for typical gain", "× errors added up"], steps
+        ),
+        f"gains are the largest seen on these {report.samples} images: lower bounds of the Lipschitz constants",
+    ]
+    held = report.held_out
+    if held is not None:
+        lines.append(
+            f"with the constants of {held.samples} calibration images instead: {percent(held.layers)} of the errors of a layer"
+            f" alone are above their bound, {percent(held.plan)} of the whole plan's; exchangeable images would give"
+            f" {percent(held.expected)}"
+        )
+    text = "\n".join(lines)
     return report.model_dump(mode="json"), text
+
+
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}"
+
+
+def _slack(bound: BoundReport | Grain) -> tuple[float | None, float | None, float | None]:
+    return bound.tightness, bound.slack_maximum, bound.slack_sum
 
 
 def evaluate(asked: argparse.Namespace, progress: Progress) -> Answer:

@@ -8,8 +8,9 @@ from typing import Any, NoReturn
 
 from ..data import SYNTHETIC
 from ..errors import UserError
+from ..lipschitz import ESTIMATORS
 from ..pruning import BASELINES, METHODS, NEEDS_LABELS
-from ..study import SCORES
+from ..study import CONSTANT_SAMPLES, CONSTANTS, SCORES
 from ..unlearning import METHODS as FORGETTING
 
 __all__ = ["build_parser"]
@@ -31,6 +32,10 @@ def _count(text: str) -> tuple[str, int]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not GROUP=COUNT")
     return name, int(count)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _several(text: str) -> list[float]:
@@ -81,6 +86,20 @@ def build_parser() -> argparse.ArgumentParser:
     analyze.add_argument("--mean", type=_three, metavar="R,G,B")
     analyze.add_argument("--std", type=_three, metavar="R,G,B")
     analyze.add_argument("--classes", metavar="FILE", help="one class name a line")
+    analyze.add_argument(
+        "--constants",
+        type=_names,
+        default=CONSTANTS,
+        metavar="NAMES",
+        help=f"estimators of Lipschitz constants: {','.join(ESTIMATORS)} (default: {','.join(CONSTANTS)})",
+    )
+    analyze.add_argument(
+        "--constant-samples",
+        type=int,
+        default=CONSTANT_SAMPLES,
+        metavar="N",
+        help=f"how many of the samples they look at (default: {CONSTANT_SAMPLES})",
+    )
     analyze.add_argument("--device", default="auto")
     analyze.add_argument("--out", required=True, metavar="STUDY")
 
@@ -89,6 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--group", metavar="G", help="one group, component by component")
     show.add_argument(
         "--sensitivity", action="store_true", help="what each group alone would cost at several shares of it"
+    )
+    show.add_argument(
+        "--constants", action="store_true", help="the Lipschitz constants of each layer, and what each of them says"
     )
     show.add_argument("--eta", type=float, default=0.8, help="fidelity of a HiFi set (default: 0.8)")
 
@@ -105,6 +127,12 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"what says which components stay (default: greedy); {' and '.join(NEEDS_LABELS)} use labels",
     )
     prune.add_argument("--allocation", choices=("global", "uniform", "ranking"), default="global")
+    prune.add_argument(
+        "--constants",
+        choices=(*ESTIMATORS, "none"),
+        default="directional",
+        help="the study's Lipschitz constants that global allocation weighs by",
+    )
     prune.add_argument("--compensate", choices=("none", "scalar", "full", "sequential"), default="sequential")
     prune.add_argument("--no-drift", action="store_true", help="sequential: leave residual streams' losses as they are")
     prune.add_argument(
@@ -139,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--samples", type=int, metavar="N", help="all if left out")
     compare.add_argument(
         "--methods",
-        type=lambda text: text.split(","),
+        type=_names,
         metavar="NAMES",
         help=f"comma separated (default: all that need no labels): {', '.join(METHODS)}",
     )
@@ -184,6 +212,11 @@ def build_parser() -> argparse.ArgumentParser:
     bound.add_argument("plan", metavar="PLAN")
     _data(bound, "calibration")
     bound.add_argument("--samples", type=int, default=128, metavar="N")
+    bound.add_argument(
+        "--no-held-out",
+        action="store_true",
+        help="do not count how often a bound from the calibration images is broken (half of the time)",
+    )
 
     evaluate = call("evaluate", "Before and after: accuracy, per class, parameters, FLOPs, latency.")
     evaluate.add_argument("plan", metavar="PLAN")

@@ -1,11 +1,11 @@
 """How much of each group stays: a budget spent over the groups, from the study's curves alone.
 
 *Global*: components leave one at a time, always where the expected squared error of the output grows least per unit of
-budget. A layer's local error ``e_l(k)`` reaches the output with gain ``K_l`` (the root-mean-square one). The readers of one
-group all miss the same components, so their errors add up as they are, ``(Σ_l K_l √e_l)²``; those of different groups are
-taken for uncorrelated, and their squares are added. On the lower convex hull of each group's curve the greedy choice is
-optimal. *Uniform*: every group keeps the same fraction. *Ranking*: the component with the lowest score of all groups leaves
-next, whatever it saves, as torch-pruning's global pruning does.
+budget. A layer's local error ``e_l(k)`` reaches the output with gain ``K_l`` (of the constants chosen the root-mean-square
+one). The readers of one group all miss the same components, so their errors add up as they are, ``(Σ_l K_l √e_l)²``; those
+of different groups are taken for uncorrelated, and their squares are added. On the lower convex hull of each group's curve
+the greedy choice is optimal. *Uniform*: every group keeps the same fraction. *Ranking*: the component with the lowest score
+of all groups leaves next, whatever it saves, as torch-pruning's global pruning does.
 
 Removing a component changes what its neighbours cost (a channel is written by one layer and read by the next), so costs are
 taken at the current widths. A layer that reads several groups is charged for each of them as if the others stayed whole. The
@@ -24,7 +24,7 @@ import numpy as np
 
 from ..components import Cost, Group, Structure
 from ..errors import UserError
-from ..plan import Budget, Compensation, Settings, Spread
+from ..plan import Budget, Compensation, Constants, Settings, Spread
 from ..study import Level, Study
 from ._latency import ALIGNED, LatencyLedger, LatencyTable
 
@@ -45,6 +45,7 @@ class Wish(TypedDict, total=False):
     multiple: int
     score: str
     allocation: Spread
+    constants: Constants
     compensate: Compensation
     centred: bool
 
@@ -61,8 +62,9 @@ class Allocation:
     """The same over all groups together."""
     cost: Cost
     bound: float
-    """Σ_l K_l √e_l, an estimate of the root-mean-square error of the logits: the gains K_l are those of the unmodified network,
-    the largest seen on the samples (theory, section 5). Where a layer reads several groups, their errors' roots are added."""
+    """Σ_l K_l √e_l, an estimate of the root-mean-square error of the logits: the constants K_l are those of the unmodified
+    network, the largest seen on the samples (theory, section 5), directional ones if none are chosen. Where a layer reads several
+    groups, their errors' roots are added."""
     settings: Settings
     """How it was decided."""
     milliseconds: float | None = None
@@ -99,6 +101,7 @@ def allocate(
     multiple: int = 1,
     score: str = "greedy",
     allocation: Spread = "global",
+    constants: Constants = "directional",
     compensate: Compensation = "sequential",
     centred: bool = True,
     latencies: LatencyTable | None = None,
@@ -117,13 +120,15 @@ def allocate(
         score: what says which components of a group stay: ``greedy`` (backward elimination), ``fidelity`` (singletons, Def. 3.1),
             ``row-sum``, ``removal-cost`` (see `Study.scores`), or one that was `Study.scored`.
         allocation: ``global``, ``uniform`` or ``ranking``, see the module's text.
+        constants: which of the study's Lipschitz constants global allocation weighs local errors by, see `Study.constant`;
+            ``none`` takes every layer's for 1.
         compensate: how the rest will make up for it: the level whose errors are predicted (``sequential``: those of ``full``).
         centred: whether a lost mean is put back.
         latencies: how long the layers take here.
 
     Raises:
-        UserError: for a ratio outside (0, 1], two budgets, an override or floor that is out of range or of no group, or a
-            budget that cannot be reached.
+        UserError: for a ratio outside (0, 1], two budgets, an override or floor that is out of range or of no group, constants
+            that the study does not have, or a budget that cannot be reached.
     """
     fixed = _checked(study, overrides or {})
     least = _checked(study, floors or {})
@@ -139,6 +144,7 @@ def allocate(
         remain=ratio if budget else None,
         score=score,
         allocation=allocation,
+        constants=constants,
         compensate=compensate,
         centred=centred,
         multiple=multiple,
@@ -293,7 +299,9 @@ def _prices(study: Study, group: str, settings: Settings, level: Level) -> np.nd
     if settings.allocation == "ranking":
         return np.asarray(study.score(group, score, centred)[study.order(group, score, centred)])
     curves = _layer_errors(study, group, score, level, centred)
-    reached = np.sum([study.gains[layer].rms * np.sqrt(error) for layer, error in curves], 0)
+    reached = np.sum(
+        [study.constant(layer, settings.constants, typical=True) * np.sqrt(error) for layer, error in curves], 0
+    )
     return _hull_slopes(reached**2)
 
 
@@ -337,6 +345,7 @@ def _predict(
     study: Study, counts: dict[str, int], settings: Settings, level: Level, latencies: LatencyTable | None
 ) -> Allocation:
     keep, fidelity = {}, {}
+    bounded_by = "directional" if settings.constants == "none" else settings.constants
     by_layer: dict[str, float] = {}
     total_error = total_energy = 0.0
     for group in study.groups:
@@ -356,7 +365,7 @@ def _predict(
         fidelity=fidelity,
         mean_fidelity=1.0 - total_error / total_energy if total_energy > 0 else 1.0,
         cost=study.cost(counts),
-        bound=sum(study.gains[layer].maximum * error for layer, error in by_layer.items()),
+        bound=sum(study.constant(layer, bounded_by) * error for layer, error in by_layer.items()),
         settings=settings,
         milliseconds=None if latencies is None else latencies.milliseconds(study.structure, counts),
     )

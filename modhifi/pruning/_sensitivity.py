@@ -29,7 +29,7 @@ def sensitivity(
     for group in study.groups:
         kept = [max(1, math.ceil(share * group.size)) for share in shares]
         errors = [
-            study.gains[c.layer].maximum * np.sqrt(study.errors(group.name, c.layer, score, compensate, centred)[kept])
+            study.constant(c.layer) * np.sqrt(study.errors(group.name, c.layer, score, compensate, centred)[kept])
             for c in group.consumers
         ]
         found[group.name] = np.sum(errors, 0)

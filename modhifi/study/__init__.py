@@ -1,12 +1,15 @@
 """A study: what was observed once, from which everything else is decided in closed form."""
 
 from ._analyze import CLASS_SAMPLES, analyze
+from ._constants import CONSTANT_SAMPLES, CONSTANTS, estimate
 from ._layer import LayerStats, Level
 from ._tables import LEVELS, ORDERS, SCORES
 from ._types import STUDY_SCHEMA, Study, read_columns
 
 __all__ = [
     "CLASS_SAMPLES",
+    "CONSTANTS",
+    "CONSTANT_SAMPLES",
     "LEVELS",
     "ORDERS",
     "SCORES",
@@ -15,5 +18,6 @@ __all__ = [
     "Level",
     "Study",
     "analyze",
+    "estimate",
     "read_columns",
 ]

@@ -5,31 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .._format import by_reason, listed
-from .._operators import Edit, flat_weight, get_operator
+from .._operators import flat_weight, get_operator
 from ..components import Structure, structure_of
 from ..data import Data, made_for
 from ..errors import UserError
-from ..lipschitz import directional
 from ..models import Model
 from ..progress import Progress, silent
 from ..statistics import Collected, Partial, collect, process_count, process_rank, share
 from ..surgery import verified
+from ._constants import CONSTANT_SAMPLES, CONSTANTS, estimate
 from ._layer import LayerStats
 from ._types import STUDY_SCHEMA, Study, read_columns
 
 __all__ = ["CLASS_SAMPLES", "analyze"]
 
 RIDGE = 1e-6
-GAIN_SAMPLES = 64
-# Directional constants take one pass of their samples a layer: at most so many passes of the analysis's own samples in all.
-GAIN_PASSES = 2
 # A class that the network answers less often than this has no table.
 CLASS_SAMPLES = 8
 
@@ -42,6 +39,8 @@ def analyze(
     seed: int = 0,
     batch_size: int = 128,
     ridge: float = RIDGE,
+    constants: Sequence[str] = CONSTANTS,
+    constant_samples: int = CONSTANT_SAMPLES,
     out: str | Path | None = None,
     progress: Progress = silent,
 ) -> Study:
@@ -58,18 +57,23 @@ def analyze(
         seed: of the draw and of the positions looked at.
         batch_size: images in one forward pass.
         ridge: added to the second moments, relative to the mean of their diagonal.
+        constants: estimators of the layers' Lipschitz constants, of `modhifi.lipschitz.ESTIMATORS`. ``directional`` is always
+            among them: predictions and global allocation go by it.
+        constant_samples: how many of the images they are estimated on; directional ones take half a forward pass of them for
+            each layer.
         out: a folder to save the study in.
         progress: see `modhifi.progress`.
 
     Raises:
-        UserError: if there are no images, or the network has no component that can be removed, or its input produces values
-            that are not finite.
+        UserError: if there are no images, an unknown estimator is asked for, or the network has no component that can be removed,
+            or its input produces values that are not finite.
     """
     began = time.perf_counter()
+    constants = tuple(dict.fromkeys(("directional", *constants)))
     drawn = data.take(samples, seed)
     if not len(drawn):
         raise UserError(f"{data.spec} has no images in its {data.split} split")
-    key = _key(model, drawn, seed, batch_size, ridge)
+    key = _key(model, drawn, [seed, batch_size, ridge, list(constants), constant_samples])
     target = None if out is None else Path(out)
     known = None if target is None else _known(target, key)
     if known is not None:
@@ -106,9 +110,8 @@ def analyze(
     )
     study = None
     if process_rank() == 0 or target is None:
-        first = drawn.part(0, GAIN_SAMPLES)
-        images = torch.cat([batch for batch, _ in first.batches(model.input, GAIN_SAMPLES)])
-        study = _derive(model, drawn, structure, groups, found, ridge, key, images, progress)
+        study = _derive(model, drawn, structure, groups, found, ridge, key, progress)
+        estimate(study, model, drawn, constants, samples=constant_samples, progress=progress)
         study.seconds = time.perf_counter() - began
         if target is not None:
             study.save(target)
@@ -122,13 +125,13 @@ def analyze(
     return study
 
 
-def _key(model: Model, drawn: Data, seed: int, batch_size: int, ridge: float) -> str:
+def _key(model: Model, drawn: Data, settings: list[object]) -> str:
     """sha256 of all that the study depends on."""
     about = {
         "schema": STUDY_SCHEMA,
         "model": model.ref.model_dump(mode="json"),
         "data": drawn.ref.model_dump(mode="json"),
-        "settings": [seed, batch_size, ridge],
+        "settings": settings,
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
@@ -160,7 +163,6 @@ def _derive(
     found: Collected,
     ridge: float,
     key: str,
-    images: Tensor,
     progress: Progress,
 ) -> Study:
     layers = {}
@@ -172,15 +174,7 @@ def _derive(
     tables = _classes(structure, found)
     study = Study(model.ref, drawn.ref, structure, layers, {}, tables, ridge, 0.0, key)
     study.derive(device=model.device, progress=progress)
-    count = min(GAIN_SAMPLES, max(8, GAIN_PASSES * len(drawn) // len(layers)))
-    study.gains = directional(model.module, _halves(study), images[:count], progress=progress)
     return study
-
-
-def _halves(study: Study) -> dict[str, Edit]:
-    """The direction in which a constant is estimated: half of what the layer reads removed, the rest compensated."""
-    keep = {group.name: study.order(group.name)[: (group.size + 1) // 2].tolist() for group in study.structure.groups}
-    return {layer: study.edit(layer, keep, "full") for layer in study.layers}
 
 
 def _classes(structure: Structure, found: Collected) -> dict[str, Tensor]:

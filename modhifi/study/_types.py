@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ..components import Cost, Group, Skipped, Structure
 from ..data import DataRef
 from ..errors import UserError
 from ..fidelity import output_energy, singleton_from_moments
-from ..lipschitz import Gain
+from ..lipschitz import ESTIMATORS, Gains, Upper
 from ..models import ModelRef
 from ..progress import Progress, silent
 from ..statistics import Moments
@@ -33,7 +33,7 @@ from ._tables import ORDERS, SCORES, energy_key, error_key, order_key, ranked, s
 
 __all__ = ["STUDY_SCHEMA", "Study"]
 
-STUDY_SCHEMA = 3
+STUDY_SCHEMA = 4
 _MANIFEST, _TENSORS = "study.json", "study.safetensors"
 
 
@@ -42,20 +42,23 @@ class Study:
     """Sufficient statistics of one network on one sample of unlabelled data.
 
     ``tables`` holds what `modhifi.study._tables` derived from the moments so far: scores, orders and error curves. What is not
-    there yet is derived when it is asked for.
+    there yet is derived when it is asked for. ``gains`` holds for each estimator of Lipschitz constants, and each layer, what it
+    saw; ``certified`` upper bounds of the same; ``norms`` for each LayerNorm the smallest norm that it divided by, (N,).
     """
 
     model: ModelRef
     data: DataRef
     structure: Structure
     layers: dict[str, LayerStats]
-    gains: dict[str, Gain]
+    gains: dict[str, dict[str, Gains]]
     tables: dict[str, Tensor]
     ridge: float
     seconds: float
     """How long the analysis took."""
     key: str = ""
     """What was asked for, weights, data and settings: an analysis of the same key is not done twice."""
+    certified: dict[str, Upper] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -237,6 +240,31 @@ class Study:
         self.group(group)
         return self.tables["classes"].numpy(), self.tables[f"class/{group}"].numpy()
 
+    def constant(self, layer: str, estimator: str = "directional", typical: bool = False) -> float:
+        """The layer's Lipschitz constant as the named estimator has it: the largest seen, or, if ``typical``, the
+        root-mean-square; of ``certified`` the upper bound either way, and 1 for ``none``. Raises `UserError` if the study does
+        not have it.
+        """
+        if estimator == "none":
+            return 1.0
+        if estimator not in ESTIMATORS:
+            raise UserError(f"unknown constants {estimator!r}; one of {', '.join([*ESTIMATORS, 'none'])}")
+        known = self.certified if estimator == "certified" else self.gains.get(estimator, {})
+        if layer not in known:
+            have = ", ".join([*self.gains, *(["certified"] if self.certified else [])])
+            raise UserError(
+                f"this study has no {estimator} constants, only {have}; analyze with --constants {estimator} too"
+            )
+        if estimator == "certified":
+            upper = self.certified[layer]
+            if upper.value is None:
+                raise UserError(
+                    f"{layer} has no certified constant: {upper.reason}; use constants of another estimator"
+                )
+            return upper.value
+        gains = self.gains[estimator][layer]
+        return gains.rms if typical else gains.maximum
+
     def edit(self, layer: str, keep: Mapping[str, Sequence[int]], compensate: Level, centred: bool = True) -> Edit:
         """The new weights of ``layer`` when the components ``keep[group]`` of each group stay; see `LayerStats.edit`. Groups
         that the layer does not read are of no concern.
@@ -255,6 +283,9 @@ class Study:
             tensors[f"weight/{name}"] = stats.weight
             tensors[f"second/{name}"] = stats.moments.second
             tensors[f"mean/{name}"] = stats.moments.mean
+        for estimator, by_layer in self.gains.items():
+            tensors |= {f"gain/{estimator}/{name}": gains.stacked() for name, gains in by_layer.items()}
+        tensors |= {f"norm/{name}": norms for name, norms in self.norms.items()}
         with atomic_folder(path, _MANIFEST) as folder:
             # Tensors that share memory would be refused; a table may be a view of another.
             safetensors.torch.save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / _TENSORS)
@@ -267,7 +298,8 @@ class Study:
                     name: {"count": stats.moments.count, "positions": stats.moments.positions}
                     for name, stats in self.layers.items()
                 },
-                "gains": {name: gain.model_dump() for name, gain in self.gains.items()},
+                "gains": list(self.gains),
+                "certified": {name: upper.model_dump() for name, upper in self.certified.items()},
                 "ridge": self.ridge,
                 "seconds": self.seconds,
                 "key": self.key,
@@ -309,16 +341,22 @@ class Study:
             )
             for name in structure.readers
         }
+        gains = {
+            estimator: {name: Gains.of(tensors[f"gain/{estimator}/{name}"]) for name in structure.readers}
+            for estimator in raw["gains"]
+        }
         return cls(
             model=ModelRef.model_validate(raw["model"]),
             data=DataRef.model_validate(raw["data"]),
             structure=structure,
             layers=layers,
-            gains={name: Gain.model_validate(gain) for name, gain in raw["gains"].items()},
+            gains=gains,
             tables={k.removeprefix("table/"): v for k, v in tensors.items() if k.startswith("table/")},
             ridge=float(raw["ridge"]),
             seconds=float(raw["seconds"]),
             key=str(raw["key"]),
+            certified={name: Upper.model_validate(upper) for name, upper in raw["certified"].items()},
+            norms={k.removeprefix("norm/"): v for k, v in tensors.items() if k.startswith("norm/")},
         )
 
 

@@ -1,6 +1,7 @@
 """A study on real activations: its tables against direct fits, its folder, and what it refuses."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import modhifi
 from modhifi import Cancelled, Data, Model, Study, UserError
 from modhifi._operators import observed, patches
 from modhifi.fidelity import inverse, subset_fidelity
+from modhifi.lipschitz import Upper
 from modhifi.statistics import Moments, _moments
-from modhifi.study import LayerStats
+from modhifi.study import LayerStats, estimate
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,9 @@ def test_saved_and_loaded_is_the_same(digits_study: Study, tmp_path) -> None:
     assert again.model == digits_study.model
     assert again.data == digits_study.data
     assert again.structure == digits_study.structure
-    assert again.gains == digits_study.gains
+    for estimator, by_layer in digits_study.gains.items():
+        for layer, gains in by_layer.items():
+            assert torch.equal(again.gains[estimator][layer].stacked(), gains.stacked())
     assert again.tables.keys() == digits_study.tables.keys()
     assert all(torch.equal(again.tables[name], table) for name, table in digits_study.tables.items())
     for name, stats in digits_study.layers.items():
@@ -172,10 +176,49 @@ def test_gains_are_what_running_the_network_gives(chain: Model, pictures: Data) 
     study = modhifi.analyze(chain, pictures)
     keep = study.order("c", "greedy", centred=True)[:4].tolist()
     edit = study.edit("d", {"c": keep}, "full")
-    assert study.gains["d"].maximum == pytest.approx(1.0, abs=1e-3)  # d gives the logits: what goes in comes out
-    assert study.gains["d"].rms == pytest.approx(1.0, abs=1e-3)
+    assert study.constant("d") == pytest.approx(1.0, abs=1e-3)  # d gives the logits: what goes in comes out
+    assert study.constant("d", typical=True) == pytest.approx(1.0, abs=1e-3)
     assert float(edit.weight.abs().sum()) > 0
-    assert study.gains["b"].rms <= study.gains["b"].maximum
+    assert study.constant("b", typical=True) <= study.constant("b")
+
+
+def test_constants_of_every_kind(chain: Model, pictures: Data, tmp_path: Path) -> None:
+    """Asked for, kept, saved, read and named; refused where they are not there."""
+    some = modhifi.analyze(chain, pictures, constants=("directional",), constant_samples=20)
+    assert {one.samples for one in some.gains["directional"].values()} == {20}
+    with pytest.raises(UserError, match="no pairs constants, only directional; analyze with --constants pairs too"):
+        some.constant("b", "pairs")
+    with pytest.raises(UserError, match="unknown constants 'most'; one of directional, jacobian"):
+        some.constant("b", "most")
+    with pytest.raises(UserError, match="unknown estimator 'most'"):
+        modhifi.analyze(chain, pictures, constants=("most",))
+    with pytest.raises(UserError, match="at least 2 samples, not 1"):
+        modhifi.analyze(chain, pictures, constant_samples=1)
+    estimate(some, chain, pictures.take(96, 0), ("jacobian", "random", "pairs", "certified"), samples=20)
+    again = Study.load(some.save(tmp_path / "study"))
+    assert again.certified == some.certified
+    for layer in some.layers:
+        exact, upper = again.constant(layer, "jacobian"), again.constant(layer, "certified")
+        for name in ("directional", "random", "pairs", "jacobian"):
+            assert 0 < again.constant(layer, name, typical=True) <= again.constant(layer, name)
+        assert again.constant(layer, "directional") <= upper * (1 + 1e-4)
+        assert exact <= upper * (1 + 1e-4)
+        assert again.constant(layer, "none") == 1.0
+    again.certified["b"] = Upper(value=None, reason="no constant is known for that")
+    with pytest.raises(UserError, match="b has no certified constant: no constant is known for that"):
+        again.constant("b", "certified")
+
+
+def test_cancelled_constants_leave_the_study_as_it_was(chain: Model, pictures: Data) -> None:
+    study = modhifi.analyze(chain, pictures)
+
+    def stop(done: int, total: int, what: str) -> None:
+        if what.startswith("pairs"):
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        estimate(study, chain, pictures, ("random", "pairs"), progress=stop)
+    assert set(study.gains) == {"directional", "jacobian"}
 
 
 def test_a_layer_that_reads_two_groups_is_refitted_on_what_stays_of_both(

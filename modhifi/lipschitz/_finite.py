@@ -1,0 +1,139 @@
+"""Gains of finite errors: something is added to a layer's output, and what arrives at the network's is measured.
+
+One pass from the layer on (`Replay`) for each layer and each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .._operators import Change, Edit, change_of, changed, get_operator
+from .._replay import Replay
+from ..progress import Progress, silent
+from ._batches import batched
+from ._gains import Gains
+
+__all__ = ["directional", "moved_by", "pairs", "random"]
+
+Shape = Callable[[int], Change]
+"""From the number of samples in a batch to the change that is made to it."""
+
+
+def directional(
+    module: nn.Module,
+    edits: Mapping[str, Edit],
+    images: Tensor,
+    *,
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Gains]:
+    """``‖h_l(z + e) − h_l(z)‖ / ‖e‖`` at each sample, with ``e`` the error that the edit of layer ``l`` makes there; the rest of
+    the network is as it is (theory, section 5).
+
+    ``images``: (N, 3, H, W) on the CPU; ``batch_size``: as many as fit into a gigabyte by default.
+    """
+    return moved_by(module, edits, images, batch_size=batch_size, progress=progress)[0]
+
+
+def random(
+    module: nn.Module,
+    layers: Sequence[str],
+    images: Tensor,
+    *,
+    scale: float = 1.0,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Gains]:
+    """The same with ``e`` drawn isotropically: normal, its size ``scale`` times the root-mean-square of the sample's own output
+    of the layer. What an error without any direction of its own does.
+    """
+    device = next(module.parameters()).device
+    generator = torch.Generator(device=device).manual_seed(seed)
+
+    def noise(output: Tensor, samples: int) -> Tensor:
+        rows = output.reshape(samples, -1)
+        drawn = torch.randn(rows.shape, generator=generator, device=output.device, dtype=output.dtype)
+        return (drawn * rows.square().mean(1, keepdim=True).sqrt() * scale).reshape(output.shape)
+
+    shapes = {name: _of_output(noise) for name in layers}
+    return _run(module, shapes, images, batch_size, progress)[0]
+
+
+def pairs(
+    module: nn.Module,
+    layers: Sequence[str],
+    images: Tensor,
+    *,
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Gains]:
+    """``‖h_l(z') − h_l(z)‖ / ‖z' − z‖`` with ``z'`` the layer's output for another sample, the one before in the batch; what runs
+    beside the layer stays that of the first (theory, section 5). Batches have at least two samples.
+    """
+
+    def other(output: Tensor, samples: int) -> Tensor:
+        return output.roll(output.shape[0] // samples, 0) - output
+
+    return _run(module, {name: _of_output(other) for name in layers}, images, batch_size, progress, at_least=2)[0]
+
+
+def moved_by(
+    module: nn.Module,
+    edits: Mapping[str, Edit],
+    images: Tensor,
+    *,
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> tuple[dict[str, Gains], dict[str, Tensor]]:
+    """`directional`, and by how much the network's output moved, (N, K) for each layer."""
+    changes = {name: change_of(get_operator(module, name), edit) for name, edit in edits.items()}
+
+    def always(change: Change) -> Shape:
+        return lambda _: change
+
+    shapes = {name: always(change) for name, change in changes.items()}
+    return _run(module, shapes, images, batch_size, progress)
+
+
+def _of_output(error: Callable[[Tensor, int], Tensor]) -> Shape:
+    """A change that depends on the layer's output (and the number of samples) alone."""
+    return lambda samples: lambda _, __, output: error(output, samples)
+
+
+def _run(
+    module: nn.Module,
+    shapes: Mapping[str, Shape],
+    images: Tensor,
+    batch_size: int | None,
+    progress: Progress,
+    at_least: int = 1,
+) -> tuple[dict[str, Gains], dict[str, Tensor]]:
+    local: dict[str, list[Tensor]] = {name: [] for name in shapes}
+    moved: dict[str, list[Tensor]] = {name: [] for name in shapes}
+
+    def see(name: str, difference: Tensor) -> None:
+        # A layer may see a sample in several rows of its batch.
+        local[name].append(difference.reshape(samples, -1).double().square().sum(1).cpu())
+
+    with torch.no_grad():
+        batches = list(batched(module, images, batch_size, at_least))
+        done, total = 0, len(batches) * len(shapes)
+        for batch in batches:
+            replay = Replay(module, batch)
+            samples = len(batch)
+            for name, shape in shapes.items():
+                progress(done, total, "estimating Lipschitz constants")
+                done += 1
+                with replay.at(name), changed(module, {name: shape(samples)}, see):
+                    moved[name].append((module(batch) - replay.output).flatten(1).cpu())
+        progress(total, total, "estimating Lipschitz constants")
+    arrived = {name: torch.cat(found) if found else torch.zeros(0, 1) for name, found in moved.items()}
+    gains = {
+        name: Gains(torch.cat(local[name]) if local[name] else torch.zeros(0), arrived[name].double().square().sum(1))
+        for name in shapes
+    }
+    return gains, arrived

@@ -1,0 +1,180 @@
+"""The operator norm of the Jacobian ``J_l`` from a layer's output to the network's, at each sample.
+
+One backward pass gives ``J_lᵀu`` of *all* layers at once, but ``J_l v`` takes a pass for each. So the power iteration is done in
+blocks on the side of the network's output, and all layers share the block: with orthonormal columns ``U``, the largest singular
+value of ``J_lᵀU`` is at most that of ``J_l`` (Rayleigh and Ritz), and equal to it once ``U`` spans the whole output. Networks
+with few outputs are therefore answered exactly; for the others every further round takes ``J_l v`` of the best ``v`` so far of
+each layer (of several where layers are few), and its block are the directions in which these point most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+
+from .._operators import get_operator
+from .._replay import Replay
+from ..progress import Progress, silent
+from ._batches import batched
+from ._gains import Gains
+
+__all__ = ["jacobian"]
+
+BLOCK = 8
+
+
+def jacobian(
+    module: nn.Module,
+    layers: Sequence[str],
+    images: Tensor,
+    *,
+    block: int = BLOCK,
+    rounds: int = 2,
+    start: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Gains]:
+    """``‖J_l‖`` at each sample: exact for networks of at most ``2 · block`` outputs, otherwise from below.
+
+    Args:
+        module: the network, in evaluation mode.
+        layers: Conv2d or Linear layers by name.
+        images: (N, 3, H, W) on the CPU.
+        block: backward passes (VJP) in one round; for an exact answer one for each output.
+        rounds: the first begins with ``start``, or without it with random directions; each other one takes a pass in forward
+            mode (JVP) for each layer and ``block`` backward passes.
+        start: (N, K) for each layer, directions of the output to begin with: what `directional` saw arrive, for example.
+        seed: of the random directions.
+        batch_size: as many as fit into a gigabyte by default.
+        progress: see `modhifi.progress`.
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    # Few at once: memory that has to be found anew for every batch is slower than more batches.
+    batches = list(batched(module, images, batch_size, times=4 + 2 * block))
+    first = 0
+    for done, batch in enumerate(batches):
+        progress(done, len(batches), "following the Jacobian")
+        begin = None
+        if start is not None:
+            begin = torch.stack([start[name][first : first + len(batch)] for name in layers], 2)
+        first += len(batch)
+        best = _norms(module, layers, batch, block, rounds, begin, seed + done)
+        for name in layers:
+            found[name].append(best[name].cpu())
+    progress(len(batches), len(batches), "following the Jacobian")
+    squared = {name: torch.cat(values) if values else torch.zeros(0) for name, values in found.items()}
+    return {name: Gains(torch.ones_like(value), value) for name, value in squared.items()}
+
+
+def _norms(
+    module: nn.Module,
+    layers: Sequence[str],
+    x: Tensor,
+    block: int,
+    rounds: int,
+    start: Tensor | None,
+    seed: int,
+) -> dict[str, Tensor]:
+    """The squared norms (B,) of each layer."""
+    with torch.enable_grad(), _probed(module, layers) as probes:
+        output = module(x).flatten(1)  # (B, K)
+    samples, outputs = output.shape
+    exact = outputs <= 2 * block
+    if exact:
+        directions = torch.eye(outputs, device=x.device, dtype=x.dtype).expand(samples, -1, -1)
+    else:
+        directions = _basis(start, output, block, seed)
+    replay = None if exact or rounds < 2 else Replay(module, x)
+    best = {name: output.new_zeros(samples, dtype=torch.float64).cpu() for name in layers}
+    for left in range(1 if exact else rounds, 0, -1):
+        back = _backward(output, probes, directions, keep=left > 1)
+        arrived = []
+        for name in layers:
+            rows = back.pop(name)  # (s, B, d)
+            gram = torch.einsum("sbd,tbd->bst", rows, rows).double().cpu()
+            values, vectors = torch.linalg.eigh(gram)
+            best[name] = torch.maximum(best[name], values[:, -1])
+            if replay is not None and left > 1:
+                for number in range(1, 1 + max(1, block // len(layers))):
+                    towards = torch.einsum("sbd,bs->bd", rows, vectors[:, :, -number].to(rows))
+                    arrived.append(_forward(module, replay, name, towards, probes[name].shape))
+        if arrived:
+            directions = _basis(torch.stack(arrived, 2), output, block, seed + left)
+    return best
+
+
+def _basis(given: Tensor | None, output: Tensor, block: int, seed: int) -> Tensor:
+    """(B, K, block) orthonormal: the directions in which those ``given``, (B, K, L), point most, filled up with random ones."""
+    samples, outputs = output.shape
+    generator = torch.Generator().manual_seed(seed)
+    columns = torch.randn(samples, outputs, block, generator=generator, dtype=torch.float64)
+    if given is not None:
+        unit = torch.nn.functional.normalize(given.double().cpu(), dim=1)
+        columns = torch.cat([unit, 1e-6 * columns], 2)
+    basis: Tensor = torch.linalg.svd(columns, full_matrices=False).U[:, :, :block]
+    return basis.to(output)
+
+
+@contextlib.contextmanager
+def _probed(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """While open, a zero that gradients are taken of is added to the output of each layer."""
+    probes: dict[str, Tensor] = {}
+    hooks = []
+    try:
+        for name in layers:
+
+            def hook(_: nn.Module, __: object, output: Tensor, *, name: str = name) -> Tensor:
+                probes[name] = torch.zeros_like(output, requires_grad=True)
+                return output + probes[name]
+
+            hooks.append(get_operator(module, name).register_forward_hook(hook))
+        yield probes
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def _backward(output: Tensor, probes: Mapping[str, Tensor], directions: Tensor, keep: bool) -> dict[str, Tensor]:
+    """``J_lᵀu`` for each column ``u`` of ``directions`` (B, K, s): (s, B, d) for each layer."""
+    found: dict[str, list[Tensor]] = {name: [] for name in probes}
+    count = directions.shape[2]
+    for column in range(count):
+        grads = torch.autograd.grad(
+            output,
+            list(probes.values()),
+            directions[:, :, column],
+            retain_graph=keep or column + 1 < count,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for name, grad in zip(probes, grads, strict=True):
+            # A layer may see a sample in several rows of its batch.
+            found[name].append(grad.reshape(len(output), -1))
+    return {name: torch.stack(rows) for name, rows in found.items()}
+
+
+def _forward(module: nn.Module, replay: Replay, name: str, towards: Tensor, shape: torch.Size) -> Tensor:
+    """``J_l v`` (B, K) for the directions (B, d) at the layer's output."""
+
+    def hook(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        dual: Tensor = forward_ad.make_dual(output, towards.reshape(shape))
+        return dual
+
+    handle = get_operator(module, name).register_forward_hook(hook)
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level(), replay.at(name):
+            # torch's own forward formulas of some operations still go through torch.jit.
+            warnings.simplefilter("ignore", FutureWarning)
+            tangent = forward_ad.unpack_dual(module(replay.x)).tangent
+            # Nothing arrives where the layer's output is not used.
+            arrived = torch.zeros_like(replay.output) if tangent is None else tangent
+            found: Tensor = arrived.clone().flatten(1)
+            return found
+    finally:
+        handle.remove()
