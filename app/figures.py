@@ -16,18 +16,22 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from modhifi.lipschitz import Growth
+
 __all__ = [
     "BLUE",
     "GREY",
     "ORANGE",
+    "Series",
     "Strip",
     "TradeOff",
     "allocation",
     "bound_scatter",
     "by_class",
     "confusion",
+    "constants",
     "curves",
-    "gains",
+    "growth",
     "outputs",
     "overview",
     "per_class",
@@ -275,44 +279,115 @@ def _heatmap(fidelity: Array, hover: str, **axes: Any) -> go.Figure:
     )
 
 
-def gains(layers: Sequence[str], maximum: Sequence[float], rms: Sequence[float]) -> go.Figure:
-    """Estimated Lipschitz constants of the tail after each layer, in forward order, logarithmic."""
+@dataclass(frozen=True)
+class Series:
+    """The constants of one estimator: a value for each layer, None where there is none; ``upper``: whether they are upper
+    bounds.
+    """
+
+    name: str
+    title: str
+    values: Sequence[float | None]
+    upper: bool
+
+
+_MARKS = {
+    "directional": (BLUE, "circle"),
+    "jacobian": (ORANGE, "diamond"),
+    "random": (GREY, "x"),
+    "pairs": ("#0F9D8A", "square"),
+    "certified": ("#B455C8", "triangle-down"),
+}
+
+
+def constants(layers: Sequence[str], series: Sequence[Series], statistic: str) -> go.Figure:
+    """Lipschitz constants of the tail after each layer, in forward order, logarithmic. Lower bounds and upper bounds differ in
+    sign and line. A click gives ``customdata[0]``, the layer.
+    """
     figure = go.Figure()
     names = _short(layers)
-    size = 10 if len(names) <= 40 else 6
-    figure.add_scatter(
-        x=[end for name in names for end in (name, name, None)],  # None breaks the line between layers
-        y=[end for low, high in zip(rms, maximum, strict=True) for end in (low, high, None)],
-        mode="lines",
-        line={"color": GREY, "width": 2},
-        showlegend=False,
-        hoverinfo="skip",
-    )
-    figure.add_scatter(
-        x=names,
-        y=list(maximum),
-        mode="markers",
-        name="largest seen",
-        marker={"color": BLUE, "size": size},
-        hovertemplate="<b>%{x}</b><br>largest %{y:.3g}<extra></extra>",
-    )
-    figure.add_scatter(
-        x=names,
-        y=list(rms),
-        mode="markers",
-        name="root mean square",
-        marker={"color": ORANGE, "size": size - 1, "symbol": "diamond"},
-        hovertemplate="<b>%{x}</b><br>root mean square %{y:.3g}<extra></extra>",
-    )
+    size = 9 if len(names) <= 40 else 6
+    for one in series:
+        colour, symbol = _MARKS[one.name]
+        sign = "≤" if one.upper else "≥" if statistic == "Largest" else ""
+        what = "upper bound" if one.upper else f"{statistic.lower()} seen"
+        figure.add_scatter(
+            x=names,
+            y=[value if value else None for value in one.values],
+            mode="lines+markers",
+            name=f"{sign} {one.title}".strip(),
+            line={"color": colour, "width": 1, "dash": "dot" if one.upper else "solid"},
+            marker={"color": colour, "size": size, "symbol": symbol},
+            customdata=[[layer] for layer in layers],
+            hovertemplate=f"<b>%{{customdata[0]}}</b><br>{one.title}, {what}: %{{y:.3g}}<extra></extra>",
+        )
+    values = [value for one in series for value in one.values if value]
+    if not values:
+        _say(figure, "Choose an estimator")
     figure.update_xaxes(title="layer, in forward order", **_names_axis(names))
-    figure.update_yaxes(title="logit error per unit of local error", **_log_axis([*maximum, *rms]))
-    return _finish(figure, 320)
+    figure.update_yaxes(title="logit error per unit of local error", **_log_axis(values))
+    return _finish(figure, 330)
 
 
-def bound_scatter(measured: Sequence[float], bound: Sequence[float], remain: Sequence[float]) -> go.Figure:
-    """Bound against measured RMS error of the logits, one point a plan, both logarithmic, with the line y = x."""
+def growth(found: Growth) -> go.Figure:
+    """How an estimate grows with the samples: expected largest with the middle 90% of random draws, and root-mean-square with its
+    90% confidence band.
+    """
     figure = go.Figure()
-    values = [v for v in (*measured, *bound) if v > 0]
+    sizes = found.sizes.tolist()
+    for low, high, colour, name in (
+        (found.low, found.high, BLUE, "largest"),
+        (found.rms_low, found.rms_high, ORANGE, "root mean square"),
+    ):
+        figure.add_scatter(
+            x=[*sizes, *reversed(sizes)],
+            y=[*high.tolist(), *reversed(low.tolist())],
+            fill="toself",
+            fillcolor=_faded(colour),
+            line={"width": 0},
+            mode="lines",
+            showlegend=False,
+            hoverinfo="skip",
+            name=f"{name}, 90%",
+        )
+    figure.add_scatter(
+        x=sizes,
+        y=found.maximum.tolist(),
+        mode="lines+markers",
+        name="largest of n",
+        line={"color": BLUE, "width": 2},
+        marker={"size": 5},
+        hovertemplate="%{x} samples: largest %{y:.3g} expected<extra></extra>",
+    )
+    figure.add_scatter(
+        x=sizes,
+        y=[found.rms] * len(sizes),
+        mode="lines",
+        name="root mean square",
+        line={"color": ORANGE, "width": 2, "dash": "dash"},
+        hovertemplate="root mean square %{y:.3g}<extra></extra>",
+    )
+    ends = [size for size in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if size <= sizes[-1]]
+    figure.update_xaxes(title="samples", type="log", tickvals=ends, ticktext=[f"{end:,}" for end in ends])
+    top = float(max(found.high.max(), found.rms_high.max())) or 1.0
+    figure.update_yaxes(title="gain", range=[0, 1.1 * top])
+    return _finish(figure, 270)
+
+
+def _faded(colour: str) -> str:
+    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"
+
+
+def bound_scatter(
+    measured: Sequence[float], bound: Sequence[float], names: Sequence[str], alone: Mapping[str, Sequence[Any]]
+) -> go.Figure:
+    """Bound against measured RMS error of the logits, logarithmic, with the line y = x: one large point a plan, named, and a
+    small one for each of its layers changed alone (``alone``: layer, measured, bound, remain). A click on a small one gives
+    ``customdata[0]``, the layer.
+    """
+    figure = go.Figure()
+    values = [v for v in (*measured, *bound, *alone["measured"], *alone["bound"]) if v > 0]
     if values:
         ends = [min(values) / 1.6, max(values) * 1.6]
         figure.add_scatter(
@@ -326,15 +401,23 @@ def bound_scatter(measured: Sequence[float], bound: Sequence[float], remain: Seq
     else:
         _say(figure, "Measured plans appear here")
     figure.add_scatter(
+        x=list(alone["measured"]),
+        y=list(alone["bound"]),
+        mode="markers",
+        name="one layer alone",
+        marker={"color": ORANGE, "size": 6, "symbol": "diamond", "opacity": 0.75},
+        customdata=list(zip(alone["layer"], alone["remain"], strict=True)),
+        hovertemplate="<b>%{customdata[0]}</b> alone, %{customdata[1]:.0%} remains<br>bound %{y:.3g}<br>measured %{x:.3g}"
+        "<extra></extra>",
+    )
+    figure.add_scatter(
         x=list(measured),
         y=list(bound),
-        mode="markers+text",
-        name="a plan",
-        text=[f"{r:.0%}" for r in remain],
-        textposition="top center",
+        mode="markers",
+        name="a whole plan",
         marker={"color": BLUE, "size": 11},
-        customdata=list(remain),
-        hovertemplate="%{customdata:.0%} remains<br>bound %{y:.3g}<br>measured %{x:.3g}<extra></extra>",
+        text=list(names),
+        hovertemplate="%{text}<br>bound %{y:.3g}<br>measured %{x:.3g}<extra></extra>",
     )
     figure.update_xaxes(title="measured error, RMS over the logits", **_log_axis(values))
     figure.update_yaxes(title="bound", **_log_axis(values))
@@ -347,7 +430,10 @@ def tightness(layers: Sequence[str], bound: Sequence[float], measured: Sequence[
     names = _short(layers)
     figure.add_bar(x=names, y=list(bound), name="bound", marker={"color": BLUE})
     figure.add_bar(x=names, y=list(measured), name="measured", marker={"color": ORANGE, "pattern": {"shape": "/"}})
-    figure.update_traces(hovertemplate="<b>%{x}</b><br>%{y:.3g}<extra>%{fullData.name}</extra>")
+    figure.update_traces(
+        customdata=[[layer] for layer in layers],
+        hovertemplate="<b>%{customdata[0]}</b><br>%{y:.3g}<extra>%{fullData.name}</extra>",
+    )
     figure.update_xaxes(title="layer changed alone", **_names_axis(names))
     figure.update_yaxes(title="RMS error of the logits", **_log_axis([*bound, *measured]))
     return _finish(figure, 300)

@@ -21,8 +21,18 @@ FORMULAS = {
     "**Naive** ranks by singleton fidelity, which is optimal only where contributions are uncorrelated "
     "(Thm. 3.9).",
     "gain": "How much an error at this layer's output can grow on its way to the logits: $K = \\max_x \\|h(z + e) - "
-    "h(z)\\| / \\|e\\|$ over the samples, with $e$ an error as the modification makes it. Seen on samples, "
-    "so a **lower bound** of the true Lipschitz constant.",
+    "h(z)\\| / \\|e\\|$ over the samples, everything beside the layer held as it is. **Directional**: $e$ as an edit makes "
+    "it. **Jacobian**: the operator norm at each sample. **Random**: $e$ of any direction. **Pairs**: from one sample's "
+    "activation to another's. All are seen on samples, so **lower bounds** of the true constant. **Operator norms** are an "
+    "upper bound.",
+    "settled": "The expected largest gain among n of the samples, and the middle 90% of all ways to draw them (exact). Flat at "
+    "the end: more samples are unlikely to show much more. Below, the root-mean-square gain with the 90% confidence band of n "
+    "samples.",
+    "slack": "The layers are swapped in from the last to the first, one at a time, or all of a block or a stage together. "
+    "Tightness is a product: what the largest gain costs where most samples have a smaller one, and what adding up errors "
+    "costs that partly cancel. Layers that make up for each other, as sequential compensation fits them, cancel most.",
+    "norms": "LayerNorm divides by $\\sqrt{\\mathrm{var} + \\varepsilon}$, so it can magnify by up to $\\max|\\gamma|$ over "
+    "the smallest seen; it has no constant where the norm may be as small as it likes.",
     "bound": "Predicted limit of the RMS error of the logits (Thm. 3.6): $\\sum_l K_l \\sqrt{E\\|Y_l - \\hat "
     "Y_l\\|^2}$. The $K_l$ are estimated on samples of the unmodified network, so this is an estimate of "
     "the bound.",

@@ -27,7 +27,8 @@ from modhifi.models import Model
 from modhifi.plan import Plan
 from modhifi.progress import Progress, prefixed
 from modhifi.pruning import LatencyTable, machine_name
-from modhifi.study import ORDERS, Level
+from modhifi.study import CONSTANTS, ORDERS, Level, estimate
+from modhifi.surgery import calibration_data
 
 from .jobs import Job, Jobs
 from .selection import Choice, Forgetting, LabelledData, Source, digest
@@ -209,33 +210,36 @@ class Library:
 
     # Bounds
 
-    def measure_bounds(self, source: Source, choices: Sequence[Choice], samples: int) -> Job:
+    def estimate(self, source: Source, estimators: Sequence[str]) -> Job:
+        """Lipschitz constants that the analysis left out, on its own images; the study keeps them."""
+
+        def work(progress: Progress) -> None:
+            study, model = self._study_and_model(source, progress)
+            estimate(study, model, calibration_data(study.data, model, progress), estimators, progress=progress)
+            study.save(self.store.study_path(source.id))
+
+        key = f"constants {source.id} {' '.join(estimators)}"
+        self.again(key)
+        return self._once(key, "Estimating Lipschitz constants", source, work)
+
+    def measure_bounds(self, source: Source, choices: Sequence[Choice], data: LabelledData, samples: int) -> Job:
         """Bound and measured error of a plan for each of ``choices``, each kept as soon as it is there."""
 
         def work(progress: Progress) -> int:
             study, model = self._study_and_model(source, progress)
-            data = modhifi.load_data(source.data, root=source.root, split=source.split)
+            images = _load(data, labels=False)
             for number, choice in enumerate(choices):
                 report = prefixed(progress, f"{choice.remain:.0%} remains ({number + 1} of {len(choices)}): ")
                 plan = self._plan(study, model, source, choice, report)
-                measured = modhifi.bounds.measure(study, plan, data, samples=samples, model=model, progress=report)
+                measured = modhifi.bounds.measure(study, plan, images, samples=samples, model=model, progress=report)
                 self.store.add_bound(
                     source.id,
-                    BoundPoint(
-                        id=choice.digest,
-                        choice=choice,
-                        samples=samples,
-                        bound=measured.bound,
-                        measured=measured.measured,
-                        tightness=measured.tightness,
-                        predicted=measured.predicted,
-                        logits=measured.logits,
-                        rows=[row.model_dump() for row in measured.rows],
-                    ),
+                    BoundPoint(id=f"{choice.digest}-{data.digest}", choice=choice, measured_on=data, report=measured),
                 )
             return len(choices)
 
-        return self._once(f"bounds {source.id} {digest(list(choices))}", "Measuring bounds", source, work)
+        key = f"bounds {source.id} {digest(list(choices))} {data.digest}"
+        return self._once(key, "Measuring bounds", source, work)
 
     # Forgetting
 
@@ -394,8 +398,10 @@ def commands(source: Source, plan: Plan, point: Point) -> str:
     """The command lines that do the same without the dashboard."""
     data = ["--data", source.data, *_options({"--data-root": source.root, "--split": source.split})]
     analyze = ["analyze", source.model, *_options({"--weights": source.weights}), *data]
-    analyze += ["--samples", str(source.samples), "--seed", str(source.seed), "--out", "study"]
     settings = plan.settings
+    if settings.constants not in (*CONSTANTS, "none"):
+        analyze += ["--constants", ",".join([*CONSTANTS, settings.constants])]
+    analyze += ["--samples", str(source.samples), "--seed", str(source.seed), "--out", "study"]
     if plan.kind == "unlearn":
         make = ["unlearn", "study", "--forget", ",".join(plan.forget), *_where(point.decided_on or source.labelled)]
         wish = point.forgetting or Forgetting(classes=point.forget)
@@ -413,6 +419,8 @@ def commands(source: Source, plan: Plan, point: Point) -> str:
                 settings.score,
                 "--allocation",
                 settings.allocation,
+                "--constants",
+                settings.constants,
                 "--compensate",
                 settings.compensate,
             ]

@@ -12,6 +12,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 import modhifi
 from modhifi.errors import UserError
+from modhifi.lipschitz import ESTIMATORS
 from modhifi.pruning import ALIGNED, BASELINES, METHODS, smallest_cost
 from modhifi.study import SCORES
 
@@ -75,6 +76,16 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
             bind="query-params",
             help="Matrix units and vectors take channels by the eight: odd widths can be slower with fewer FLOPs.",
         )
+        weights: Any = st.selectbox(
+            "Constants",
+            [*study.estimators, "none"],
+            format_func=lambda name: (
+                "None: every layer alike" if name == "none" else ESTIMATORS[name].title.capitalize()
+            ),
+            key="weighed-by",
+            bind="query-params",
+            help="The Lipschitz constants that global spreading weighs the layers' errors by; *Bounds* shows them and adds more.",
+        )
         if table is None:
             st.caption(
                 "The layers were not timed on this machine yet; with their times every plan shows its milliseconds."
@@ -117,6 +128,7 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
         score=score,
         compensate=compensate,
         allocation=spread,
+        constants=weights,
         recalibrate_bn=recalibrate,
         multiple=multiple,
         overrides=tuple(sorted(by_hand.items())),

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 import modhifi
 from modhifi.errors import UserError
-from modhifi.plan import Budget, Compensation, Spread
+from modhifi.plan import Budget, Compensation, Constants, Spread
 from modhifi.pruning import METHODS, Method
 from modhifi.unlearning import METHODS as FORGETTING
 
@@ -178,6 +178,7 @@ class Choice(_Frozen):
     remain: float = Field(default=0.5, gt=0, le=1)
     score: str = "greedy"
     allocation: Spread = "global"
+    constants: Constants = "directional"
     compensate: Compensation = "sequential"
     recalibrate_bn: bool = False
     multiple: int = Field(default=1, ge=1)
@@ -211,6 +212,7 @@ class Choice(_Frozen):
             self.budget: self.remain,
             "score": self.score,
             "allocation": self.allocation,
+            "constants": self.constants,
             "compensate": self.compensate,
             "multiple": self.multiple,
             "overrides": dict(self.overrides),
@@ -223,8 +225,11 @@ class Choice(_Frozen):
         if self.method is not None:
             return begin + METHODS[self.method].title
         score = "" if self.score == "greedy" else f"{WORDS[self.score].lower()}, "
+        weighed = "" if self.constants == "directional" else f" by {self.constants} constants"
+        weighed = " without constants" if self.constants == "none" else weighed
         hand = f", {len(self.overrides)} by hand" if self.overrides else ""
         hand += f", {len(self.floors)} floors" if self.floors else ""
         widths = f", multiples of {self.multiple}" if self.multiple > 1 else ""
         bn = ", BN re-estimated" if self.recalibrate_bn else ""
-        return f"{begin}{score}{WORDS[self.allocation].lower()}, {WORDS[self.compensate].lower()}{bn}{widths}{hand}"
+        spread = f"{WORDS[self.allocation].lower()}{weighed}"
+        return f"{begin}{score}{spread}, {WORDS[self.compensate].lower()}{bn}{widths}{hand}"

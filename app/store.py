@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modhifi._files import read_json, write_json
+from modhifi.bounds import BoundReport
 from modhifi.errors import UserError
 from modhifi.plan import Plan
 
@@ -68,14 +69,13 @@ class BoundPoint(BaseModel):
 
     id: str
     choice: Choice
-    samples: int
-    bound: float
-    measured: float
-    tightness: float | None
-    predicted: float | None = None
-    logits: float | None = None
-    rows: list[dict[str, Any]]
+    measured_on: LabelledData
+    report: BoundReport
     made: float = Field(default_factory=time.time)
+
+    @property
+    def label(self) -> str:
+        return self.choice.label
 
 
 class Store:

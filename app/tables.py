@@ -10,17 +10,21 @@ import streamlit as st
 
 import modhifi
 from modhifi._format import by_reason, listed
+from modhifi.bounds import BoundReport, Grain
 from modhifi.components import Group
+from modhifi.lipschitz import ESTIMATORS
 
 from .store import BoundPoint, Point
 
 __all__ = [
     "bounds_table",
-    "gains_table",
+    "constants_table",
     "groups_table",
     "layers_table",
+    "norms_table",
     "points_table",
     "skipped_table",
+    "slack_table",
 ]
 
 Columns = dict[str, Any]
@@ -56,46 +60,89 @@ def skipped_table(study: modhifi.Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["Channels of", "Why"])
 
 
-def gains_table(study: modhifi.Study) -> tuple[pd.DataFrame, Columns]:
+def constants_table(study: modhifi.Study) -> tuple[pd.DataFrame, Columns]:
+    rows = []
+    for layer in study.layers:
+        row: dict[str, Any] = {"Layer": layer}
+        for name, by_layer in study.gains.items():
+            title = ESTIMATORS[name].title.capitalize()
+            row |= {f"{title} ≥": by_layer[layer].maximum, f"{title}, RMS": by_layer[layer].rms}
+        if study.certified:
+            row[f"{ESTIMATORS['certified'].title.capitalize()} ≤"] = study.certified[layer].value
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    return table, {name: st.column_config.NumberColumn(format="%.3g") for name in table.columns[1:]}
+
+
+def norms_table(study: modhifi.Study) -> tuple[pd.DataFrame, Columns]:
     rows = [
-        {"Layer": layer, "Largest": gain.maximum, "Root mean square": gain.rms, "Samples": gain.samples}
-        for layer, gain in study.gains.items()
+        {"LayerNorm": name, "Smallest": float(norms.min()), "Median": float(norms.median()), "Samples": len(norms)}
+        for name, norms in study.norms.items()
     ]
-    number = st.column_config.NumberColumn
-    return pd.DataFrame(rows), {"Largest": number(format="%.3g"), "Root mean square": number(format="%.3g")}
+    return pd.DataFrame(rows), {name: st.column_config.NumberColumn(format="%.3g") for name in ("Smallest", "Median")}
 
 
-def layers_table(bound: BoundPoint) -> tuple[pd.DataFrame, Columns]:
+def layers_table(report: BoundReport) -> tuple[pd.DataFrame, Columns]:
     names = {
         "layer": "Layer",
         "gain": "Lipschitz, ≥",
         "local": "Local error",
+        "predicted": "Predicted",
         "alone_bound": "Bound",
         "measured": "Measured",
         "tightness": "Tightness",
     }
-    table = pd.DataFrame(bound.rows)[list(names)].rename(columns=names)
+    table = pd.DataFrame([row.model_dump() for row in report.rows])[list(names)].rename(columns=names)
     return table, {name: st.column_config.NumberColumn(format="%.3g") for name in list(names.values())[1:]}
+
+
+def slack_table(report: BoundReport) -> tuple[pd.DataFrame, Columns]:
+    steps: dict[str, BoundReport | Grain] = {"layer": report, **report.grains}
+    rows = [
+        {
+            "Swapped in by": name,
+            "Steps": one.steps if isinstance(one, Grain) else len(one.rows),
+            "Bound": one.bound,
+            "Tightness": one.tightness,
+            "Largest": one.slack_maximum,
+            "Adding up": one.slack_sum,
+        }
+        for name, one in steps.items()
+    ]
+    number = st.column_config.NumberColumn
+    return pd.DataFrame(rows), {
+        "Bound": number(format="%.3g"),
+        "Tightness": number(
+            format="%.1f×", help="Bound over measured error: the product of the two columns that follow."
+        ),
+        "Largest": number(format="%.1f×", help="What the largest gain costs in place of each layer's typical one."),
+        "Adding up": number(format="%.1f×", help="What it costs to add up errors that partly cancel."),
+    }
 
 
 def bounds_table(bounds: Sequence[BoundPoint]) -> tuple[pd.DataFrame, Columns]:
     rows = [
         {
             "Remains": 100 * b.choice.remain,
-            "Plan": b.choice.label,
-            "Bound": b.bound,
-            "Measured": b.measured,
-            "Tightness": b.tightness,
-            "Samples": b.samples,
+            "Plan": b.label,
+            "Predicted": b.report.predicted,
+            "Bound": b.report.bound,
+            "Measured": b.report.measured,
+            "Tightness": b.report.tightness,
+            "By stage": b.report.grains["stage"].tightness,
+            "Layers alone": b.report.median_tightness,
+            "Broken": 100 * b.report.held_out.layers if b.report.held_out else None,
+            "Samples": b.report.samples,
         }
         for b in bounds
     ]
     number = st.column_config.NumberColumn
     return pd.DataFrame(rows), {
         "Remains": number(format="%.0f%%"),
-        "Bound": number(format="%.3g"),
-        "Measured": number(format="%.3g"),
-        "Tightness": number(format="%.1f×"),
+        **{name: number(format="%.3g") for name in ("Predicted", "Bound", "Measured")},
+        **{name: number(format="%.1f×") for name in ("Tightness", "By stage")},
+        "Layers alone": number(format="%.1f×", help="Median tightness of the layers changed alone."),
+        "Broken": number(format="%.2f%%", help="Errors of a layer alone on images that its constant is not from."),
     }
 
 

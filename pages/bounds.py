@@ -1,53 +1,86 @@
-"""From local errors to the error of the whole network: estimated constants, bounds, measurements."""
+"""From local errors to the error of the whole network: constants, bounds, measurements."""
 
 import streamlit as st
 
+from app import bounds as page
 from app import components as ui
 from app import figures
-from app.bounds import bound_controls, in_words, measured_bounds
-from app.tables import bounds_table, gains_table, layers_table
+from app.tables import bounds_table, constants_table, layers_table, norms_table, slack_table
 
 session, study = ui.analysed()
 
+job = ui.latest_job(session, "constants")
+left, right = st.columns([1.6, 1], gap="medium")
+with left, st.container(border=True):
+    title, which = st.columns([1, 1.3], vertical_alignment="center")
+    with title:
+        st.markdown(
+            "**Constants of every layer**", help=f"{ui.FORMULAS['gain']} A click on a layer leads to *Importance*."
+        )
+    with which:
+        text = "What is drawn of the gains over the samples."
+        statistic = ui.choice("Statistic", page.STATISTICS, "statistic", "maximum", text, hide_label=True)
+    with st.container(horizontal=True):
+        shown = page.constants_shown(study)
+        if job is None or job.state != "running":
+            page.estimate_more(session, study)
+    says = page.what_they_say(study, shown, statistic)
+    clicked = ui.chart(
+        figures.constants(list(study.layers), page.series(study, shown, statistic), page.STATISTICS[statistic]),
+        alt=f"Lipschitz constants of the tail after each layer, in forward order. {says}",
+        key="constants",
+        on_select="rerun",
+        selection_mode="points",
+    )
+    st.caption(says)
+with right, st.container(border=True):
+    st.markdown("**Has it settled?**", help=ui.FORMULAS["settled"])
+    layer, gains = page.layer_in_focus(study)
+    growth = gains.growth()
+    words = page.settled_in_words(gains, growth)
+    ui.chart(figures.growth(growth), alt=f"{layer}: {words}", key="growth")
+    st.caption(words)
+    open_layer = st.button("Open on Importance", icon=":material/bar_chart_4_bars:", key="open-layer")
+
+page.bound_controls(session)
+bounds = page.measured_bounds(session)
 left, right = st.columns(2, gap="medium")
 with left, st.container(border=True):
-    st.markdown("**Estimated Lipschitz constants**", help=ui.FORMULAS["gain"])
-    layers, values = list(study.gains), list(study.gains.values())
-    seen = f"Lower bounds of the true constants, from {values[0].samples if values else 0} samples."
-    ui.chart(
-        figures.gains(layers, [v.maximum for v in values], [v.rms for v in values]),
-        alt=f"Estimated Lipschitz constant of the tail after each layer. {seen}",
-        key="gains",
-    )
-    st.caption(seen)
-with right, st.container(border=True):
     st.markdown("**Bound against measured error**", help=f"{ui.FORMULAS['bound']}\n\n{ui.FORMULAS['tightness']}")
-    bounds = measured_bounds(session)
-    ui.chart(
+    clicked_point = ui.chart(
         figures.bound_scatter(
-            [b.measured for b in bounds], [b.bound for b in bounds], [b.choice.remain for b in bounds]
+            [b.report.measured for b in bounds],
+            [b.report.bound for b in bounds],
+            [b.label for b in bounds],
+            page.layer_points(bounds),
         ),
-        alt=in_words(bounds),
+        alt=page.in_words(bounds),
         key="bound-scatter",
+        on_select="rerun",
+        selection_mode="points",
     )
-    st.caption(in_words(bounds))
-bound_controls(session)
+    st.caption(page.in_words(bounds))
+with right, st.container(border=True):
+    st.markdown("**Where the slack comes from**", help=ui.FORMULAS["slack"])
+    if bounds:
+        chosen = st.selectbox("Plan", bounds, format_func=lambda b: b.label, key="bound-plan")
+        table, columns = slack_table(chosen.report)
+        st.dataframe(table, column_config=columns, hide_index=True, alt="The bound by layer, block and stage")
+        st.caption(page.held_out_in_words(chosen.report))
+    else:
+        st.caption("Appears with the first measurement.")
 
 if bounds:
-    st.subheader("Layer by layer", anchor=False)
-    chosen = st.selectbox(
-        "Plan",
-        bounds,
-        format_func=lambda b: b.choice.label,
-        help="Each layer is changed alone, the others stay as they are.",
-    )
-    table, columns = layers_table(chosen)
+    st.subheader("Layer by layer", anchor=False, help="Each layer is changed alone, the others stay as they are.")
+    table, columns = layers_table(chosen.report)
     one, two = st.columns(2, gap="medium")
     with one:
-        ui.chart(
+        clicked_bar = ui.chart(
             figures.tightness(table["Layer"], table["Bound"], table["Measured"]),
-            alt=f"Bound and measured error for each layer of {chosen.choice.label}",
+            alt=f"Bound and measured error for each layer of {chosen.label}",
             key="tightness",
+            on_select="rerun",
+            selection_mode="points",
         )
     with two:
         st.dataframe(
@@ -56,6 +89,18 @@ if bounds:
     with st.expander("All measured plans", icon=":material/table_rows:"):
         table, columns = bounds_table(bounds)
         st.dataframe(table, column_config=columns, hide_index=True, alt="Bound and measured error of each plan")
+else:
+    clicked_bar = None
 with st.expander("Constants as a table", icon=":material/table_rows:"):
-    table, columns = gains_table(study)
-    st.dataframe(table, column_config=columns, hide_index=True, alt="Estimated Lipschitz constants")
+    table, columns = constants_table(study)
+    st.dataframe(table, column_config=columns, hide_index=True, alt="Lipschitz constants of each layer")
+    if study.norms:
+        st.markdown("**Smallest norm that each LayerNorm divided by**", help=ui.FORMULAS["norms"])
+        table, columns = norms_table(study)
+        st.dataframe(table, column_config=columns, hide_index=True, alt="Smallest norms seen at each LayerNorm")
+
+wanted = (
+    layer if open_layer else next(filter(None, map(page.clicked_layer, (clicked, clicked_point, clicked_bar))), None)
+)
+if wanted is not None:
+    page.look_into(study, wanted)

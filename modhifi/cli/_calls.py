@@ -168,7 +168,7 @@ def _show_sensitivity(study: Study) -> Answer:
 
 
 def _show_constants(study: Study) -> Answer:
-    names = [*study.gains, *(["certified"] if study.certified else [])]
+    names = study.estimators
     layers = {}
     for layer in study.layers:
         row: dict[str, Any] = {

@@ -240,6 +240,11 @@ class Study:
         self.group(group)
         return self.tables["classes"].numpy(), self.tables[f"class/{group}"].numpy()
 
+    @property
+    def estimators(self) -> tuple[str, ...]:
+        """The estimators (`modhifi.lipschitz.ESTIMATORS`) whose constants are known."""
+        return (*self.gains, *(["certified"] if self.certified else []))
+
     def constant(self, layer: str, estimator: str = "directional", typical: bool = False) -> float:
         """The layer's Lipschitz constant as the named estimator has it: the largest seen, or, if ``typical``, the
         root-mean-square; of ``certified`` the upper bound either way, and 1 for ``none``. Raises `UserError` if the study does
@@ -251,7 +256,7 @@ class Study:
             raise UserError(f"unknown constants {estimator!r}; one of {', '.join([*ESTIMATORS, 'none'])}")
         known = self.certified if estimator == "certified" else self.gains.get(estimator, {})
         if layer not in known:
-            have = ", ".join([*self.gains, *(["certified"] if self.certified else [])])
+            have = ", ".join(self.estimators)
             raise UserError(
                 f"this study has no {estimator} constants, only {have}; analyze with --constants {estimator} too"
             )

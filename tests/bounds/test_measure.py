@@ -114,7 +114,7 @@ def test_prediction_before_anything_is_run(digits_study: Study, digits_model: Mo
     for row in report.rows:
         assert row.predicted == predicted[row.layer]
         local = predicted[row.layer] / digits_study.constant(row.layer)
-        assert local == pytest.approx(row.local, rel=0.05)  # moments are of a part of the positions
+        assert local == pytest.approx(row.local, rel=0.1)  # moments are of a part of the positions
     assert modhifi.bounds.predict(digits_study, plan, "none")[row.layer] == pytest.approx(local)
     exact = sum(modhifi.bounds.predict(digits_study, plan, "jacobian").values())
     assert exact > report.predicted
