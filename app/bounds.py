@@ -115,9 +115,9 @@ def clicked_layer(event: Any) -> str | None:
 
 
 def look_into(study: modhifi.Study, layer: str) -> None:
-    """Leads to the layer's place on *Importance*: the first group that it reads."""
-    st.session_state["group"] = study.structure.readers[layer][0][0].name
-    st.switch_page("../pages/importance.py")
+    """Leads to the layer's place on *Importance*: the largest group that it reads."""
+    largest = max((group for group, _ in study.structure.readers[layer]), key=lambda group: group.size)
+    st.switch_page("../pages/importance.py", query_params={"group": largest.name})
 
 
 def settled_in_words(gains: Gains, growth: modhifi.lipschitz.Growth) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+import torch
 
 from app import figures as f
+from modhifi.lipschitz import Gains
 
 RNG = np.random.default_rng(0)
 
@@ -23,15 +25,24 @@ def marks(figure: go.Figure) -> int:
 
 
 CLASSES = [str(i) for i in range(10)]
+LAYERS = ["a.conv1", "b.conv1"]
+SERIES = [
+    f.Series("jacobian", "Jacobian", [10.0, 3.0], upper=False),
+    f.Series("certified", "operator norms", [1e9, None], upper=True),
+]
+ALONE = {"layer": ["a", "b"], "measured": [0.2, 0.1], "bound": [0.3, 0.1], "remain": [0.8, 0.5]}
 PLAIN: list[Callable[[], go.Figure]] = [
     lambda: f.overview(strips(9, 32), "layer3.0.conv1", 0.8),
     lambda: f.singletons(np.linspace(1, 0, 64), np.arange(64) % 3 == 0),
     lambda: f.curves(np.linspace(0, 1, 65), np.linspace(0, 1, 65) ** 2, 0.8, 52),
     lambda: f.outputs(RNG.random((16, 16))),
     lambda: f.by_class(RNG.random((10, 64)), CLASSES, list(range(64))),
-    lambda: f.gains(["a.conv1", "b.conv1"], [10, 3], [4, 2]),
-    lambda: f.bound_scatter([0.1, 0.5], [1, 3], [0.8, 0.5]),
-    lambda: f.bound_scatter([], [], []),
+    lambda: f.constants(LAYERS, SERIES, "Largest"),
+    lambda: f.constants(LAYERS, [], "Largest"),
+    lambda: f.growth(Gains(torch.ones(9), torch.arange(9.0)).growth()),
+    lambda: f.growth(Gains(torch.zeros(3), torch.zeros(3)).growth()),
+    lambda: f.bound_scatter([0.1, 0.5], [1, 3], ["80%", "50%"], ALONE),
+    lambda: f.bound_scatter([], [], [], {"layer": [], "measured": [], "bound": [], "remain": []}),
     lambda: f.tightness(["a", "b"], [1, 2], [0.5, 0.1]),
     lambda: f.allocation(["a", "b"], [3, 5], [16, 32]),
     lambda: f.trade_off([f.TradeOff("p", "half", 0.5, 0.97)], 0.99, 0.5, "p"),
@@ -88,8 +99,22 @@ def test_of_many_classes_those_that_differ_are_shown() -> None:
 
 
 def test_the_diagonal_of_the_bound_scatter_is_y_equals_x() -> None:
-    diagonal = f.bound_scatter([0.1, 0.5], [1, 3], [0.8, 0.5]).data[0]
+    diagonal, alone, plans = f.bound_scatter([0.1, 0.5], [1, 3], ["80%", "50%"], ALONE).data
     assert tuple(diagonal.x) == tuple(diagonal.y)
+    assert diagonal.x[0] < 0.1
+    assert diagonal.x[1] > 3
+    assert [entry[0] for entry in alone.customdata] == ["a", "b"]
+    assert (plans.x, plans.y, plans.text) == ((0.1, 0.5), (1, 3), ("80%", "50%"))
+
+
+def test_bounds_from_below_and_from_above_are_told_apart() -> None:
+    below, above = f.constants(LAYERS, SERIES, "Largest").data
+    assert (below.name, above.name) == ("≥ Jacobian", "≤ operator norms")
+    assert (below.line.dash, above.line.dash) == ("solid", "dot")
+    assert below.marker.symbol != above.marker.symbol
+    assert above.y == (1e9, None)
+    assert [entry[0] for entry in below.customdata] == LAYERS
+    assert f.constants(LAYERS, SERIES[:1], "Root mean square").data[0].name == "Jacobian"  # of these samples: no bound
 
 
 def test_a_class_without_images_has_no_bar() -> None:

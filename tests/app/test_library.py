@@ -91,6 +91,11 @@ def test_the_command_lines_are_understood_by_the_command_line(library: Library) 
     assert "--keep layer1.0.conv1=5" in lines[1]
     assert "--floor layer1.1.conv1=4" in lines[1]
     assert (parsed[2].data, parsed[2].split) == ("digits", "test")
+    plan = library.store.plan(DEFAULT.id, point.id)
+    plan.settings.constants = "pairs"
+    first, second = commands(DEFAULT, plan, point).splitlines()[:2]
+    assert "--constants directional,jacobian,pairs" in first  # which an analysis leaves out
+    assert "--constants pairs" in second
 
 
 def test_weights_that_changed_since_the_study_are_refused(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import modhifi
-from app.selection import Source
+from app.selection import DEFAULT, Source
 from app.session import library
 from modhifi.errors import Cancelled, UserError
 from modhifi.progress import Progress
@@ -118,7 +118,7 @@ def test_done(filled: Path, name: str) -> None:
     expected = {
         "model": "Left whole",
         "importance": "reach η = 0.80 in every group",
-        "bounds": "Lower bounds of the true constants",
+        "bounds": "**≥ Jacobian.** Lower bound",
         "prune": "Nothing measured yet",
         "forget": "Nothing forgotten yet",
         "export": "No plan yet",
@@ -361,8 +361,53 @@ def test_bounds_are_measured_and_kept(filled: Path) -> None:
     app = open_page("bounds")
     press(app, "Measure")
     app = finish(app, "bounds")
-    assert "times the measured error" in words(app)
-    assert "Layer by layer" in words(app)
+    said = words(app)
+    for part in ("times the measured error; every point", "Layer by layer", "128 calibration images instead"):
+        assert part in said
+    slack, layers, plans, _ = (frame.value for frame in app.dataframe)
+    assert list(slack["Swapped in by"]) == ["layer", "block", "stage"]
+    assert (slack["Tightness"] - slack["Largest"] * slack["Adding up"]).abs().max() < 1e-6
+    assert (layers["Bound"] >= layers["Measured"]).all()
+    assert len(plans) == 3
+    assert (plans["Tightness"] >= 1).all()
+
+
+def test_other_constants_on_demand(filled: Path) -> None:
+    """Estimated in the background, kept by the study, and there to weigh layers by; said to be what they are."""
+    app = open_page("bounds")
+    assert "≤ Operator norms" not in words(app)
+    app.multiselect[0].set_value(["pairs", "certified"])
+    settled(app)
+    press(app, "Estimate")
+    app = finish(app, "constants")
+    assert [one.label for one in app.multiselect] == ["Estimate"]  # random is still to be had
+    assert app.multiselect[0].options == ["Random"]
+    app.button_group(key="estimators").set_value(["pairs", "certified"])
+    app = settled(app)
+    assert "**≤ Operator norms.** Upper bound" in words(app)
+    assert "**≥ Pairs.** Lower bound" in words(app)
+    app.button_group(key="statistic").set_value("rms")
+    assert "**Pairs.** Holds for the samples only" in words(settled(app))
+    kept = modhifi.Study.load(library().store.study_path(DEFAULT.id))
+    assert kept.estimators == ("directional", "jacobian", "pairs", "certified")
+    prune = open_page("prune")
+    before = metric(prune, "Predicted bound")
+    prune.selectbox(key="weighed-by").set_value("certified")
+    settled(prune)
+    assert not prune.error
+    assert metric(prune, "Predicted bound") != before
+
+
+def test_a_layer_leads_to_its_place_on_importance(filled: Path) -> None:
+    app = open_page("bounds")
+    app.selectbox(key="layer").set_value("layer2.1.conv2")
+    settled(app)
+    press(app, "Open on Importance")
+    assert app.selectbox(key="group").value == "layer2.1.conv1"
+    clicked = open_page("bounds")
+    point = {"customdata": ["layer3.2.conv2"]}
+    clicked.session_state["constants"] = {"selection": {"points": [point]}}
+    assert settled(clicked).selectbox(key="group").value == "layer3.2.conv1"
 
 
 def test_a_shared_address_opens_the_same_view(filled: Path) -> None:

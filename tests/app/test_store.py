@@ -7,6 +7,7 @@ import torch
 
 from app.selection import DEFAULT, Choice, LabelledData, Source
 from app.store import BoundPoint, Point, Store
+from modhifi.bounds import BoundReport
 from modhifi.data import DataRef
 from modhifi.errors import UserError
 from modhifi.models import InputSpec, ModelRef
@@ -72,14 +73,28 @@ def test_a_point_measured_again_replaces_itself_and_what_was_built_from_it(store
     assert store.points(study) == []
 
 
-def test_bounds_are_kept_from_much_that_remains_to_little(store: Store) -> None:
+def test_bounds_are_kept_from_much_that_remains_to_little(store: Store, plan: Plan) -> None:
     study = store.remember(DEFAULT)
+    report = BoundReport(
+        data=plan.calibration,
+        samples=8,
+        rows=[],
+        bound=2,
+        predicted=3,
+        measured=1,
+        tightness=2,
+        slack_maximum=2,
+        slack_sum=1,
+        median_tightness=None,
+        logits=5,
+        grains={},
+    )
     for remain in (0.3, 0.8):
-        bound = BoundPoint(
-            id=f"b{remain}", choice=Choice(remain=remain), samples=8, bound=2, measured=1, tightness=2, rows=[]
-        )
+        bound = BoundPoint(id=f"b{remain}", choice=Choice(remain=remain), measured_on=LabelledData(), report=report)
         store.add_bound(study, bound)
-    assert [b.choice.remain for b in Store(store.root).bounds(study)] == [0.8, 0.3]
+    again = Store(store.root).bounds(study)
+    assert [b.choice.remain for b in again] == [0.8, 0.3]
+    assert again[0].report == report
 
 
 def test_sources_are_remembered_and_damage_is_left_out(store: Store, plan: Plan) -> None:

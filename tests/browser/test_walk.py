@@ -103,10 +103,27 @@ def test_forget_walk(visit: Callable[..., Visitor]) -> None:
 def test_bounds_walk(visit: Callable[..., Visitor]) -> None:
     someone = visit()
     someone.open("bounds")
-    someone.see("Lower bounds of the true constants")
+    someone.see("Lower bound: the largest operator norm")
+    page = someone.page
+    page.get_by_role("button", name="More", exact=True).click()
+    someone.press("Estimate")
+    page.get_by_role("button", name="Operator norms").click(timeout=180_000)
+    someone.see("Upper bound: products of operator norms")
     someone.press("Measure")
     someone.see("Layer by layer", seconds=180)
     someone.see("times the measured error")
+    someone.see("With constants from 128 calibration images instead")
+    # The last of the first estimator's points: the layer that writes the logits, which reads the last stream.
+    first = page.locator(".js-plotly-plot").first.locator(".scatterlayer .trace").first.locator(".points path").last
+    box = first.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 4, y - 4)
+    page.mouse.move(x, y)
+    assert "linear" in (page.locator(".hoverlayer").first.text_content() or "")
+    page.mouse.click(x, y)
+    someone.see("The whole network", seconds=60)
+    assert page.get_by_role("combobox", name="Group in focus").input_value() == "layer3.0.conv2"
 
 
 def _modhifi(*arguments: str, cwd: Path) -> dict[str, float]:
