@@ -179,9 +179,7 @@ def held_out_in_words(report: modhifi.bounds.BoundReport) -> str:
     """How far constants from other images can be trusted."""
     held = report.held_out
     if held is None:
-        return (
-            "Measured on the images that the constants are from; measure on others to see how often a bound is broken."
-        )
+        return "All images are the study's own: measure on others to see how often their constants are too small for new ones."
     return (
         f"With constants from {held.samples} calibration images instead, {held.layers:.2%} of the errors of a layer alone are "
         f"above their bound (exchangeable images would give {held.expected:.2%}), and {held.plan:.2%} of the whole plan's."

@@ -38,6 +38,7 @@ from ._predict import plan_edits, predict
 
 __all__ = ["GRAINS", "BoundReport", "BoundRow", "Grain", "HeldOut", "measure"]
 
+_SOURCE = ("spec", "root", "split")
 GRAINS = {"block": 1, "stage": 2}
 """Coarser steps, by how many levels of the module tree above the layers: their parents, and the parents of these."""
 
@@ -139,9 +140,10 @@ def measure(
     """Bound, measured error and tightness of ``plan``, per layer and whole, on ``samples`` unlabelled images.
 
     About one forward pass for each modified layer (two that begin there), half a one for each block and stage, and with
-    ``held_out`` one for each layer on as many of the study's calibration images, unless ``data`` is what they were drawn from.
-    Re-estimated BatchNorm statistics are left out: the bound speaks of the layers' weights. Raises `UserError` if study and
-    plan are of different weights, the plan changes nothing, or the calibration images cannot be found.
+    ``held_out`` one for each layer on as many of the study's calibration images; if ``data`` is where these are from, they are
+    left out of it, and if nothing else is there, nothing is held out. Re-estimated BatchNorm statistics are left out: the
+    bound speaks of the layers' weights. Raises `UserError` if study and plan are of different weights, the plan changes
+    nothing, or the calibration images cannot be found.
     """
     if plan.model.fingerprint != study.model.fingerprint:
         raise UserError("the study and the plan were made for different weights")
@@ -150,6 +152,11 @@ def measure(
     if not edits:
         raise UserError("the plan changes no layer, so there is nothing to bound")
     order = [name for name in study.structure.readers if name in edits]
+    calibration = _calibration(study, net, progress) if held_out else None
+    if calibration is not None and all(getattr(data.ref, part) == getattr(study.data, part) for part in _SOURCE):
+        known = set(calibration.order)
+        others = data.where([index not in known for index in data.order])
+        calibration, data = (calibration, others) if len(others) else (None, data)
     drawn = made_for(data.take(samples, seed), net, progress)
     if not len(drawn):
         raise UserError(f"{data.spec} has no images in its {data.split} split")
@@ -190,13 +197,10 @@ def measure(
         logits=_rms(here.plain),
         grains={grain: _summed(gains, error) for grain, gains in here.coarse.items()},
     )
-    same = all(getattr(drawn.ref, part) == getattr(study.data, part) for part in ("spec", "root", "split"))
-    if held_out and not same:
-        calibration = calibration_data(study.data, net, progress).part(0, samples)
-        there = _walk(
-            net, edits, order, _images(calibration, net), batch_size, prefixed(progress, "calibration images: ")
-        )
-        report.held_out = _held_out(order, there, here, study.data, len(calibration))
+    if calibration is not None:
+        some = calibration.take(samples, study.data.seed)
+        there = _walk(net, edits, order, _images(some, net), batch_size, prefixed(progress, "calibration images: "))
+        report.held_out = _held_out(order, there, here, study.data, len(some))
     return report
 
 
@@ -231,6 +235,13 @@ class _Walk:
 
     def gains(self, name: str) -> Gains:
         return Gains(self.local[name], self.alone[name])
+
+
+def _calibration(study: Study, net: Model, progress: Progress) -> Data:
+    try:
+        return calibration_data(study.data, net, progress)
+    except UserError as error:
+        raise UserError(f"{error} (bounds can be measured without them: --no-held-out)") from error
 
 
 @dataclass(frozen=True)
@@ -351,7 +362,7 @@ def _outputs(module: nn.Module, name: str) -> Iterator[list[Tensor]]:
 
 
 def _squares(difference: Tensor) -> Tensor:
-    return difference.flatten(1).double().square().sum(1).cpu()
+    return difference.flatten(1).square().sum(1).cpu().double()  # MPS has no float64
 
 
 def _rms(squares: Tensor) -> float:

@@ -273,9 +273,9 @@ class _Table:
         given = self._arguments(node)
         if given["training"]:
             return None
-        scale = (self._value(given["running_var"]).double() + given["eps"]).rsqrt()
+        scale = (self._value(given["running_var"]).cpu().double() + given["eps"]).rsqrt()
         weight = self._value(given["weight"])
-        return [float((scale if weight is None else scale * weight).abs().max())]
+        return [float((scale if weight is None else scale * weight.cpu()).abs().max())]
 
     def _layer_norm(self, node: torch.fx.Node, _: list[torch.fx.Node]) -> list[float] | None:
         weight = self._value(self._arguments(node)["weight"])
@@ -317,7 +317,7 @@ class _Table:
         by_division = node.target.overloadpacket in (aten.div, aten.div_)  # type: ignore[union-attr]
         if by_division and first is not inputs[0]:
             return None
-        factor = torch.as_tensor(self._value(second if first is inputs[0] else first)).double().abs()
+        factor = torch.as_tensor(self._value(second if first is inputs[0] else first)).cpu().double().abs()
         factor = 1 / factor if by_division else factor
         return [float(factor.max()) * _repeats(inputs[0], node)]
 

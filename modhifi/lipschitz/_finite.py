@@ -117,7 +117,7 @@ def _run(
 
     def see(name: str, difference: Tensor) -> None:
         # A layer may see a sample in several rows of its batch.
-        local[name].append(difference.reshape(samples, -1).double().square().sum(1).cpu())
+        local[name].append(difference.reshape(samples, -1).square().sum(1).cpu())
 
     with torch.no_grad():
         batches = list(batched(module, images, batch_size, at_least))

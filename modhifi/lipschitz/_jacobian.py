@@ -97,7 +97,7 @@ def _norms(
         arrived = []
         for name in layers:
             rows = back.pop(name)  # (s, B, d)
-            gram = torch.einsum("sbd,tbd->bst", rows, rows).double().cpu()
+            gram = torch.einsum("sbd,tbd->bst", rows, rows).cpu().double()
             values, vectors = torch.linalg.eigh(gram)
             best[name] = torch.maximum(best[name], values[:, -1])
             if replay is not None and left > 1:

@@ -29,8 +29,8 @@ def estimate(
     samples: int = CONSTANT_SAMPLES,
     progress: Progress = silent,
 ) -> None:
-    """Adds to the study the constants of every layer by each of the named estimators, on the first ``samples`` of ``data``, and
-    the smallest norms that its LayerNorms divide by. Nothing is added if it is cancelled on the way.
+    """Adds to the study the constants of every layer by each of the named estimators, on ``samples`` of ``data``, and the
+    smallest norms that its LayerNorms divide by. Nothing is added if it is cancelled on the way.
 
     Where `directional` is asked for too, `jacobian` begins with what that saw arrive at the logits and needs one round.
 
@@ -41,7 +41,7 @@ def estimate(
         raise UserError(f"unknown estimator {unknown[0]!r}; one of {', '.join(ESTIMATORS)}")
     if samples < 2:
         raise UserError(f"constants need at least 2 samples, not {samples}")
-    images = torch.cat([batch for batch, _ in data.part(0, min(samples, len(data))).batches(model.input)])
+    images = torch.cat([batch for batch, _ in data.take(samples, data.seed).batches(model.input)])
     net, layers = model.module, list(study.layers)
     gains, upper, start = {}, study.certified, None
     if "directional" in estimators:

@@ -11,7 +11,7 @@ import modhifi
 from modhifi import Cancelled, Data, Model, Study, UserError
 from modhifi._operators import observed, patches
 from modhifi.fidelity import inverse, subset_fidelity
-from modhifi.lipschitz import Upper
+from modhifi.lipschitz import Upper, directional
 from modhifi.statistics import Moments, _moments
 from modhifi.study import LayerStats, estimate
 
@@ -186,6 +186,12 @@ def test_constants_of_every_kind(chain: Model, pictures: Data, tmp_path: Path) -
     """Asked for, kept, saved, read and named; refused where they are not there."""
     some = modhifi.analyze(chain, pictures, constants=("directional",), constant_samples=20)
     assert {one.samples for one in some.gains["directional"].values()} == {20}
+    # Drawn from all of the study's images, in whose order classes may follow each other.
+    drawn = torch.cat([batch for batch, _ in pictures.take(20, 0).batches(chain.input)])
+    keep = {group.name: some.order(group.name)[: (group.size + 1) // 2].tolist() for group in some.groups}
+    edits = {layer: some.edit(layer, keep, "full") for layer in some.layers}
+    by_hand = directional(chain.module, edits, drawn)
+    assert torch.allclose(some.gains["directional"]["b"].reached, by_hand["b"].reached, rtol=1e-4)
     with pytest.raises(UserError, match="no pairs constants, only directional; analyze with --constants pairs too"):
         some.constant("b", "pairs")
     with pytest.raises(UserError, match="unknown constants 'most'; one of directional, jacobian"):
