@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "batched"]
+
+_MEMORY = 1 << 30
+_LARGEST = 64
 
 
 @dataclass
@@ -127,3 +130,22 @@ def _calls_go_through(net: nn.Module, run: Callable[[nn.Module, Callable[..., An
                 del module.__dict__["forward"]
             else:
                 module.__dict__["forward"] = own
+
+
+def batched(
+    module: nn.Module, images: Tensor, size: int | None, at_least: int = 1, times: float = 1.0
+) -> Iterator[Tensor]:
+    """``images`` on the network's device, ``size`` at once; None for as many as have ``times`` their activations in a gigabyte.
+    A last batch below ``at_least`` goes with the one before it.
+    """
+    device = next(module.parameters()).device
+    if size is None:
+        with torch.no_grad():
+            each = Replay(module, images[:1].to(device)).nbytes * times
+        size = int(min(_LARGEST, max(1, _MEMORY // max(each, 1))))
+    size = max(size, at_least)
+    starts = list(range(0, len(images), size))
+    if len(starts) > 1 and len(images) - starts[-1] < at_least:
+        starts.pop()
+    for start, stop in zip(starts, [*starts[1:], len(images)], strict=True):
+        yield images[start:stop].to(device)

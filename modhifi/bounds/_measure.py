@@ -24,11 +24,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from .._operators import Edit, edited
-from .._replay import Replay
+from .._replay import Replay, batched
 from ..data import Data, DataRef, made_for
 from ..errors import UserError
 from ..lipschitz import Gains
-from ..lipschitz._batches import batched
 from ..models import Model, reload
 from ..plan import Plan
 from ..progress import Progress, prefixed, silent
@@ -287,7 +286,7 @@ def _walk(
         done = 0
         for batch in batches:
             replay = Replay(module, batch)
-            columns["plain",].append(_squares(replay.output))
+            columns[("plain",)].append(_squares(replay.output))
             for grain, segments in {"layer": _segments(order, 0), **grains}.items():
                 after = replay.output
                 for segment, local, moved, swapped in _swaps(module, edits, order, segments, replay):
@@ -297,7 +296,7 @@ def _walk(
                     columns["moved", grain, segment.module].append(moved)
                     after = swapped
                 if grain == "layer":
-                    columns["whole",].append(_squares(after - replay.output))
+                    columns[("whole",)].append(_squares(after - replay.output))
             for name in order:
                 progress(done, runs * len(batches), "measuring the bound")
                 done += 1
@@ -309,8 +308,8 @@ def _walk(
         local={name: joined["local", "layer", name] for name in order},
         moved={name: joined["moved", "layer", name] for name in order},
         alone={name: joined["alone", name] for name in order},
-        whole=joined["whole",],
-        plain=joined["plain",],
+        whole=joined[("whole",)],
+        plain=joined[("plain",)],
         coarse={
             grain: [Gains(joined["local", grain, one.module], joined["moved", grain, one.module]) for one in segments]
             for grain, segments in grains.items()

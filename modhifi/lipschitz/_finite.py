@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .._operators import Change, Edit, change_of, changed, get_operator
-from .._replay import Replay
+from .._replay import Replay, batched
 from ..progress import Progress, silent
-from ._batches import batched
 from ._gains import Gains
 
 __all__ = ["directional", "moved_by", "pairs", "random"]

@@ -18,9 +18,8 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from .._operators import get_operator
-from .._replay import Replay
+from .._replay import Replay, batched
 from ..progress import Progress, silent
-from ._batches import batched
 from ._gains import Gains
 
 __all__ = ["jacobian"]

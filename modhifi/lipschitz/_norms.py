@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .._replay import batched
 from ..progress import Progress, silent
-from ._batches import batched
 
 __all__ = ["smallest_norms", "spread"]
 

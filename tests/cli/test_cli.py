@@ -96,6 +96,43 @@ def test_what_each_group_alone_would_cost(work: Path, capsys: pytest.CaptureFixt
     assert all(len(errors) == len(found["shares"]) for errors in found["groups"].values())
 
 
+def test_constants_and_what_they_bound(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    study, plan = tmp_path / "study", tmp_path / "plan.json"
+    ask(
+        capsys, "analyze", "digits-vit", "--samples", 128, "--constants", "jacobian,certified",
+        "--constant-samples", 24, "--out", study,
+    )  # fmt: skip
+    found = ask(capsys, "show", study, "--constants")
+    assert found["claims"] == {"directional": "lower", "jacobian": "lower", "certified": "upper"}
+    assert len(found["layers"]) == 8
+    for row in found["layers"].values():
+        assert row["jacobian"]["samples"] == 24
+        assert row["jacobian"]["rms"] <= row["jacobian"]["maximum"] <= row["certified"]["value"]
+        assert row["certified"]["ranges"] or row["certified"]["value"] < 1.01
+    assert set(found["smallest_norms"]) >= {"blocks.0.norm1", "norm"}
+    assert main(["show", str(study), "--constants"]) == 0
+    text = capsys.readouterr().out
+    for part in ("jacobian ≥", "certified ≤", "smallest norm seen", "jacobian: Lower bound", "stay in the ranges seen"):
+        assert part in text
+    pruned = ask(
+        capsys, "prune", study, "--flops", 0.6, "--constants", "jacobian", "--compensate", "full", "--out", plan
+    )
+    assert pruned["settings"]["constants"] == "jacobian"
+    bound = ["bound", study, plan, "--data", "digits", "--split", "test", "--samples", 24]
+    found = ask(capsys, *bound)
+    assert found["held_out"]["samples"] == 24
+    assert set(found["grains"]) == {"block", "stage"}
+    assert found["tightness"] == pytest.approx(found["slack_maximum"] * found["slack_sum"])
+    assert ask(capsys, *bound, "--no-held-out")["held_out"] is None
+    assert main([str(word) for word in bound]) == 0
+    text = capsys.readouterr().out
+    for part in ("swapped in by", "stage", "predicted before anything was run", "24 calibration images instead"):
+        assert part in text
+    assert "unknown estimator 'most'" in refused(capsys, "analyze", "digits-vit", "--constants", "most", "--out", study)
+    no = refused(capsys, "prune", study, "--flops", 0.6, "--constants", "pairs", "--out", plan)
+    assert "analyze with --constants pairs too" in no
+
+
 def test_the_whole_job(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert any(row["spec"] == "digits-resnet20" for row in ask(capsys, "models")["models"])
     study, plan = tmp_path / "study", tmp_path / "plan.zip"
