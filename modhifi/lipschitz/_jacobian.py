@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -57,13 +57,23 @@ def jacobian(
     # Few at once: memory that has to be found anew for every batch is slower than more batches.
     batches = list(batched(module, images, batch_size, times=4 + 2 * block))
     first = 0
+    guard: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     for done, batch in enumerate(batches):
         progress(done, len(batches), "following the Jacobian")
         begin = None
         if start is not None:
             begin = torch.stack([start[name][first : first + len(batch)] for name in layers], 2)
         first += len(batch)
-        best = _norms(module, layers, batch, block, rounds, begin, seed + done)
+        try:
+            with guard():
+                best = _norms(module, layers, batch, block, rounds, begin, seed + done)
+        except RuntimeError as error:
+            if "inplace operation" not in str(error):
+                raise
+            # The network writes over what its gradient needs: from here on copies are kept of that.
+            guard = torch.autograd.graph.allow_mutation_on_saved_tensors
+            with guard():
+                best = _norms(module, layers, batch, block, rounds, begin, seed + done)
         for name in layers:
             found[name].append(best[name].cpu())
     progress(len(batches), len(batches), "following the Jacobian")

@@ -165,6 +165,27 @@ def test_blocks_come_close_from_below_where_outputs_are_many(rounds: int, share:
     assert jacobian(net, ["0"], x, rounds=1, start=start)["0"].maximum <= float(found.max()) * 1.5
 
 
+def test_a_network_that_writes_over_what_its_gradient_needs() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.sigmoid(self.a(x))
+            z = self.b(y)
+            y.mul_(3.0)  # the slope of the sigmoid is taken from its value
+            return z + y[:, :4]
+
+    torch.manual_seed(0)
+    net, x = Writes().eval().requires_grad_(False), images(5, 5)
+    found = jacobian(net, ["a"], x, batch_size=2)["a"].ratios
+    for index, row in enumerate(x):
+        y = torch.sigmoid(net.a(row))
+        matrix = (net.b.weight + 3 * torch.eye(4, 6)) * (y * (1 - y))
+        assert found[index] == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)), rel=1e-5)
+
+
 def test_a_layer_that_is_not_used_has_no_gain() -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:
