@@ -13,15 +13,15 @@ from modhifi.lipschitz import ESTIMATORS, Gains
 from . import components as ui
 from .figures import Series
 from .selection import Choice, LabelledData
-from .session import Session
+from .session import Session, focus
 from .store import BoundPoint
 
 __all__ = [
     "STATISTICS",
     "bound_controls",
-    "clicked_layer",
     "constants_shown",
     "estimate_more",
+    "follow_click",
     "held_out_in_words",
     "in_words",
     "layer_in_focus",
@@ -95,7 +95,10 @@ def layer_in_focus(study: modhifi.Study) -> tuple[str, Gains]:
     """Draws the choice of a layer, the keyboard's equal of a click in the figures, and of an estimator; what that saw."""
     left, right = st.columns([1.3, 1], gap="small")
     with left:
-        layer: str = st.selectbox("Layer", list(study.layers), key="layer", bind="query-params")
+        group = focus(study)
+        first = list(study.layers).index(study.group(group).consumers[0].layer)
+        # Another group in focus, another layer to begin with.
+        layer: str = st.selectbox("Layer", list(study.layers), first, key=f"layer-{group}", persist_state="session")
     with right:
         name: str = st.selectbox(
             "Estimator",
@@ -115,9 +118,17 @@ def clicked_layer(event: Any) -> str | None:
 
 
 def look_into(study: modhifi.Study, layer: str) -> None:
-    """Leads to the layer's place on *Importance*: the largest group that it reads."""
+    """A callback: the largest group that the layer reads becomes the one in focus, and *Importance* shows it."""
     largest = max((group for group, _ in study.structure.readers[layer]), key=lambda group: group.size)
-    st.switch_page("../pages/importance.py", query_params={"group": largest.name})
+    st.session_state["group"] = largest.name
+    st.session_state["then"] = "importance"
+
+
+def follow_click(study: modhifi.Study, chart: str) -> None:
+    """The callback of a chart with that key."""
+    layer = clicked_layer(st.session_state.get(chart))
+    if layer is not None:
+        look_into(study, layer)
 
 
 def settled_in_words(gains: Gains, growth: modhifi.lipschitz.Growth) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
+from plotly.subplots import make_subplots
 
 from modhifi.lipschitz import Growth
 
@@ -32,6 +33,7 @@ __all__ = [
     "constants",
     "curves",
     "growth",
+    "network_map",
     "outputs",
     "overview",
     "per_class",
@@ -70,13 +72,13 @@ class Strip:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """One measured network; ``flops`` as a fraction of the dense one's."""
+    """One measured network; ``share`` is what it costs as a fraction of the dense one's, None where that was not measured."""
 
     id: str
     label: str
-    flops: float
+    share: float | None
     accuracy: float
-    latency: float | None = None
+    cost: str = ""
 
 
 def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: bool = False) -> go.Figure:
@@ -168,6 +170,95 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: b
         zeroline=False,
     )
     return _finish(figure, 340)
+
+
+def network_map(blocks: Sequence[Any], colour: str, title: str, focus: str | None) -> go.Figure:
+    """The network from left to right: a bar a group where it is written, as high as it has components; below, from where they
+    are first written to where they are last read, the residual streams, as thick as they are wide. Stages are named above.
+
+    ``blocks``: `app.network.Block`; ``colour``: which of their values colours them, ``title`` what it is called. A click gives
+    ``customdata[0]``, the group's name.
+    """
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.04, row_heights=[0.68, 0.32])
+    streams = [block for block in blocks if block.kind == "stream"]
+    inner = [block for block in blocks if block.kind != "stream"]
+    values = np.array([block.value(colour) for block in blocks])
+    logarithmic = bool(colour == "constant" and (values > 0).all())
+    shown = np.log10(values) if logarithmic else values
+    scale = {"colorscale": _SCALE, "cmin": float(shown.min()), "cmax": float(shown.max())}
+    if scale["cmin"] == scale["cmax"]:
+        scale["cmax"] = float(shown.max()) + 1.0
+    bar = {"title": {"text": title, "side": "right"}, "thickness": 12}
+    bar |= _powers(shown) if logarithmic else {"tickformat": ".0%"}
+    of = dict(zip((block.name for block in blocks), shown.tolist(), strict=True))
+    hover = (
+        "<b>%{customdata[0]}</b> (%{customdata[1]})<br>%{customdata[2]} components<br>HiFi set %{customdata[3]:.0%} of them<br>"
+        "takes part in %{customdata[4]:.1%} of the FLOPs<br>Lipschitz ≥ %{customdata[5]:.3g}<extra></extra>"
+    )
+
+    def custom(some: Sequence[Any]) -> list[tuple[Any, ...]]:
+        return [(b.name, _SIGNS.get(b.kind, ("", "channels"))[1], b.size, b.fidelity, b.cost, b.constant) for b in some]
+
+    figure.add_bar(
+        x=[block.start for block in inner],
+        y=[block.size for block in inner],
+        width=0.9,
+        customdata=custom(inner),
+        marker={"color": [of[b.name] for b in inner], **scale, "line": {"width": 0}, "colorbar": bar},
+        hovertemplate=hover,
+        showlegend=False,
+        row=1,
+        col=1,
+    )
+    widest = max((block.size for block in streams), default=1)
+    figure.add_bar(
+        x=[block.end - block.start for block in streams],
+        base=[block.start for block in streams],
+        y=list(range(len(streams))),
+        width=[0.25 + 0.7 * block.size / widest for block in streams],
+        orientation="h",
+        customdata=custom(streams),
+        marker={"color": [of[b.name] for b in streams], **scale, "line": {"width": 0}},
+        hovertemplate=hover,
+        showlegend=False,
+        row=2,
+        col=1,
+    )
+    for block in blocks:
+        if block.name == focus:
+            row = streams.index(block) if block in streams else None
+            box = (
+                {"x0": block.start, "x1": block.end, "y0": row - 0.5, "y1": row + 0.5}
+                if row is not None
+                else {"x0": block.start - 0.5, "x1": block.start + 0.5, "y0": 0, "y1": block.size}
+            )
+            figure.add_shape(type="rect", **box, line={"color": ORANGE, "width": 2}, row=1 if row is None else 2, col=1)
+    first: dict[str, int] = {}
+    for block in sorted(blocks, key=lambda block: block.start):
+        first.setdefault(block.stage, block.start)
+    step = -(-len(first) // 16)
+    ticks = dict(list(first.items())[::step])
+    figure.update_layout(clickmode="event+select", dragmode=False, bargap=0.1)
+    figure.update_xaxes(showgrid=False, zeroline=False)
+    figure.update_xaxes(
+        title="layers, in forward order, by stage",
+        tickvals=list(ticks.values()),
+        ticktext=[_cut(name) for name in ticks],
+        tickangle=-35 if len(ticks) > 8 else 0,
+        row=2,
+        col=1,
+    )
+    figure.update_yaxes(title="components", row=1, col=1)
+    figure.update_yaxes(
+        title="streams", showticklabels=False, showgrid=False, zeroline=False, autorange="reversed", row=2, col=1
+    )
+    if not streams:
+        _say_in(figure, "no residual streams", row=2)
+    return _finish(figure, 320)
+
+
+def _say_in(figure: go.Figure, words: str, row: int) -> None:
+    figure.add_annotation(x=0.5, y=0.5, xref=f"x{row} domain", yref=f"y{row} domain", text=words, showarrow=False)
 
 
 def singletons(fidelity: Array, chosen: NDArray[np.bool_]) -> go.Figure:
@@ -484,11 +575,15 @@ def _powers(exponent: Array) -> dict[str, object]:
     return {"tickvals": values.tolist(), "ticktext": [f"{10**value:.2g}" for value in values]}
 
 
-def trade_off(points: Sequence[TradeOff], dense: float | None, planned: float | None, chosen: str | None) -> go.Figure:
-    """Accuracy against FLOPs of the measured plans; ``dense`` is the accuracy before, ``planned`` the slider's FLOPs.
+def trade_off(
+    points: Sequence[TradeOff], dense: float | None, planned: float | None, chosen: str | None, axis: str = "FLOPs"
+) -> go.Figure:
+    """Accuracy against cost of the measured plans; ``dense`` is the accuracy before, ``planned`` the cost that the slider asks
+    for, ``axis`` what the cost is called.
 
     A click on a point gives ``customdata[0]``, its id.
     """
+    points = [point for point in points if point.share is not None]
     figure = go.Figure()
     if dense is not None:
         figure.add_hline(y=100 * dense, line={"color": GREY, "width": 1, "dash": "dot"})
@@ -503,7 +598,7 @@ def trade_off(points: Sequence[TradeOff], dense: float | None, planned: float | 
     if planned is not None:
         figure.add_vline(x=100 * planned, line={"color": BLUE, "width": 1, "dash": "dash"})
     figure.add_scatter(
-        x=[100 * p.flops for p in points],
+        x=[100 * (p.share or 0.0) for p in points],
         y=[100 * p.accuracy for p in points],
         mode="markers",
         name="measured",
@@ -513,10 +608,13 @@ def trade_off(points: Sequence[TradeOff], dense: float | None, planned: float | 
             "size": [15 if p.id == chosen else 10 for p in points],
             "line": {"width": [3 if p.id == chosen else 0 for p in points], "color": ORANGE},
         },
-        customdata=[(p.id, p.label, "" if p.latency is None else f"<br>{p.latency:.2f} ms") for p in points],
-        hovertemplate="%{customdata[1]}<br>FLOPs %{x:.1f}%<br>accuracy %{y:.2f}%%{customdata[2]}<extra></extra>",
+        customdata=[(p.id, p.label, p.cost) for p in points],
+        hovertemplate=f"%{{customdata[1]}}<br>{axis} %{{x:.1f}}%%{{customdata[2]}}<br>accuracy %{{y:.2f}}%<extra></extra>",
     )
-    figure.update_xaxes(title="FLOPs that remain", ticksuffix="%", range=[0, 106])
+    most = max([100.0, *(100 * (p.share or 0.0) for p in points)])
+    figure.update_xaxes(
+        title=f"{axis} that remain{'s' if axis == 'latency' else ''}", ticksuffix="%", range=[0, 1.06 * most]
+    )
     shown = [100 * p.accuracy for p in points] + ([100 * dense] if dense is not None else [])
     low, high = (min(shown), max(shown)) if shown else (0.0, 100.0)
     margin = max(0.12 * (high - low), 1.0)

@@ -53,7 +53,10 @@ pages = [
     ),
 ]
 chosen = st.navigation(pages, position="top")
-left, right = st.columns([1.7, 1], gap="medium", vertical_alignment="bottom")
+if then := st.session_state.pop("then", None):  # a callback leads to another page
+    # Without a mapping the address would be emptied, which is refused where widgets are bound to it.
+    st.switch_page(ROOT / "pages" / f"{then}.py", query_params={})
+left, middle, right = st.columns([1.3, 0.8, 1], gap="medium", vertical_alignment="bottom")
 with left:
     st.header(chosen.title, anchor=False)
     st.caption(chosen.help)
@@ -62,7 +65,11 @@ if "modhifi" not in sys.modules:  # seconds, on the first visit only: the frame 
         import modhifi  # noqa: F401
 use_threads()
 with right:
-    from app.session import choose_study
+    from app.session import choose_group, choose_study, current
 
     choose_study()
+with middle:
+    study = current().study
+    if study is not None:
+        choose_group(study)
 chosen.run()

@@ -14,7 +14,7 @@ from .library import Library
 from .selection import DEFAULT, Source, distinct
 from .store import Point
 
-__all__ = ["Session", "choose_plan", "choose_study", "current", "library", "studies"]
+__all__ = ["Session", "choose_group", "choose_plan", "choose_study", "current", "focus", "library", "studies"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,26 @@ def choose_study() -> None:
     if source == DEFAULT and shelf.analysis_job(source) is None and not shelf.store.has_study(source.id):
         shelf.analyse(source)
     _settle(Session(shelf, source, None))
+
+
+def choose_group(study: modhifi.Study) -> None:
+    """Draws the choice of the group that every page speaks of (``?group=`` in the address), the keyboard's equal of a click in a
+    figure.
+    """
+    st.selectbox(
+        "Group in focus",
+        [group.name for group in study.groups],
+        key="group",
+        bind="query-params",
+        help="Every page speaks of this group. It is named after the layer that makes its channels; a click in a figure chooses "
+        "it too.",
+    )
+
+
+def focus(study: modhifi.Study) -> str:
+    """The name of the group that was chosen; the first one at first."""
+    name: str = st.session_state.get("group") or study.groups[0].name
+    return name
 
 
 def current() -> Session:

@@ -1,5 +1,7 @@
 """From local errors to the error of the whole network: constants, bounds, measurements."""
 
+from functools import partial
+
 import streamlit as st
 
 from app import bounds as page
@@ -25,11 +27,11 @@ with left, st.container(border=True):
         if job is None or job.state != "running":
             page.estimate_more(session, study)
     says = page.what_they_say(study, shown, statistic)
-    clicked = ui.chart(
+    ui.chart(
         figures.constants(list(study.layers), page.series(study, shown, statistic), page.STATISTICS[statistic]),
         alt=f"Lipschitz constants of the tail after each layer, in forward order. {says}",
         key="constants",
-        on_select="rerun",
+        on_select=partial(page.follow_click, study, "constants"),
         selection_mode="points",
     )
     st.caption(says)
@@ -40,14 +42,20 @@ with right, st.container(border=True):
     words = page.settled_in_words(gains, growth)
     ui.chart(figures.growth(growth), alt=f"{layer}: {words}", key="growth")
     st.caption(words)
-    open_layer = st.button("Open on Importance", icon=":material/bar_chart_4_bars:", key="open-layer")
+    st.button(
+        "Open on Importance",
+        icon=":material/bar_chart_4_bars:",
+        on_click=page.look_into,
+        args=(study, layer),
+        key="open-layer",
+    )
 
 page.bound_controls(session)
 bounds = page.measured_bounds(session)
 left, right = st.columns(2, gap="medium")
 with left, st.container(border=True):
     st.markdown("**Bound against measured error**", help=f"{ui.FORMULAS['bound']}\n\n{ui.FORMULAS['tightness']}")
-    clicked_point = ui.chart(
+    ui.chart(
         figures.bound_scatter(
             [b.report.measured for b in bounds],
             [b.report.bound for b in bounds],
@@ -56,7 +64,7 @@ with left, st.container(border=True):
         ),
         alt=page.in_words(bounds),
         key="bound-scatter",
-        on_select="rerun",
+        on_select=partial(page.follow_click, study, "bound-scatter"),
         selection_mode="points",
     )
     st.caption(page.in_words(bounds))
@@ -75,11 +83,11 @@ if bounds:
     table, columns = layers_table(chosen.report)
     one, two = st.columns(2, gap="medium")
     with one:
-        clicked_bar = ui.chart(
+        ui.chart(
             figures.tightness(table["Layer"], table["Bound"], table["Measured"]),
             alt=f"Bound and measured error for each layer of {chosen.label}",
             key="tightness",
-            on_select="rerun",
+            on_select=partial(page.follow_click, study, "tightness"),
             selection_mode="points",
         )
     with two:
@@ -89,8 +97,6 @@ if bounds:
     with st.expander("All measured plans", icon=":material/table_rows:"):
         table, columns = bounds_table(bounds)
         st.dataframe(table, column_config=columns, hide_index=True, alt="Bound and measured error of each plan")
-else:
-    clicked_bar = None
 with st.expander("Constants as a table", icon=":material/table_rows:"):
     table, columns = constants_table(study)
     st.dataframe(table, column_config=columns, hide_index=True, alt="Lipschitz constants of each layer")
@@ -98,9 +104,3 @@ with st.expander("Constants as a table", icon=":material/table_rows:"):
         st.markdown("**Smallest norm that each LayerNorm divided by**", help=ui.FORMULAS["norms"])
         table, columns = norms_table(study)
         st.dataframe(table, column_config=columns, hide_index=True, alt="Smallest norms seen at each LayerNorm")
-
-wanted = (
-    layer if open_layer else next(filter(None, map(page.clicked_layer, (clicked, clicked_point, clicked_bar))), None)
-)
-if wanted is not None:
-    page.look_into(study, wanted)

@@ -3,8 +3,9 @@
 import streamlit as st
 
 from app import components as ui
+from app import figures, network
 from app.model_form import model_form
-from app.session import current
+from app.session import current, focus
 from app.tables import groups_table, skipped_table
 
 session = current()
@@ -28,6 +29,26 @@ ui.numbers(
         ui.Number("Samples", str(study.data.samples), "Unlabelled images that the statistics were taken from."),
     ]
 )
+blocks = network.read_map(study)
+with st.container(border=True):
+    title, colour = st.columns([1, 1], vertical_alignment="center")
+    with title:
+        st.subheader(
+            "Map",
+            anchor=False,
+            help="A bar a group, where it is written and as high as it has components; below, the residual streams. A click "
+            "makes a group the one that every page speaks of.",
+        )
+    with colour, st.container(horizontal=True, horizontal_alignment="right"):
+        coloured = network.map_colour()
+    ui.chart(
+        figures.network_map(blocks, coloured, network.COLOURS[coloured], focus(study)),
+        alt=network.in_words(blocks),
+        key="network-map",
+        on_select=network.focus_from_map,
+        selection_mode="points",
+    )
+    st.caption(network.in_words(blocks))
 left, right = st.columns([3, 2] if study.skipped else [4, 1], gap="medium")
 with left:
     st.subheader("Groups", anchor=False)
