@@ -11,6 +11,8 @@ FORMULAS = {
     "class": "How well one component alone reconstructs what the layers that read it compute for the images that the network "
     "takes for one class $c$, with one factor $\\delta$ for each of those layers: $1 - \\min_\\delta E_c\\|Y - \\delta A_i\\|^2 "
     "/ E_c\\|Y\\|^2 = E_c\\langle A_i, Y\\rangle^2 / (E_c\\|A_i\\|^2 \\, E_c\\|Y\\|^2)$.",
+    "exemplars": "The images with the largest mean squared activation of the component at the first layer that reads it, and the "
+    "pixels that it comes from: integrated gradients from an image of the mean colour, absolute values summed over colours.",
     "eta": "A set of components whose fidelity reaches η is a **HiFi set** (Def. 3.4). The mark shows the "
     "smallest one in the greedy order.",
     "compensation": "What the remaining components may do to make up for the rest. **None**: nothing. **Scalar**: one "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import streamlit as st
@@ -15,6 +16,10 @@ from modhifi.study import CLASS_SAMPLES
 
 from . import components as ui
 from .figures import Array, Strip
+from .session import Session
+
+if TYPE_CHECKING:
+    from .exemplars import Exemplar
 
 __all__ = [
     "KINDS",
@@ -23,11 +28,12 @@ __all__ = [
     "Overview",
     "about",
     "colour_choice",
+    "component_in_focus",
     "focus_from_click",
-    "group_in_focus",
     "read_classes",
     "read_group",
     "read_overview",
+    "show_exemplars",
 ]
 
 KINDS = {
@@ -70,18 +76,6 @@ class Classes:
     names: list[str]
     components: list[int]
     in_words: str
-
-
-def group_in_focus(study: modhifi.Study) -> str:
-    """Draws the choice of the group, the keyboard's equal of a click in the overview; gives its name."""
-    chosen: str = st.selectbox(
-        "Group in focus",
-        [group.name for group in study.groups],
-        key="group",
-        bind="query-params",
-        help="A group is named after the layer that makes its channels. A click in the figure does the same.",
-    )
-    return chosen
 
 
 def colour_choice() -> str:
@@ -177,6 +171,58 @@ def read_classes(study: modhifi.Study, name: str) -> Classes:
     else:
         words = f"All {len(names)} classes, as the network answered the {study.data.samples} images."
     return Classes(table[:, ranks].astype(np.float64), names, ranks.tolist(), words)
+
+
+def component_in_focus(ranks: Sequence[int], name: str) -> int:
+    """Draws the choice of one component of the group, the one of most fidelity first."""
+    place = {component: number for number, component in enumerate(ranks, 1)}
+    chosen: int = st.selectbox(
+        "Component",
+        list(ranks),
+        format_func=lambda component: f"{component} (number {place[component]} by fidelity)",
+        key=f"component-{name}",
+        persist_state="session",
+    )
+    return chosen
+
+
+def show_exemplars(session: Session, name: str, component: int) -> None:
+    """What excites a component, or the way to find out."""
+    job = session.library.exemplars_job(session.source, name, component)
+    if job is None or job.state in ("cancelled", "error"):
+        if job is not None:
+            ui.job_card(job)
+        ask = (session.library.exemplars, session.source, name, component)
+        again = job is not None
+        if again:
+            st.button("Look again", on_click=_again, args=(session, name, component), key="exemplars-again")
+        else:
+            st.button(
+                "Show what excites it", icon=":material/image_search:", on_click=ui.start, args=ask, key="exemplars"
+            )
+        return
+    if job.state == "running":
+        ui.job_card(job)
+        return
+    found: list[Exemplar] = job.result
+    columns = st.columns(len(found), gap="small")
+    for column, one in zip(columns, found, strict=True):
+        with column:
+            st.image(one.image, width="stretch")
+            st.image(one.marked, width="stretch")
+            st.caption(f"{one.answer}, {one.energy:.1f}×")
+    st.caption(
+        f"The {len(found)} of {session.study.data.samples if session.study else 0} images in which the component answers most "
+        "strongly, what the network takes them for, and its energy as a multiple of the mean. Below, in orange, where that comes "
+        "from (integrated gradients)."
+    )
+
+
+def _again(session: Session, name: str, component: int) -> None:
+    job = session.library.exemplars_job(session.source, name, component)
+    if job is not None:
+        session.library.again(job.key)
+    session.library.exemplars(session.source, name, component)
 
 
 def _alone(study: modhifi.Study, name: str) -> Array:

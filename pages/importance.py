@@ -7,19 +7,20 @@ from app import figures
 from app.importance import (
     about,
     colour_choice,
+    component_in_focus,
     focus_from_click,
-    group_in_focus,
     read_classes,
     read_group,
     read_overview,
+    show_exemplars,
 )
+from app.session import focus
 
 session, study = ui.analysed()
 
-left, middle, right = st.columns([2, 2, 1.4], gap="medium", vertical_alignment="bottom")
+name = focus(study)
+left, right = st.columns([2, 1.2], gap="medium", vertical_alignment="bottom")
 with left:
-    name = group_in_focus(study)
-with middle:
     eta = st.slider("HiFi threshold η", 0.5, 0.99, 0.8, 0.01, key="eta", bind="query-params", help=ui.FORMULAS["eta"])
 with right:
     compensate = ui.compensation("compensation")
@@ -67,6 +68,10 @@ with st.container(border=True):
             key="by-class",
         )
     st.caption(classes.in_words)
+with st.container(border=True):
+    st.markdown("**What excites one component**", help=ui.FORMULAS["exemplars"])
+    component = component_in_focus(classes.components, name)
+    show_exemplars(session, name, component)
 if st.toggle("Show each output on its own", key="outputs", bind="query-params"):
     with st.container(border=True):
         st.markdown(

@@ -1,0 +1,116 @@
+"""What excites a component: the images that it answers most strongly, and where in them (integrated gradients, captum)."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from captum.attr import IntegratedGradients
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+import modhifi
+from modhifi._operators import get_operator
+from modhifi.data import Data
+from modhifi.models import Model
+from modhifi.progress import Progress
+
+__all__ = ["Exemplar", "exemplars"]
+
+COUNT = 8
+_STEPS = 16
+_BATCH = 128
+_HEAT = np.array([217, 115, 13], dtype=np.float64)  # figures' orange
+_SIDE = 160
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """One image: as the network sees it, and again with what excites the component marked; both PNG. ``energy``: the component's
+    mean squared activation there, as a multiple of that over all images. ``answer``: what the network says it is.
+    """
+
+    image: bytes
+    marked: bytes
+    energy: float
+    answer: str
+
+
+def exemplars(
+    study: modhifi.Study, model: Model, data: Data, group: str, component: int, progress: Progress
+) -> list[Exemplar]:
+    """The `COUNT` images of ``data`` in which the component has most energy at the first layer that reads it, the strongest
+    first.
+    """
+    consumer = study.group(group).consumers[0]
+    layer = get_operator(model.module, consumer.layer)
+    channels = torch.from_numpy(consumer.channels(study.group(group).size)[component]).to(model.device)
+    seen: list[Tensor] = []
+
+    def watch(_: torch.nn.Module, args: tuple[Tensor]) -> None:
+        of_channels = args[0].index_select(1 if isinstance(layer, torch.nn.Conv2d) else -1, channels)
+        seen.append(of_channels.square())
+
+    def energy(batch: Tensor) -> Tensor:
+        """(B,): differentiable."""
+        seen.clear()
+        model.module(batch)
+        return seen[0].reshape(len(batch), -1).mean(1)
+
+    handle = layer.register_forward_pre_hook(watch)
+    try:
+        found: list[Tensor] = []
+        answers: list[Tensor] = []
+        with torch.no_grad():
+            for batch, _ in data.batches(model.input, _BATCH):
+                progress(len(found) * _BATCH, len(data), "looking for what excites it")
+                seen.clear()
+                answers.append(model.module(batch.to(model.device)).argmax(1).cpu())
+                found.append(seen[0].reshape(len(batch), -1).mean(1).cpu())
+        strength, answer = torch.cat(found), torch.cat(answers)
+        best = torch.argsort(strength, descending=True)[:COUNT]
+        images = torch.cat([next(data.part(i, i + 1).batches(model.input))[0] for i in best.tolist()])
+        attribution = IntegratedGradients(energy)
+        marks = []
+        for done, image in enumerate(images):
+            progress(done, len(images), "looking where")
+            image = image[None].to(model.device)
+            marks.append(attribution.attribute(image, n_steps=_STEPS, internal_batch_size=_STEPS).detach().abs().sum(1))
+        progress(len(images), len(images), "looking where")
+    finally:
+        handle.remove()
+    whole = float(strength.mean())
+    return [
+        Exemplar(
+            image=_png(picture),
+            marked=_png(_overlaid(picture, mark[0].cpu().double().numpy())),
+            energy=float(strength[index]) / whole if whole > 0 else 0.0,
+            answer=study.model.classes[int(answer[index])],
+        )
+        for picture, mark, index in zip(_pixels(images, model), marks, best.tolist(), strict=True)
+    ]
+
+
+def _pixels(images: Tensor, model: Model) -> list[NDArray[np.float64]]:
+    """(H, W, 3) in 0 to 255 each: the normalisation undone."""
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (model.input.mean, model.input.std))
+    values = (images * std + mean).clamp(0, 1).mul(255).permute(0, 2, 3, 1)
+    return [np.asarray(one, dtype=np.float64) for one in values.numpy()]
+
+
+def _overlaid(picture: NDArray[np.float64], mark: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The picture in grey, and the marks upon it as strong as they are; the strongest hundredth is all orange."""
+    top = float(np.quantile(mark, 0.99)) or float(mark.max()) or 1.0
+    weight = np.clip(mark / top, 0.0, 1.0)[:, :, None]
+    grey = picture.mean(2, keepdims=True)
+    return np.asarray((1 - weight) * grey + weight * _HEAT)
+
+
+def _png(picture: NDArray[np.float64]) -> bytes:
+    image = Image.fromarray(picture.round().astype(np.uint8)).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
