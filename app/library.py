@@ -117,6 +117,21 @@ class Library:
         of = "all groups" if group is None else group
         return self._once(key, f"Deriving {compensate} compensation of {of}", source, work)
 
+    def exemplars(self, source: Source, group: str, component: int) -> Job:
+        """What excites a component (`app.exemplars`); the result of the job, which is kept as long as the server."""
+
+        def work(progress: Progress) -> Any:
+            from .exemplars import exemplars  # captum takes a second, and only this needs it
+
+            study, model = self._study_and_model(source, progress)
+            images = calibration_data(study.data, model, progress)
+            return exemplars(study, model, images, group, component, progress)
+
+        return self._once(f"exemplars {source.id} {group} {component}", f"{group}, component {component}", source, work)
+
+    def exemplars_job(self, source: Source, group: str, component: int) -> Job | None:
+        return self.jobs.get(f"exemplars {source.id} {group} {component}")
+
     def sensitivity(self, source: Source, choice: Choice) -> np.ndarray:
         """(groups, `modhifi.pruning.SHARES`): see `modhifi.pruning.sensitivity`."""
         study = self.study(source)

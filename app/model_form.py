@@ -14,6 +14,7 @@ from modhifi.errors import UserError
 from .library import Library
 from .selection import DEFAULT, Source
 from .session import studies
+from .uploads import LARGEST, keep_checkpoint, keep_images
 
 __all__ = ["MODELS", "model_form", "source_from"]
 
@@ -53,6 +54,12 @@ def model_form(library: Library) -> None:
                 placeholder="path of a .safetensors, .pt, .pth or .th file; empty for the weights that come with it",
                 help="Read on the machine that runs this server. Pickles are opened with weights_only: no code runs.",
             )
+            st.file_uploader(
+                "or send a checkpoint",
+                ["safetensors", "pt", "pth", "th"],
+                key="form-checkpoint",
+                help=f"Up to {LARGEST} MB; a larger one is named by its path above.",
+            )
             st.number_input(
                 "Samples",
                 8,
@@ -80,6 +87,12 @@ def model_form(library: Library) -> None:
                 persist_state="session",
                 placeholder="where they lie; empty for digits and made images",
             )
+            st.file_uploader(
+                "or send images",
+                ["zip", "parquet"],
+                key="form-images",
+                help=f"A .zip of images, in a folder for each class or not, or a .parquet; up to {LARGEST} MB.",
+            )
             st.number_input(
                 "Seed",
                 0,
@@ -105,8 +118,14 @@ def _begin(library: Library) -> None:
     # What was wrong stays in sight beside the fields until the form is sent again.
     st.session_state.pop("form-problem", None)
     try:
-        fields = ("model", "weights", "data", "root", "samples", "seed")
-        source = source_from({name: st.session_state[f"form-{name}"] for name in fields})
+        names = ("model", "weights", "data", "root", "samples", "seed")
+        fields = {name: st.session_state[f"form-{name}"] for name in names}
+        checkpoint, images = (st.session_state.get(f"form-{name}") for name in ("checkpoint", "images"))
+        if checkpoint is not None:
+            fields["weights"] = str(keep_checkpoint(library.store, checkpoint.name, checkpoint))
+        if images is not None:
+            fields |= {"data": str(keep_images(library.store, images.name, images)), "root": None}
+        source = source_from(fields)
     except UserError as error:
         st.session_state["form-problem"] = str(error)
         return

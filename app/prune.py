@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import streamlit as st
@@ -20,10 +20,19 @@ from . import components as ui
 from .figures import TradeOff
 from .library import prune_point
 from .selection import WORDS, Choice, LabelledData
-from .session import Session, choose_plan, current
+from .session import Session, choose_plan, current, focus
 from .store import Point
 
-__all__ = ["Wish", "compare_controls", "measured", "point_from_click", "prune_controls"]
+__all__ = [
+    "AXES",
+    "Wish",
+    "axis_choice",
+    "compare_controls",
+    "measured",
+    "note_on",
+    "point_from_click",
+    "prune_controls",
+]
 
 BUDGETS = ("flops", "params", "latency")
 # What a comparison begins with: this project's way and what it is measured against.
@@ -95,7 +104,8 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
             st.caption(f"Milliseconds: timed on {table.machine}, {table.device}, batch {table.batch}.")
             st.button("Time again", on_click=ui.start, args=(session.library.time_layers, session.source))
     multiple = ALIGNED if eight else 1
-    by_hand, at_least = overrides(session)
+    history = overrides(session)
+    by_hand, at_least = history.now
     least = max(1, math.ceil(100 * smallest_cost(study, budget, by_hand, at_least, multiple, table)))
     remain = st.slider(
         f"{WORDS[budget]} that remain" + ("s" if budget == "latency" else ""),
@@ -144,7 +154,7 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
         except UserError as error:
             problem = str(error)
     with st.container(horizontal=True):
-        _by_hand(study, allocation.counts if allocation else {}, by_hand, at_least)
+        _by_hand(study, allocation.counts if allocation else {}, history)
         data = ui.labelled_data(session, "test", "Measured on", "test")
     for words, counts in (("By hand", by_hand), ("At least", at_least)):
         if counts:
@@ -209,45 +219,73 @@ def _timing(session: Session) -> None:
         )
 
 
-def overrides(session: Session) -> tuple[dict[str, int], dict[str, int]]:
-    """Groups set by hand, and groups with a floor, of this session for this study; callbacks write into them."""
-    name = f"by-hand-{session.source.id}"
-    return st.session_state.setdefault(name, {}), st.session_state.setdefault(f"{name}-floors", {})
+@dataclass
+class History:
+    """What was set by hand, step by step: groups with an exact count and groups with a floor. ``at`` is where one stands."""
+
+    steps: list[tuple[dict[str, int], dict[str, int]]] = field(default_factory=lambda: [({}, {})])
+    at: int = 0
+
+    @property
+    def now(self) -> tuple[dict[str, int], dict[str, int]]:
+        return self.steps[self.at]
+
+    def add(self, by_hand: dict[str, int], at_least: dict[str, int]) -> None:
+        """A new step; what was undone before it is gone."""
+        self.steps[self.at + 1 :] = [(by_hand, at_least)]
+        self.at += 1
+
+    def undo(self) -> None:
+        self.at = max(0, self.at - 1)
+
+    def redo(self) -> None:
+        self.at = min(len(self.steps) - 1, self.at + 1)
 
 
-def _by_hand(
-    study: modhifi.Study, planned: Mapping[str, int], by_hand: dict[str, int], at_least: dict[str, int]
-) -> None:
+def overrides(session: Session) -> History:
+    """Of this session for this study."""
+    found: History = st.session_state.setdefault(f"by-hand-{session.source.id}", History())
+    return found
+
+
+def _by_hand(study: modhifi.Study, planned: Mapping[str, int], history: History) -> None:
     """A group, and how many of its components stay exactly or at least."""
     sizes = {group.name: group.size for group in study.groups}
+    by_hand, at_least = history.now
     with st.popover("By hand", icon=":material/tune:"):
         st.caption("A group set by hand keeps exactly so many, or at least; the budget is spent on the others.")
-        name = st.selectbox("Group", list(sizes), key="hand-group", persist_state="session")
+        group = focus(study)
+        name = st.selectbox(
+            "Group", list(sizes), list(sizes).index(group), key=f"hand-group-{group}", persist_state="session"
+        )
         if sizes[name] == 1:
             st.caption("This group has one component, which stays.")
-            return
-        st.slider(
-            "Components that stay",
-            1,
-            sizes[name],
-            by_hand.get(name, at_least.get(name, planned.get(name, sizes[name]))),
-            key=f"hand-count-{name}",
-        )
+        else:
+            st.slider(
+                "Components that stay",
+                1,
+                sizes[name],
+                by_hand.get(name, at_least.get(name, planned.get(name, sizes[name]))),
+                key=f"hand-count-{name}",
+            )
         with st.container(horizontal=True):
-            st.button("Exactly", type="primary", on_click=_set, args=(by_hand, at_least, name), key="hand-set")
-            st.button("At least", on_click=_set, args=(at_least, by_hand, name), key="hand-floor")
+            one = sizes[name] == 1
+            st.button("Exactly", type="primary", on_click=_set, args=(history, 0, name), key="hand-set", disabled=one)
+            st.button("At least", on_click=_set, args=(history, 1, name), key="hand-floor", disabled=one)
             nothing = not by_hand and not at_least
-            st.button("Clear all", disabled=nothing, on_click=_clear, args=(by_hand, at_least), key="hand-clear")
+            st.button("Clear all", disabled=nothing, on_click=history.add, args=({}, {}), key="hand-clear")
+        with st.container(horizontal=True):
+            first, last = history.at == 0, history.at == len(history.steps) - 1
+            st.button("Undo", icon=":material/undo:", disabled=first, on_click=history.undo, key="hand-undo")
+            st.button("Redo", icon=":material/redo:", disabled=last, on_click=history.redo, key="hand-redo")
 
 
-def _set(chosen: dict[str, int], other: dict[str, int], name: str) -> None:
-    chosen[name] = int(st.session_state[f"hand-count-{name}"])
-    other.pop(name, None)
-
-
-def _clear(*several: dict[str, int]) -> None:
-    for one in several:
-        one.clear()
+def _set(history: History, which: int, name: str) -> None:
+    """``which``: 0 for exactly so many, 1 for at least."""
+    new = [dict(counts) for counts in history.now]
+    new[1 - which].pop(name, None)
+    new[which][name] = int(st.session_state[f"hand-count-{name}"])
+    history.add(new[0], new[1])
 
 
 def _measure(session: Session, wish: Wish) -> None:
@@ -256,17 +294,42 @@ def _measure(session: Session, wish: Wish) -> None:
     st.session_state["awaited"] = wish.point
 
 
-def measured(points: list[Point]) -> list[TradeOff]:
-    return [
-        TradeOff(
-            point.id,
-            point.label,
-            point.evaluation["flops"] / point.evaluation["flops_before"],
-            point.evaluation["accuracy"],
-            point.evaluation.get("latency_ms"),
-        )
-        for point in points
-    ]
+AXES = {"flops": "FLOPs", "params": "parameters", "latency_ms": "latency"}
+
+
+def axis_choice() -> str:
+    """Draws the choice of the cost that the measured plans are shown against."""
+    words = {name: title[0].upper() + title[1:] for name, title in AXES.items()}
+    text = "What accuracy is shown against, as a share of the unchanged network's."
+    chosen: str = ui.choice("Against", words, "against", "flops", text, hide_label=True)
+    return chosen
+
+
+def measured(points: list[Point], axis: str = "flops") -> list[TradeOff]:
+    found = []
+    for point in points:
+        e = point.evaluation
+        value, before = e.get(axis), e.get(f"{axis}_before")
+        share = None if value is None or not before else value / before
+        cost = "" if value is None else f" ({value:.2f} ms)" if axis == "latency_ms" else f" ({ui.compact(value)})"
+        found.append(TradeOff(point.id, point.label, share, e["accuracy"], cost))
+    return found
+
+
+def note_on(session: Session, point: Point) -> None:
+    """Draws the note of a plan, which is kept with it and goes where it goes."""
+
+    def keep() -> None:
+        session.library.store.note(session.source.id, point.id, st.session_state[f"note-{point.id}"].strip())
+
+    st.text_input(
+        "Note on this plan",
+        point.note,
+        500,
+        key=f"note-{point.id}",
+        on_change=keep,
+        placeholder="why it was made, who decided; kept in the plan",
+    )
 
 
 def point_from_click() -> None:

@@ -9,6 +9,7 @@
     studies/ID/points/ID/point.json  what it is called, what was chosen, and what was measured
     studies/ID/points/ID/model.zip   the changed network, once it was built for download
     studies/ID/bounds/ID.json        one measured bound
+    uploads/DIGEST/                  a checkpoint or images that a user sent
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Point(BaseModel):
     """Of unlearning: the strength that was taken."""
     curve: list[dict[str, float]] = Field(default_factory=list)
     """Of unlearning: what was tried in the search for the strength."""
+    note: str = ""
+    """The user's, kept in the plan too."""
     made: float = Field(default_factory=time.time)
 
 
@@ -83,6 +86,11 @@ class Store:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or home()
+
+    @property
+    def uploads(self) -> Path:
+        """What came from a browser, by the digest of its content."""
+        return self.root / "uploads"
 
     # Studies
 
@@ -142,6 +150,17 @@ class Store:
 
     def plan(self, study: str, point: str) -> Plan:
         return Plan.load(self.point_folder(study, point) / "plan.json")
+
+    def note(self, study: str, point: str, text: str) -> None:
+        """Writes a note on a plan, into the plan and beside it."""
+        folder = self.point_folder(study, point)
+        plan = Plan.load(folder / "plan.json")
+        plan.note = text
+        plan.save(folder / "plan.json")
+        known = Point.model_validate(read_json(folder / "point.json", "a record"))
+        write_json(folder / "point.json", known.model_copy(update={"note": text}).model_dump(mode="json"))
+        for built in folder.glob("*.zip"):  # it holds the plan without the note
+            built.unlink()
 
     def delete_point(self, study: str, point: str) -> None:
         shutil.rmtree(self.point_folder(study, point), ignore_errors=True)

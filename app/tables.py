@@ -161,6 +161,7 @@ def points_table(points: Sequence[Point]) -> tuple[pd.DataFrame, Columns]:
                 "Latency": e.get("latency_ms"),
                 "Latency before": e.get("latency_ms_before"),
                 "Images": e["samples"],
+                "Note": point.note,
             }
         )
     number = st.column_config.NumberColumn

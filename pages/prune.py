@@ -4,7 +4,7 @@ import streamlit as st
 
 from app import components as ui
 from app import figures
-from app.prune import compare_controls, measured, point_from_click, prune_controls
+from app.prune import AXES, axis_choice, compare_controls, measured, note_on, point_from_click, prune_controls
 from app.tables import points_table
 from modhifi.pruning import SHARES
 
@@ -67,12 +67,16 @@ with right:
                 )
     with two, st.container(border=True):
         st.markdown("**What it costs**", help=f"{ui.FORMULAS['accuracy']} Click a point to make it the current plan.")
+        axis = axis_choice()
+        asked = {"flops": flops, "params": params} if plan else {}
+        if plan is not None and plan.milliseconds is not None and wish.dense_ms:
+            asked["latency_ms"] = plan.milliseconds / wish.dense_ms
         dense = pruned[-1].evaluation["accuracy_before"] if pruned else None
         ui.chart(
             figures.trade_off(
-                measured(pruned), dense, flops if plan else None, session.plan.id if session.plan else None
+                measured(pruned, axis), dense, asked.get(axis), session.plan.id if session.plan else None, AXES[axis]
             ),
-            alt=f"Accuracy against FLOPs of {len(pruned)} measured plans",
+            alt=f"Accuracy against {AXES[axis]} of {len(pruned)} measured plans",
             key="trade-off",
             on_select=point_from_click,
             selection_mode="points",
@@ -83,5 +87,6 @@ if not pruned:
 else:
     point = ui.current_plan(session)
     ui.before_and_after(point)
+    note_on(session, point)
     table, columns = points_table(pruned)
     st.dataframe(table, column_config=columns, hide_index=True, alt="Measured plans, the newest first")

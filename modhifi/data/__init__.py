@@ -1,7 +1,8 @@
 """Data: specs, sources and their splits (contract: DATA)."""
 
+from ._images import SUFFIXES as IMAGE_SUFFIXES
 from ._inversion import made_for, meant_for
 from ._load import DEFAULT_DATA, SYNTHETIC, load_data
 from ._types import Data, DataRef
 
-__all__ = ["DEFAULT_DATA", "SYNTHETIC", "Data", "DataRef", "load_data", "made_for", "meant_for"]
+__all__ = ["DEFAULT_DATA", "IMAGE_SUFFIXES", "SYNTHETIC", "Data", "DataRef", "load_data", "made_for", "meant_for"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from app import figures as f
+from app.network import Block, stage_of
 from modhifi.lipschitz import Gains
 
 RNG = np.random.default_rng(0)
@@ -22,6 +23,23 @@ def strips(groups: int, components: int) -> list[f.Strip]:
 
 def marks(figure: go.Figure) -> int:
     return sum(np.size(trace.z) if trace.type == "heatmap" else len(trace.x) for trace in figure.data)
+
+
+def blocks(count: int, streams: bool = True) -> list[Block]:
+    return [
+        Block(
+            f"g{i}",
+            "stream" if streams and i % 5 == 0 else "neurons",
+            8 + i,
+            2 * i,
+            2 * i + 3,
+            f"s{i // 4}",
+            0.1 * (i % 9),
+            0.01 * i,
+            1.0 + i,
+        )
+        for i in range(count)
+    ]
 
 
 CLASSES = [str(i) for i in range(10)]
@@ -46,6 +64,9 @@ PLAIN: list[Callable[[], go.Figure]] = [
     lambda: f.tightness(["a", "b"], [1, 2], [0.5, 0.1]),
     lambda: f.allocation(["a", "b"], [3, 5], [16, 32]),
     lambda: f.trade_off([f.TradeOff("p", "half", 0.5, 0.97)], 0.99, 0.5, "p"),
+    lambda: f.trade_off([f.TradeOff("p", "half", None, 0.97)], 0.99, None, "p", "latency"),
+    lambda: f.network_map(blocks(12), "fidelity", "HiFi share", "g3"),
+    lambda: f.network_map(blocks(4, streams=False), "constant", "Constant", None),
     lambda: f.trade_off([], None, None, None),
     lambda: f.confusion(np.eye(10) * 50, CLASSES),
     lambda: f.living(RNG.random((10, 3)), CLASSES, [("a", 0), ("a", 1), ("b", 5)], ["3"]),
@@ -107,6 +128,19 @@ def test_the_diagonal_of_the_bound_scatter_is_y_equals_x() -> None:
     assert (plans.x, plans.y, plans.text) == ((0.1, 0.5), (1, 3), ("80%", "50%"))
 
 
+def test_the_map_has_every_group_once_and_stays_small() -> None:
+    figure = f.network_map(blocks(150), "cost", "FLOPs", "g7")
+    bars, streams = figure.data
+    assert sorted([e[0] for e in bars.customdata] + [e[0] for e in streams.customdata]) == sorted(
+        f"g{i}" for i in range(150)
+    )
+    assert list(bars.y) == [8 + i for i in range(150) if i % 5]
+    assert list(streams.base) == [2 * i for i in range(0, 150, 5)]
+    assert set(streams.x) == {3}
+    assert len(figure.layout.shapes) == 1
+    assert len(figure.layout.xaxis2.tickvals) <= 16
+
+
 def test_bounds_from_below_and_from_above_are_told_apart() -> None:
     below, above = f.constants(LAYERS, SERIES, "Largest").data
     assert (below.name, above.name) == ("≥ Jacobian", "≤ operator norms")
@@ -115,6 +149,20 @@ def test_bounds_from_below_and_from_above_are_told_apart() -> None:
     assert above.y == (1e9, None)
     assert [entry[0] for entry in below.customdata] == LAYERS
     assert f.constants(LAYERS, SERIES[:1], "Root mean square").data[0].name == "Jacobian"  # of these samples: no bound
+
+
+@pytest.mark.parametrize(
+    ("layer", "stage"),
+    [
+        ("layer1.0.conv1", "layer1"),
+        ("stages.2.blocks.0.mlp.fc1", "stages.2"),
+        ("features.denseblock1.denselayer2.conv1", "features.denseblock1"),
+        ("conv1", "conv1"),
+        ("stem.conv", "stem"),
+    ],
+)
+def test_stages(layer: str, stage: str) -> None:
+    assert stage_of(layer) == stage
 
 
 def test_a_class_without_images_has_no_bar() -> None:

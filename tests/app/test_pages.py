@@ -267,7 +267,7 @@ def test_prediction_follows_the_slider(filled: Path) -> None:
 def test_a_group_set_by_hand_keeps_so_many_until_it_is_cleared(filled: Path) -> None:
     app = open_page("prune")
     planned = metric(app, "Parameters")
-    name = app.selectbox(key="hand-group").value
+    name = app.selectbox(key="hand-group-conv1").value
     app.slider(key=f"hand-count-{name}").set_value(2)
     press(app, "Exactly")
     assert f"By hand: {name} keeps 2" in words(app)
@@ -275,6 +275,15 @@ def test_a_group_set_by_hand_keeps_so_many_until_it_is_cleared(filled: Path) -> 
     press(app, "At least")
     assert f"At least: {name} keeps 2" in words(app)
     assert "By hand:" not in words(app)
+    press(app, "Undo")
+    assert f"By hand: {name} keeps 2" in words(app)
+    press(app, "Undo")
+    assert f"{name} keeps" not in words(app)
+    assert metric(app, "Parameters") == planned
+    press(app, "Redo")
+    press(app, "Redo")
+    assert f"At least: {name} keeps 2" in words(app)
+    assert next(b for b in app.button if b.label == "Redo").disabled
     press(app, "Clear all")
     assert f"{name} keeps" not in words(app)
     assert metric(app, "Parameters") == planned
@@ -400,14 +409,40 @@ def test_other_constants_on_demand(filled: Path) -> None:
 
 def test_a_layer_leads_to_its_place_on_importance(filled: Path) -> None:
     app = open_page("bounds")
-    app.selectbox(key="layer").set_value("layer2.1.conv2")
+    app.selectbox(key="layer-conv1").set_value("layer2.1.conv2")
     settled(app)
     press(app, "Open on Importance")
     assert app.selectbox(key="group").value == "layer2.1.conv1"
-    clicked = open_page("bounds")
-    point = {"customdata": ["layer3.2.conv2"]}
-    clicked.session_state["constants"] = {"selection": {"points": [point]}}
-    assert settled(clicked).selectbox(key="group").value == "layer3.2.conv1"
+    assert "layer2.1.conv1" in [s.value for s in app.subheader]
+
+
+def test_a_group_chosen_anywhere_is_spoken_of_everywhere(filled: Path) -> None:
+    app = open_page("model")
+    assert "12 groups, 3 of them residual streams" in words(app)
+    app.session_state["network-map"] = {"selection": {"points": [{"customdata": ["layer2.1.conv1", "channels"]}]}}
+    app.session_state["group"] = "layer2.1.conv1"  # as the map's callback does
+    app = settled(app)
+    app.switch_page("../pages/importance.py")
+    assert "layer2.1.conv1" in [s.value for s in settled(app).subheader]
+    app.switch_page("../pages/bounds.py")
+    assert settled(app).selectbox(key="layer-layer2.1.conv1").value == "layer2.1.conv2"
+    app.switch_page("../pages/prune.py")
+    assert settled(app).selectbox(key="hand-group-layer2.1.conv1").value == "layer2.1.conv1"
+
+
+def test_a_note_goes_where_the_plan_goes(filled: Path) -> None:
+    app = open_page("prune")
+    press(app, "Measure")
+    app = finish(app, "measure")
+    (point,) = library().store.points(DEFAULT.id)
+    app.text_input(key=f"note-{point.id}").set_value("as agreed")
+    app = settled(app)
+    assert "as agreed" in app.dataframe[0].value["Note"].tolist()
+    assert library().store.plan(DEFAULT.id, point.id).note == "as agreed"
+    for axis, words_ in (("params", "Parameters"), ("latency_ms", "Latency")):
+        app.button_group(key="against").set_value(axis)
+        assert words_ in str(app.button_group(key="against").options)
+        settled(app)
 
 
 def test_a_shared_address_opens_the_same_view(filled: Path) -> None:

@@ -1,5 +1,6 @@
 """The main job in a real browser, from a first visit to a plan that the command line measures the same."""
 
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import modhifi
 
 from .conftest import ROOT, Server, Visitor
 
@@ -71,6 +74,44 @@ def test_first_visit_is_ready_soon_and_the_walk_ends_in_the_same_number(
     report = (tmp_path / "report.html").read_text()
     assert "<html" in report
     assert "http" not in report.replace("http://www.w3.org", ""), "the report stands alone"
+
+
+def test_own_checkpoint_and_images(visit: Callable[..., Visitor], server: Server, tmp_path: Path) -> None:
+    """Sent from the browser, analysed, looked into, pruned; a checkpoint of another network is explained."""
+    data = modhifi.load_data("digits", split="test").take(120, 0)
+    archive = tmp_path / "my digits.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for number, (index, label) in enumerate(zip(data.order, data.targets.tolist(), strict=True)):
+            buffer = io.BytesIO()
+            data.read(index).save(buffer, "PNG")
+            packed.writestr(f"scans/{label}/{number}.png", buffer.getvalue())
+    someone = visit()
+    someone.open()
+    someone.see("Left whole", seconds=300)
+    page = someone.page
+    page.get_by_text("Choose another network or other images").click()
+    checkpoint, images = page.locator("input[type=file]").nth(0), page.locator("input[type=file]").nth(1)
+    checkpoint.set_input_files(ROOT / "assets" / "cifar10-vgg8.safetensors")
+    images.set_input_files(archive)
+    page.get_by_text("my digits.zip").wait_for()
+    someone.press("Analyse")
+    someone.see("is not a checkpoint of digits-resnet20", seconds=120)
+    someone.see("missing (")
+    page.get_by_text("Choose another network or other images").first.wait_for()
+    page.locator("input[type=file]").nth(0).set_input_files(ROOT / "assets" / "digits-resnet20.safetensors")
+    page.get_by_text("1.1MB").wait_for()  # long names are shortened
+    page.wait_for_timeout(1000)  # until it has arrived; the images are there already
+    someone.press("Analyse")
+    someone.see("12 groups, 3 of them residual streams", seconds=200)
+    assert "scans" in page.get_by_role("combobox", name="Study").input_value()
+    someone.go("Importance")
+    someone.press("Show what excites it")
+    someone.see("integrated gradients", seconds=120)
+    assert page.locator("[data-testid=stImage] img").count() == 16
+    someone.go("Prune")
+    someone.press("Measure")
+    someone.see("Note on this plan", seconds=180)
+    assert float(someone.metric("Accuracy").rstrip("%")) > 90
 
 
 def test_forget_walk(visit: Callable[..., Visitor]) -> None:
