@@ -236,8 +236,12 @@ def network_map(blocks: Sequence[Any], colour: str, title: str, focus: str | Non
     first: dict[str, int] = {}
     for block in sorted(blocks, key=lambda block: block.start):
         first.setdefault(block.stage, block.start)
-    step = -(-len(first) // 16)
-    ticks = dict(list(first.items())[::step])
+    # Names need room: of stages that begin close to each other the first one is written.
+    apart = max((block.end for block in blocks), default=1) / 16
+    ticks: dict[str, int] = {}
+    for stage, start in first.items():
+        if not ticks or start - max(ticks.values()) >= apart:
+            ticks[stage] = start
     figure.update_layout(clickmode="event+select", dragmode=False, bargap=0.1)
     figure.update_xaxes(showgrid=False, zeroline=False)
     figure.update_xaxes(

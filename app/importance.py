@@ -192,14 +192,13 @@ def show_exemplars(session: Session, name: str, component: int) -> None:
     if job is None or job.state in ("cancelled", "error"):
         if job is not None:
             ui.job_card(job)
-        ask = (session.library.exemplars, session.source, name, component)
-        again = job is not None
-        if again:
-            st.button("Look again", on_click=_again, args=(session, name, component), key="exemplars-again")
-        else:
-            st.button(
-                "Show what excites it", icon=":material/image_search:", on_click=ui.start, args=ask, key="exemplars"
-            )
+        st.button(
+            "Show what excites it" if job is None else "Look again",
+            icon=":material/image_search:",
+            on_click=_look,
+            args=(session, name, component),
+            key="exemplars",
+        )
         return
     if job.state == "running":
         ui.job_card(job)
@@ -218,7 +217,7 @@ def show_exemplars(session: Session, name: str, component: int) -> None:
     )
 
 
-def _again(session: Session, name: str, component: int) -> None:
+def _look(session: Session, name: str, component: int) -> None:
     job = session.library.exemplars_job(session.source, name, component)
     if job is not None:
         session.library.again(job.key)
