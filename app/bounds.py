@@ -12,7 +12,7 @@ from modhifi.lipschitz import ESTIMATORS, Gains
 
 from . import components as ui
 from .figures import Series
-from .selection import Choice, LabelledData
+from .selection import Choice
 from .session import Session, focus
 from .store import BoundPoint
 
@@ -45,7 +45,7 @@ def constants_shown(study: modhifi.Study) -> list[str]:
         study.estimators,
         selection_mode="multi",
         default=[name for name in study.estimators if name != "certified"],
-        format_func=lambda name: ESTIMATORS[name].title.capitalize(),
+        format_func=lambda name: ESTIMATORS[name].heading,
         key="estimators",
         bind="query-params",
         label_visibility="collapsed",
@@ -75,18 +75,17 @@ def what_they_say(study: modhifi.Study, names: Sequence[str], statistic: str) ->
     lines = []
     for name in names:
         one = ESTIMATORS[name]
-        title = one.title.capitalize()
         if one.claim == "upper":
             ranges = any(upper.ranges for upper in study.certified.values())
             more = " It holds while LayerNorms and attention stay in the ranges seen on the samples." if ranges else ""
             none = sorted({upper.reason for upper in study.certified.values() if upper.value is None})
             less = f" For some layers none is known: {'; '.join(none)}." if none else ""
-            lines.append(f"**≤ {title}.** {one.says}{more}{less}")
+            lines.append(f"**≤ {one.heading}.** {one.says}{more}{less}")
         elif statistic == "maximum":
-            lines.append(f"**≥ {title}.** {one.says}")
+            lines.append(f"**≥ {one.heading}.** {one.says}")
         else:
             lines.append(
-                f"**{title}.** Holds for the samples only: neither a lower nor an upper bound of the constant."
+                f"**{one.heading}.** Holds for the samples only: neither a lower nor an upper bound of the constant."
             )
     return "  \n".join(lines)
 
@@ -103,18 +102,11 @@ def layer_in_focus(study: modhifi.Study) -> tuple[str, Gains]:
         name: str = st.selectbox(
             "Estimator",
             list(study.gains),
-            format_func=lambda name: ESTIMATORS[name].title.capitalize(),
+            format_func=lambda name: ESTIMATORS[name].heading,
             key="settled-by",
             bind="query-params",
         )
     return layer, study.gains[name][layer]
-
-
-def clicked_layer(event: Any) -> str | None:
-    """The layer's name out of a selection event, None for one that selects none."""
-    points = event["selection"]["points"] if event else []
-    data = points[0].get("customdata") if points else None
-    return str(data[0]) if data else None
 
 
 def look_into(study: modhifi.Study, layer: str) -> None:
@@ -126,7 +118,7 @@ def look_into(study: modhifi.Study, layer: str) -> None:
 
 def follow_click(study: modhifi.Study, chart: str) -> None:
     """The callback of a chart with that key."""
-    layer = clicked_layer(st.session_state.get(chart))
+    layer = ui.clicked(chart)
     if layer is not None:
         look_into(study, layer)
 
@@ -151,11 +143,11 @@ def estimate_more(session: Session, study: modhifi.Study) -> None:
             "Estimate",
             missing,
             default=missing,
-            format_func=lambda name: ESTIMATORS[name].title.capitalize(),
+            format_func=lambda name: ESTIMATORS[name].heading,
             help="Each takes half a forward pass of the samples for every layer; operator norms are found layer by layer.",
         )
         for name in wanted:
-            st.caption(f"**{ESTIMATORS[name].title.capitalize()}.** {ESTIMATORS[name].says}")
+            st.caption(f"**{ESTIMATORS[name].heading}.** {ESTIMATORS[name].says}")
         st.button(
             "Estimate",
             type="primary",
@@ -223,15 +215,11 @@ def bound_controls(session: Session) -> None:
             icon=":material/play_arrow:",
             width="stretch",
             disabled=not choices,
-            on_click=_measure,
-            args=(session, choices, data),
+            on_click=ui.start,
+            args=(session.library.measure_bounds, session.source, choices, data, 128),
             key="bound-measure",
         )
     ui.latest_job(session, "bounds")
-
-
-def _measure(session: Session, choices: Sequence[Choice], data: LabelledData) -> None:
-    ui.start(session.library.measure_bounds, session.source, choices, data, 128)
 
 
 def layer_points(bounds: Sequence[BoundPoint]) -> Mapping[str, list[Any]]:

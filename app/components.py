@@ -25,10 +25,12 @@ __all__ = [
     "before_and_after",
     "chart",
     "choice",
+    "clicked",
     "compact",
     "compensation",
     "current_plan",
     "derived",
+    "focus_from_click",
     "job_card",
     "labelled_data",
     "latest_job",
@@ -70,6 +72,20 @@ def numbers(row: Sequence[Number]) -> None:
 def chart(figure: go.Figure, alt: str, key: str, **options: Any) -> Any:
     """The figure, without Plotly's row of buttons."""
     return st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False, "scrollZoom": False}, **options)
+
+
+def clicked(chart: str) -> str | None:
+    """What the selected mark of the chart with this key says it is (``customdata[0]``); None if none is selected."""
+    event = st.session_state.get(chart)
+    points = [point for point in event["selection"]["points"] if point.get("customdata")] if event else []
+    return str(points[0]["customdata"][0]) if points else None
+
+
+def focus_from_click(chart: str) -> None:
+    """A chart's callback: the clicked group becomes the one in focus."""
+    group = clicked(chart)
+    if group is not None:
+        st.session_state["group"] = group
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from captum.attr import IntegratedGradients
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor
 
 import modhifi
@@ -18,12 +18,14 @@ from modhifi.data import Data
 from modhifi.models import Model
 from modhifi.progress import Progress
 
+from .figures import ORANGE
+
 __all__ = ["Exemplar", "exemplars"]
 
 COUNT = 8
 _STEPS = 16
 _BATCH = 128
-_HEAT = np.array([217, 115, 13], dtype=np.float64)  # figures' orange
+_HEAT = np.array(ImageColor.getrgb(ORANGE), dtype=np.float64)
 _SIDE = 160
 
 
@@ -54,11 +56,11 @@ def exemplars(
         of_channels = args[0].index_select(1 if isinstance(layer, torch.nn.Conv2d) else -1, channels)
         seen.append(of_channels.square())
 
-    def energy(batch: Tensor) -> Tensor:
-        """(B,): differentiable."""
+    def run(batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The component's energy (B,), differentiable, and the logits."""
         seen.clear()
-        model.module(batch)
-        return seen[0].reshape(len(batch), -1).mean(1)
+        logits = model.module(batch)
+        return seen[0].reshape(len(batch), -1).mean(1), logits
 
     handle = layer.register_forward_pre_hook(watch)
     try:
@@ -67,13 +69,13 @@ def exemplars(
         with torch.no_grad():
             for batch, _ in data.batches(model.input, _BATCH):
                 progress(len(found) * _BATCH, len(data), "looking for what excites it")
-                seen.clear()
-                answers.append(model.module(batch.to(model.device)).argmax(1).cpu())
-                found.append(seen[0].reshape(len(batch), -1).mean(1).cpu())
+                energy, logits = run(batch.to(model.device))
+                found.append(energy.cpu())
+                answers.append(logits.argmax(1).cpu())
         strength, answer = torch.cat(found), torch.cat(answers)
         best = torch.argsort(strength, descending=True)[:COUNT]
         images = torch.cat([next(data.part(i, i + 1).batches(model.input))[0] for i in best.tolist()])
-        attribution = IntegratedGradients(energy)
+        attribution = IntegratedGradients(lambda batch: run(batch)[0])
         marks = []
         for done, image in enumerate(images):
             progress(done, len(images), "looking where")

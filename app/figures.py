@@ -23,6 +23,7 @@ __all__ = [
     "BLUE",
     "GREY",
     "ORANGE",
+    "Block",
     "Series",
     "Strip",
     "TradeOff",
@@ -68,6 +69,27 @@ class Strip:
     kind: str
     fidelity: Array
     hifi: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """One group: where it begins and ends along the layers (in forward order), how many components it has, and what it could be
+    coloured by: the share of it that is its HiFi set, the share of all FLOPs that it takes part in, its readers' largest
+    Lipschitz constant.
+    """
+
+    name: str
+    kind: str
+    size: int
+    start: int
+    end: int
+    stage: str
+    fidelity: float
+    cost: float
+    constant: float
+
+    def value(self, colour: str) -> float:
+        return float(getattr(self, colour))
 
 
 @dataclass(frozen=True)
@@ -172,11 +194,11 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: b
     return _finish(figure, 340)
 
 
-def network_map(blocks: Sequence[Any], colour: str, title: str, focus: str | None) -> go.Figure:
+def network_map(blocks: Sequence[Block], colour: str, title: str, focus: str | None) -> go.Figure:
     """The network from left to right: a bar a group where it is written, as high as it has components; below, from where they
     are first written to where they are last read, the residual streams, as thick as they are wide. Stages are named above.
 
-    ``blocks``: `app.network.Block`; ``colour``: which of their values colours them, ``title`` what it is called. A click gives
+    ``colour``: which of the blocks' values colours them, ``title`` what it is called. A click gives
     ``customdata[0]``, the group's name.
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.04, row_heights=[0.68, 0.32])
@@ -196,7 +218,7 @@ def network_map(blocks: Sequence[Any], colour: str, title: str, focus: str | Non
         "takes part in %{customdata[4]:.1%} of the FLOPs<br>Lipschitz ≥ %{customdata[5]:.3g}<extra></extra>"
     )
 
-    def custom(some: Sequence[Any]) -> list[tuple[Any, ...]]:
+    def custom(some: Sequence[Block]) -> list[tuple[Any, ...]]:
         return [(b.name, _SIGNS.get(b.kind, ("", "channels"))[1], b.size, b.fidelity, b.cost, b.constant) for b in some]
 
     figure.add_bar(
@@ -257,12 +279,8 @@ def network_map(blocks: Sequence[Any], colour: str, title: str, focus: str | Non
         title="streams", showticklabels=False, showgrid=False, zeroline=False, autorange="reversed", row=2, col=1
     )
     if not streams:
-        _say_in(figure, "no residual streams", row=2)
+        _say(figure, "no residual streams", axes="2")
     return _finish(figure, 320)
-
-
-def _say_in(figure: go.Figure, words: str, row: int) -> None:
-    figure.add_annotation(x=0.5, y=0.5, xref=f"x{row} domain", yref=f"y{row} domain", text=words, showarrow=False)
 
 
 def singletons(fidelity: Array, chosen: NDArray[np.bool_]) -> go.Figure:
@@ -803,9 +821,9 @@ def _log_axis(values: Sequence[float]) -> dict[str, object]:
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks], "range": ends}
 
 
-def _say(figure: go.Figure, words: str) -> None:
-    """Words in the middle of a figure that has nothing to show yet."""
-    figure.add_annotation(x=0.5, y=0.5, xref="paper", yref="paper", text=words, showarrow=False)
+def _say(figure: go.Figure, words: str, axes: str = "") -> None:
+    """Words in the middle of a figure that has nothing to show yet, or of the part of it with those axes."""
+    figure.add_annotation(x=0.5, y=0.5, xref=f"x{axes} domain", yref=f"y{axes} domain", text=words, showarrow=False)
 
 
 def _finish(figure: go.Figure, height: int) -> go.Figure:

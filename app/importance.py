@@ -29,7 +29,6 @@ __all__ = [
     "about",
     "colour_choice",
     "component_in_focus",
-    "focus_from_click",
     "read_classes",
     "read_group",
     "read_overview",
@@ -84,19 +83,6 @@ def colour_choice() -> str:
     text = "The fidelity of each component alone, sorted; or that of all from the bottom up to it, in the greedy order."
     chosen: str = ui.choice("Colour", words, "colour", "alone", text, hide_label=True)
     return chosen
-
-
-def focus_from_click() -> None:
-    """The overview's callback: the clicked column becomes the group in focus."""
-    clicked = clicked_group(st.session_state.get("overview"))
-    if clicked is not None:
-        st.session_state["group"] = clicked
-
-
-def clicked_group(event: Any) -> str | None:
-    """The group's name out of a selection event, None for one that selects nothing."""
-    points = event["selection"]["points"] if event else []
-    return str(points[0]["customdata"][0]) if points else None
 
 
 def read_overview(study: modhifi.Study, eta: float, compensate: Any, together: bool) -> Overview:
@@ -195,8 +181,8 @@ def show_exemplars(session: Session, name: str, component: int) -> None:
         st.button(
             "Show what excites it" if job is None else "Look again",
             icon=":material/image_search:",
-            on_click=_look,
-            args=(session, name, component),
+            on_click=ui.start,
+            args=(session.library.exemplars, session.source, name, component),
             key="exemplars",
         )
         return
@@ -215,13 +201,6 @@ def show_exemplars(session: Session, name: str, component: int) -> None:
         "strongly, what the network takes them for, and its energy as a multiple of the mean. Below, in orange, where that comes "
         "from (integrated gradients)."
     )
-
-
-def _look(session: Session, name: str, component: int) -> None:
-    job = session.library.exemplars_job(session.source, name, component)
-    if job is not None:
-        session.library.again(job.key)
-    session.library.exemplars(session.source, name, component)
 
 
 def _alone(study: modhifi.Study, name: str) -> Array:

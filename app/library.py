@@ -127,10 +127,12 @@ class Library:
             images = calibration_data(study.data, model, progress)
             return exemplars(study, model, images, group, component, progress)
 
-        return self._once(f"exemplars {source.id} {group} {component}", f"{group}, component {component}", source, work)
+        key = _exemplars_key(source, group, component)
+        self.again(key)
+        return self._once(key, f"{group}, component {component}", source, work)
 
     def exemplars_job(self, source: Source, group: str, component: int) -> Job | None:
-        return self.jobs.get(f"exemplars {source.id} {group} {component}")
+        return self.jobs.get(_exemplars_key(source, group, component))
 
     def sensitivity(self, source: Source, choice: Choice) -> np.ndarray:
         """(groups, `modhifi.pruning.SHARES`): see `modhifi.pruning.sensitivity`."""
@@ -375,6 +377,10 @@ class Library:
 
     def _archive_path(self, source: Source, point: Point, formats: Sequence[str]) -> Path:
         return self.store.point_folder(source.id, point.id) / f"{'-'.join(formats)}.zip"
+
+
+def _exemplars_key(source: Source, group: str, component: int) -> str:
+    return f"exemplars {source.id} {group} {component}"
 
 
 def prune_point(choice: Choice, data: LabelledData) -> str:

@@ -65,11 +65,10 @@ if "modhifi" not in sys.modules:  # seconds, on the first visit only: the frame 
         import modhifi  # noqa: F401
 use_threads()
 with right:
-    from app.session import choose_group, choose_study, current
+    from app.session import choose_group, choose_study
 
-    choose_study()
+    study = choose_study().study
 with middle:
-    study = current().study
     if study is not None:
         choose_group(study)
 chosen.run()

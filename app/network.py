@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
-
-import streamlit as st
 
 import modhifi
 
 from . import components as ui
+from .figures import Block
 
-__all__ = ["COLOURS", "Block", "Colour", "focus_from_map", "in_words", "map_colour", "read_map"]
+__all__ = ["COLOURS", "Block", "Colour", "in_words", "map_colour", "read_map"]
 
 Colour = Literal["fidelity", "cost", "constant"]
 COLOURS: dict[Colour, str] = {"fidelity": "HiFi share", "cost": "FLOPs", "constant": "Constant"}
 ETA = 0.8
-
-
-@dataclass(frozen=True)
-class Block:
-    """One group: where it begins and ends along the layers (in forward order), how many components it has, and what it could be
-    coloured by: the share of it that is its HiFi set, the share of all FLOPs that it takes part in, its readers' largest
-    Lipschitz constant.
-    """
-
-    name: str
-    kind: str
-    size: int
-    start: int
-    end: int
-    stage: str
-    fidelity: float
-    cost: float
-    constant: float
-
-    def value(self, colour: Colour) -> float:
-        return float(getattr(self, colour))
 
 
 def read_map(study: modhifi.Study) -> list[Block]:
@@ -96,11 +73,3 @@ def in_words(blocks: list[Block]) -> str:
         f"{len(blocks)} groups{carried}; the widest is {widest.name} with {widest.size} components, and {dearest.name} takes "
         f"part in {dearest.cost:.0%} of the FLOPs."
     )
-
-
-def focus_from_map() -> None:
-    """The map's callback: the clicked group becomes the one in focus."""
-    event = st.session_state.get("network-map")
-    points = event["selection"]["points"] if event else []
-    if points and points[0].get("customdata"):
-        st.session_state["group"] = str(points[0]["customdata"][0])

@@ -88,9 +88,7 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
         weights: Any = st.selectbox(
             "Constants",
             [*study.estimators, "none"],
-            format_func=lambda name: (
-                "None: every layer alike" if name == "none" else ESTIMATORS[name].title.capitalize()
-            ),
+            format_func=lambda name: "None: every layer alike" if name == "none" else ESTIMATORS[name].heading,
             key="weighed-by",
             bind="query-params",
             help="The Lipschitz constants that global spreading weighs the layers' errors by; *Bounds* shows them and adds more.",
@@ -334,7 +332,6 @@ def note_on(session: Session, point: Point) -> None:
 
 def point_from_click() -> None:
     """The trade-off chart's callback: the clicked plan becomes the current one."""
-    event = st.session_state.get("trade-off")
-    points = [p for p in event["selection"]["points"] if p.get("customdata")] if event else []
-    if points:
-        choose_plan(current(), str(points[0]["customdata"][0]))
+    point = ui.clicked("trade-off")
+    if point is not None:
+        choose_plan(current(), point)

@@ -51,7 +51,7 @@ def library() -> Library:
     return Library()
 
 
-def choose_study() -> None:
+def choose_study() -> Session:
     """Draws the choice of the study (``?study=`` in the address), and starts the default on a first visit."""
     shelf = library()
     sources = studies(shelf)
@@ -66,7 +66,9 @@ def choose_study() -> None:
     source = sources.get(st.session_state["study"], DEFAULT)
     if source == DEFAULT and shelf.analysis_job(source) is None and not shelf.store.has_study(source.id):
         shelf.analyse(source)
-    _settle(Session(shelf, source, None))
+    session = _opened(shelf, source)
+    _settle(session)
+    return session
 
 
 def choose_group(study: modhifi.Study) -> None:
@@ -92,7 +94,11 @@ def focus(study: modhifi.Study) -> str:
 def current() -> Session:
     """For a page: the study in the address, loaded if it is there."""
     shelf = library()
-    source = studies(shelf).get(st.session_state.get("study", ""), DEFAULT)
+    return _opened(shelf, studies(shelf).get(st.session_state.get("study", ""), DEFAULT))
+
+
+def _opened(shelf: Library, source: Source) -> Session:
+    """With the study if it is there, or why it is not."""
     try:
         return Session(shelf, source, shelf.study(source))
     except UserError as error:

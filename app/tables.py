@@ -65,10 +65,10 @@ def constants_table(study: modhifi.Study) -> tuple[pd.DataFrame, Columns]:
     for layer in study.layers:
         row: dict[str, Any] = {"Layer": layer}
         for name, by_layer in study.gains.items():
-            title = ESTIMATORS[name].title.capitalize()
+            title = ESTIMATORS[name].heading
             row |= {f"{title} ≥": by_layer[layer].maximum, f"{title}, RMS": by_layer[layer].rms}
         if study.certified:
-            row[f"{ESTIMATORS['certified'].title.capitalize()} ≤"] = study.certified[layer].value
+            row[f"{ESTIMATORS['certified'].heading} ≤"] = study.certified[layer].value
         rows.append(row)
     table = pd.DataFrame(rows)
     return table, {name: st.column_config.NumberColumn(format="%.3g") for name in table.columns[1:]}

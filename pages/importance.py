@@ -1,5 +1,7 @@
 """Which components carry the network: all of them at a glance, then one group."""
 
+from functools import partial
+
 import streamlit as st
 
 from app import components as ui
@@ -8,7 +10,6 @@ from app.importance import (
     about,
     colour_choice,
     component_in_focus,
-    focus_from_click,
     read_classes,
     read_group,
     read_overview,
@@ -40,7 +41,7 @@ with st.container(border=True):
         figures.overview(overview.strips, name, eta, together),
         alt=overview.in_words,
         key="overview",
-        on_select=focus_from_click,
+        on_select=partial(ui.focus_from_click, "overview"),
         selection_mode="points",
     )
     st.caption(f"{overview.in_words}{' With full compensation; scalar below.' if full else ''}")

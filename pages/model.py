@@ -1,5 +1,7 @@
 """Choose a network and its images, run the analysis, see what the network is made of."""
 
+from functools import partial
+
 import streamlit as st
 
 from app import components as ui
@@ -45,7 +47,7 @@ with st.container(border=True):
         figures.network_map(blocks, coloured, network.COLOURS[coloured], focus(study)),
         alt=network.in_words(blocks),
         key="network-map",
-        on_select=network.focus_from_map,
+        on_select=partial(ui.focus_from_click, "network-map"),
         selection_mode="points",
     )
     st.caption(network.in_words(blocks))

@@ -33,7 +33,7 @@ from ..plan import Plan
 from ..progress import Progress, prefixed, silent
 from ..study import Study
 from ..surgery import calibration_data
-from ._predict import plan_edits, predict
+from ._predict import plan_edits, predict_edits
 
 __all__ = ["GRAINS", "BoundReport", "BoundRow", "Grain", "HeldOut", "measure"]
 
@@ -160,7 +160,7 @@ def measure(
     if not len(drawn):
         raise UserError(f"{data.spec} has no images in its {data.split} split")
     here = _walk(net, edits, order, _images(drawn, net), batch_size, progress, coarse=True)
-    predicted = predict(study, plan)
+    predicted = predict_edits(study, edits)
     rows = []
     for name in order:
         steps, alone = here.steps(name), here.gains(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -11,7 +12,7 @@ from ..plan import Plan
 from ..study import Study
 from ..surgery import remaining_columns
 
-__all__ = ["plan_edits", "predict"]
+__all__ = ["plan_edits", "predict", "predict_edits"]
 
 
 def predict(study: Study, plan: Plan, constants: str = "directional") -> dict[str, float]:
@@ -24,9 +25,14 @@ def predict(study: Study, plan: Plan, constants: str = "directional") -> dict[st
     than they are: by up to a quarter where a layer of ``k`` inputs was seen at ``n = 4k`` positions, √((1 − k/n) / (1 + k/n)).
     Raises `UserError` if the study does not have them.
     """
+    return predict_edits(study, plan_edits(study, plan), constants)
+
+
+def predict_edits(study: Study, edits: Mapping[str, Edit], constants: str = "directional") -> dict[str, float]:
+    """`predict` of a plan whose edits are known."""
     return {
         name: study.constant(name, constants) * math.sqrt(study.layers[name].error(edit))
-        for name, edit in plan_edits(study, plan).items()
+        for name, edit in edits.items()
     }
 
 

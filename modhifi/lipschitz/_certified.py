@@ -96,6 +96,14 @@ def _added(so_far: Upper | None, after: Upper, gain: float, why: str, through: b
     return Upper(value=before.value + gain * after.value, ranges=before.ranges or after.ranges or through)
 
 
+def _arguments(node: torch.fx.Node) -> dict[str, Any]:
+    """By the names of the operation's schema, with its defaults."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    named = {arg.name: arg.default_value for arg in schema if arg.has_default_value()}
+    named |= {arg.name: value for arg, value in zip(schema, node.args, strict=False)}
+    return named | dict(node.kwargs)
+
+
 def _layer_of(node: torch.fx.Node) -> str:
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]) if stack else ""
@@ -127,9 +135,8 @@ class _Ranges(torch.fx.Interpreter):
                 old = self.found.get(n, new)
                 self.found[n] = tuple(map(max, old, new))
             else:
-                centred = n.target is aten.layer_norm.default
-                eps = args[4] if centred and len(args) > 4 else args[3] if not centred and len(args) > 3 else None
-                new = (float(spread(args[0], len(args[1]), eps, centred).min()),)
+                given, centred = _arguments(n), n.target is aten.layer_norm.default
+                new = (float(spread(args[0], len(given["normalized_shape"]), given["eps"], centred).min()),)
                 self.found[n] = tuple(map(min, self.found.get(n, new), new))
         return super().run_node(n)
 
@@ -219,15 +226,12 @@ class _Table:
         if rule is None and packet in _POOLS:
             rule = self._pool
         found = rule(node, inputs) if rule is not None else None
-        if found is None:
-            name = str(target).removeprefix("aten.").split(".")[0]
-            several = len(inputs) > 1 and name in ("mul", "mul_", "matmul", "bmm")
-            why = (
-                "a product of two activations has no finite constant" if several else f"no constant is known for {name}"
-            )
-            found = [math.inf] * len(inputs)
-            return [(arg, gain, why) for arg, gain in zip(inputs, found, strict=True)]
-        return [(arg, gain, "") for arg, gain in zip(inputs, found, strict=True)]
+        if found is not None:
+            return [(arg, gain, "") for arg, gain in zip(inputs, found, strict=True)]
+        name = str(target).removeprefix("aten.").split(".")[0]
+        several = len(inputs) > 1 and name in ("mul", "mul_", "matmul", "bmm")
+        why = "a product of two activations has no finite constant" if several else f"no constant is known for {name}"
+        return [(arg, math.inf, why) for arg in inputs]
 
     def _value(self, argument: Any) -> Any:
         """The value of an argument that does not depend on the input."""
@@ -241,15 +245,8 @@ class _Table:
             self.constants[argument] = argument.target(*args, **kwargs)  # type: ignore[operator]
         return self.constants[argument]
 
-    def _arguments(self, node: torch.fx.Node) -> dict[str, Any]:
-        """By the names of the operation's schema, with its defaults."""
-        schema = node.target._schema.arguments  # type: ignore[union-attr]
-        named = {arg.name: arg.default_value for arg in schema if arg.has_default_value()}
-        named |= {arg.name: value for arg, value in zip(schema, node.args, strict=False)}
-        return named | dict(node.kwargs)
-
     def _convolution(self, node: torch.fx.Node, inputs: list[torch.fx.Node]) -> list[float] | None:
-        given = self._arguments(node)
+        given = _arguments(node)
         if inputs != [given["input"]] or isinstance(given["padding"], str):
             return None
         weight = self._value(given["weight"])
@@ -270,7 +267,7 @@ class _Table:
         return [float(torch.linalg.matrix_norm(weight.detach().cpu().double(), 2))]
 
     def _batch_norm(self, node: torch.fx.Node, _: list[torch.fx.Node]) -> list[float] | None:
-        given = self._arguments(node)
+        given = _arguments(node)
         if given["training"]:
             return None
         scale = (self._value(given["running_var"]).cpu().double() + given["eps"]).rsqrt()
@@ -278,7 +275,7 @@ class _Table:
         return [float((scale if weight is None else scale * weight.cpu()).abs().max())]
 
     def _layer_norm(self, node: torch.fx.Node, _: list[torch.fx.Node]) -> list[float] | None:
-        weight = self._value(self._arguments(node)["weight"])
+        weight = self._value(_arguments(node)["weight"])
         largest = 1.0 if weight is None else float(weight.abs().max())
         return [largest / self.seen[node][0]]
 
@@ -288,7 +285,7 @@ class _Table:
         With dS_ij = s(dq_i·k_j + q_i·dk_j) that gives ``s·R_v·R_k‖dQ‖`` and, as a column of P sums to at most n,
         ``s·R_v·R_q·√n‖dK‖``; ``‖P dV‖ ≤ √n‖dV‖`` for the same reason. Heads do not mix.
         """
-        given = self._arguments(node)
+        given = _arguments(node)
         query, key, value = given["query"], given["key"], given["value"]
         if any(arg not in (query, key, value) for arg in inputs):
             return None
@@ -325,11 +322,11 @@ class _Table:
         return [_repeats(inputs[0], node)]
 
     def _leaky(self, node: torch.fx.Node, _: list[torch.fx.Node]) -> list[float] | None:
-        return [max(1.0, abs(float(self._arguments(node)["negative_slope"])))]
+        return [max(1.0, abs(float(_arguments(node)["negative_slope"])))]
 
     def _max_pool(self, node: torch.fx.Node, _: list[torch.fx.Node]) -> list[float] | None:
         """A value can be the largest of every window that it lies in."""
-        given = self._arguments(node)
+        given = _arguments(node)
         window, step, apart = (_two(given[name]) for name in ("kernel_size", "stride", "dilation"))
         if window is None or apart != (1, 1):
             return None
@@ -337,7 +334,7 @@ class _Table:
         return [math.sqrt(times[0] * times[1])]
 
     def _pad(self, node: torch.fx.Node, _: list[torch.fx.Node]) -> list[float] | None:
-        return [1.0] if self._arguments(node)["mode"] == "constant" else None
+        return [1.0] if _arguments(node)["mode"] == "constant" else None
 
     def _pool(self, node: torch.fx.Node, inputs: list[torch.fx.Node]) -> list[float] | None:
         shape = tuple(inputs[0].meta["val"].shape)

@@ -27,6 +27,11 @@ class Estimator:
     claim: Claim
     says: str
 
+    @property
+    def heading(self) -> str:
+        """The title where it stands first."""
+        return self.title.capitalize()
+
 
 def _lower(name: str, title: str, how: str) -> Estimator:
     return Estimator(name, title, "lower", f"Lower bound: {how}; other samples can show more.")
