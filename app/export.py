@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from . import components as ui
+from .report import report
 from .session import Session
 from .store import Point
 
@@ -75,11 +76,13 @@ def _model_download(session: Session, point: Point) -> None:
 
 def _report_download(session: Session, point: Point) -> None:
     st.markdown("**Report**")
-    st.caption("One page that stands alone: what was done, what it cost, layer by layer. Opens in any browser.")
+    st.caption(
+        "One page that stands alone: what was done, what it cost, with the charts. Opens in any browser, without a server."
+    )
     st.space("stretch")
     st.download_button(
         "Download the report",
-        lambda: session.library.report(session.source, point),
+        lambda: report(session.library, session.source, point),
         f"{session.source.id}-{point.id}.html",
         "text/html",
         icon=":material/download:",

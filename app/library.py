@@ -6,6 +6,7 @@ reads the study's closed forms or the disk.
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import tempfile
@@ -30,7 +31,7 @@ from modhifi.pruning import LatencyTable, machine_name
 from modhifi.study import CONSTANTS, ORDERS, Level, estimate
 from modhifi.surgery import calibration_data
 
-from .jobs import Job, Jobs
+from .jobs import Job, Jobs, Work
 from .selection import Choice, Forgetting, LabelledData, Source, digest
 from .store import BoundPoint, Point, Store
 
@@ -82,7 +83,7 @@ class Library:
 
         if not self._readable(source):
             self.jobs.forget(f"analyse {name}")
-        return self.jobs.submit(f"analyse {name}", f"Analysis of {source.label}", source.lane, work)
+        return self._once(f"analyse {name}", f"Analysis of {source.label}", source, work)
 
     def _readable(self, source: Source) -> bool:
         """Whether there is a study; a damaged one is thrown away."""
@@ -327,16 +328,6 @@ class Library:
             f"build {source.id} {point.id} {point.made} {target.name}", f"Building {point.label}", source, work
         )
 
-    def report(self, source: Source, point: Point) -> str:
-        """The stand-alone page about a measured plan, HTML."""
-        study = self.study(source)
-        if study is None:
-            raise UserError("the study of this plan is gone from the cache; run the analysis again")
-        plan = self.store.plan(source.id, point.id)
-        # Without the study the report only lacks each group's fidelity; a download must not wait for minutes.
-        known = None if study.missing(plan.settings.level) else study
-        return modhifi.export_report(plan, modhifi.Evaluation.model_validate(point.evaluation), known)
-
     def plan_zip(self, source: Source, point: Point) -> bytes:
         return self.store.plan(source.id, point.id).to_zip()
 
@@ -347,7 +338,9 @@ class Library:
             model = self._models.get(source.lane)
         if model is None:
             progress(0, 0, "loading the network")
-            model = modhifi.load_model(source.model, source.weights)
+            model = modhifi.load_model(
+                source.model, source.weights, mean=source.mean, std=source.std, classes=source.classes
+            )
             with self._lock:
                 self._keep(self._models, source.lane, model, 2)
         return model
@@ -365,8 +358,14 @@ class Library:
         """Lets a job that is done be asked for anew."""
         self.jobs.forget(key)
 
-    def _once(self, key: str, title: str, source: Source, work: Any) -> Job:
-        return self.jobs.submit(key, title, source.lane, work)
+    def _once(self, key: str, title: str, source: Source, work: Work) -> Job:
+        def in_words_of_the_user(progress: Progress) -> Any:
+            try:
+                return work(progress)
+            except UserError as error:  # what was sent has the name that it was sent by, not the one in the cache
+                raise UserError(re.sub(f"{re.escape(str(self.store.uploads))}/[0-9a-f]+/", "", str(error))) from error
+
+        return self.jobs.submit(key, title, source.lane, in_words_of_the_user)
 
     @staticmethod
     def _keep(cache: OrderedDict[str, Any], key: str, value: Any, at_most: int) -> None:
@@ -419,6 +418,9 @@ def commands(source: Source, plan: Plan, point: Point) -> str:
     """The command lines that do the same without the dashboard."""
     data = ["--data", source.data, *_options({"--data-root": source.root, "--split": source.split})]
     analyze = ["analyze", source.model, *_options({"--weights": source.weights}), *data]
+    for option, numbers in (("--mean", source.mean), ("--std", source.std)):
+        analyze += [f"{option}={','.join(map(str, numbers))}"] if numbers else []
+    analyze += ["--classes", "classes.txt"] if source.classes else []
     settings = plan.settings
     if settings.constants not in (*CONSTANTS, "none"):
         analyze += ["--constants", ",".join([*CONSTANTS, settings.constants])]
@@ -452,7 +454,10 @@ def commands(source: Source, plan: Plan, point: Point) -> str:
     make += ["--out", "plan.json"]
     evaluate = ["evaluate", "plan.json", *_where(point.measured_on)]
     export = ["export", "plan.json", "--out", "model"]
-    return "\n".join(shlex.join(["python", "-m", "modhifi", *line]) for line in (analyze, make, evaluate, export))
+    lines = [shlex.join(["python", "-m", "modhifi", *line]) for line in (analyze, make, evaluate, export)]
+    if source.classes:
+        lines.insert(0, f"printf '%s\\n' {shlex.join(source.classes)} > classes.txt")
+    return "\n".join(lines)
 
 
 def _where(data: LabelledData) -> list[str]:

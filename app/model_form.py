@@ -32,6 +32,22 @@ MODELS = (
 )
 DATA = ("digits", "cifar10", *SYNTHETIC)
 
+_EXPECTED = (
+    (
+        "mean",
+        "Mean",
+        "0.485, 0.456, 0.406",
+        "Of each colour (R, G, B) in [0, 1]; empty for what the network says itself.",
+    ),
+    ("std", "Standard deviation", "0.229, 0.224, 0.225", "Likewise. The network sees (image - mean) / deviation."),
+    (
+        "classes",
+        "Class names",
+        "cat, dog, horse",
+        "In the order of the logits; empty for those that the network knows.",
+    ),
+)
+
 
 def model_form(library: Library) -> None:
     """Draws the form. *Analyse* makes the study the current one and starts its analysis; a mistake is said in place."""
@@ -103,6 +119,13 @@ def model_form(library: Library) -> None:
                 persist_state="session",
                 help="Which images are drawn.",
             )
+        with st.expander("What the network expects", icon=":material/tune:"):
+            columns = st.columns([1, 1, 2], gap="medium")
+            for column, (name, label, example, text) in zip(columns, _EXPECTED, strict=True):
+                with column:
+                    st.text_input(
+                        label, key=f"form-{name}", persist_state="session", placeholder=f"e.g. {example}", help=text
+                    )
         st.form_submit_button(
             "Analyse",
             type="primary",
@@ -118,7 +141,7 @@ def _begin(library: Library) -> None:
     # What was wrong stays in sight beside the fields until the form is sent again.
     st.session_state.pop("form-problem", None)
     try:
-        names = ("model", "weights", "data", "root", "samples", "seed")
+        names = ("model", "weights", "data", "root", "samples", "seed", "mean", "std", "classes")
         fields = {name: st.session_state[f"form-{name}"] for name in names}
         checkpoint, images = (st.session_state.get(f"form-{name}") for name in ("checkpoint", "images"))
         if checkpoint is not None:
@@ -143,8 +166,29 @@ def source_from(fields: dict[str, Any]) -> Source:
         raise UserError("name a network and the images to analyse it with")
     if Path(texts["data"]).expanduser().exists() and texts["data"] not in DATA:
         texts["data"] = str(Path(texts["data"]).expanduser().absolute())
+    read_as = {name: _three(label, fields.get(name)) for name, label, _, _ in _EXPECTED[:2]}
+    others = {"samples": fields["samples"], "seed": fields["seed"], "classes": _listed(fields.get("classes"))}
     try:
-        return Source.model_validate(texts | {"samples": fields["samples"], "seed": fields["seed"]}).checked()
+        return Source.model_validate({**texts, **read_as, **others}).checked()
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+
+
+def _listed(text: object) -> tuple[str, ...] | None:
+    """What stands between commas; None for nothing."""
+    return tuple(part.strip() for part in str(text or "").split(",") if part.strip()) or None
+
+
+def _three(label: str, text: object) -> tuple[float, ...] | None:
+    """Three numbers between commas; None for nothing."""
+    parts = _listed(text)
+    try:
+        numbers = None if parts is None else tuple(float(part) for part in parts)
+    except ValueError:
+        numbers = ()
+    if numbers is not None and len(numbers) != 3:
+        raise UserError(
+            f"{label}: three numbers, one a colour (red, green, blue), with commas between them, not {text!r}"
+        )
+    return numbers

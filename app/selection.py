@@ -96,6 +96,9 @@ class Source(_Frozen):
     split: str | None = None
     samples: int = Field(default=512, ge=1)
     seed: int = Field(default=0, ge=0)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    classes: tuple[str, ...] | None = None
 
     @field_validator("model", "data", mode="after")
     @classmethod
@@ -107,7 +110,8 @@ class Source(_Frozen):
     @property
     def lane(self) -> str:
         """Jobs on one network take turns."""
-        return f"{self.model} {self.weights or ''}".strip()
+        read_as = (self.mean, self.std, self.classes)
+        return f"{self.model} {self.weights or ''} {digest(read_as) if any(read_as) else ''}".strip()
 
     @property
     def id(self) -> str:

@@ -1,7 +1,8 @@
-"""A report that opens without a server and without this project: one HTML file, no script, no request."""
+"""A report that opens without a server and without this project: one HTML file that asks for no other."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 
 from .._format import number, percent
@@ -20,12 +21,35 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:right}th:first-child,td:first-child{text-align:left}
 th{color:var(--soft);font-weight:600}
 .bar{display:block;height:.6rem;background:var(--bar);border-radius:2px}code{font-size:.9em;overflow-wrap:anywhere}
+pre{white-space:pre-wrap}
+""".strip()
+# Nothing is loaded from anywhere, and nothing is sent.
+_POLICY = "default-src 'none';style-src 'unsafe-inline';script-src 'unsafe-inline';img-src data:"
+# Charts take the colour of the page's text, also when it turns dark.
+_INK = """
+const ink=()=>document.querySelectorAll('.plotly-graph-div').forEach(
+  chart=>Plotly.relayout(chart,{'font.color':getComputedStyle(document.body).color}));
+ink();matchMedia('(prefers-color-scheme:dark)').addEventListener('change',ink);
 """.strip()
 
 
-def report_html(plan: Plan, evaluation: Evaluation | None = None, study: Study | None = None) -> str:
-    """The plan as a page: what was asked, what it costs and gives, what stays of each group. With an evaluation, measured
-    figures beside the predicted ones; with the study, the fidelity of each group.
+def report_html(
+    plan: Plan,
+    evaluation: Evaluation | None = None,
+    study: Study | None = None,
+    *,
+    charts: Mapping[str, str] | None = None,
+    commands: str = "",
+) -> str:
+    """The plan as a page: what was asked, what it costs and gives, what stays of each group.
+
+    Args:
+        plan: what was decided.
+        evaluation: what was measured, shown beside what was predicted.
+        study: for the fidelity of each group.
+        charts: Plotly figures by title, as ``plotly.io.to_html`` gives them without the page around; the first one with
+            plotly.js in it.
+        commands: the command lines that do the same.
     """
     settings = plan.settings
     if plan.kind == "prune":
@@ -41,6 +65,7 @@ def report_html(plan: Plan, evaluation: Evaluation | None = None, study: Study |
         how = f"{settings.method}, {settings.strength or 0:.2%} of the slices in {', '.join(settings.layers)}"
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>",
+        f'<meta http-equiv=Content-Security-Policy content="{_POLICY}">',
         f"<title>{escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{escape(title)}</h1><p class=soft>{escape(how)}</p>",
     ]
@@ -52,7 +77,10 @@ def report_html(plan: Plan, evaluation: Evaluation | None = None, study: Study |
         parts.append(_classes(evaluation))
     if plan.kind == "prune":
         parts.append(_groups(plan, study))
+    parts += [f"<h2>{escape(name)}</h2>{chart}" for name, chart in (charts or {}).items()]
+    parts += [f"<script>{_INK}</script>"] if charts else []
     parts.append(_provenance(plan, evaluation))
+    parts += [f"<h2>The same from the command line</h2><pre><code>{escape(commands)}</code></pre>"] if commands else []
     return "\n".join(parts) + "\n"
 
 

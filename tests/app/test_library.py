@@ -1,5 +1,6 @@
 """What stands between the pages and modhifi: plans, archives, command lines; on the real library."""
 
+import io
 import shlex
 import zipfile
 from pathlib import Path
@@ -8,8 +9,10 @@ import pytest
 
 import modhifi
 from app.library import Library, commands, prune_point
+from app.report import charts, report
 from app.selection import DEFAULT, Choice, LabelledData, Source
 from app.store import Point, Store
+from app.uploads import keep_checkpoint
 from modhifi.cli._parser import build_parser
 from modhifi.errors import UserError
 
@@ -69,7 +72,9 @@ def test_the_archive_is_read_back_as_the_same_network(library: Library, tmp_path
     result = modhifi.evaluate(again, modhifi.load_data("digits", split="test"), latency=False)
     assert result.accuracy == point.evaluation["accuracy"]
     assert result.params == point.evaluation["params"]
-    assert "<html" in library.report(DEFAULT, point)
+    page = report(library, DEFAULT, point)
+    assert page.count("Plotly.newPlot") == len(charts(library.store.plan(DEFAULT.id, point.id), point, [point], []))
+    assert "modhifi prune study --flops 0.4" in page
 
 
 def test_the_command_lines_are_understood_by_the_command_line(library: Library) -> None:
@@ -96,6 +101,34 @@ def test_the_command_lines_are_understood_by_the_command_line(library: Library) 
     first, second = commands(DEFAULT, plan, point).splitlines()[:2]
     assert "--constants directional,jacobian,pairs" in first  # which an analysis leaves out
     assert "--constants pairs" in second
+
+
+def test_what_the_user_says_of_the_network_is_carried_to_it_and_to_the_command_lines(library: Library) -> None:
+    names = tuple(f"digit {number}" for number in range(10))
+    source = Source(samples=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), classes=names)
+    assert source.lane != DEFAULT.lane, "another network in memory"
+    assert library.analyse(source).wait(60)
+    study = library.study(source)
+    assert study is not None
+    assert study.model.classes == names
+    assert (study.model.input.mean, study.model.input.std) == (source.mean, source.std)
+    job = library.measure(source, Choice(), TEST)
+    assert job.wait(60)
+    assert job.state == "done", job.error
+    first, second, *_ = commands(source, library.store.plan(source.id, job.result.id), job.result).splitlines()
+    assert shlex.split(first) == ["printf", "%s\\n", *names, ">", "classes.txt"]
+    parsed = build_parser().parse_args(shlex.split(second)[3:])
+    assert (tuple(parsed.mean), tuple(parsed.std), parsed.classes) == (source.mean, source.std, "classes.txt")
+
+
+def test_what_was_sent_is_called_by_its_own_name(library: Library) -> None:
+    path = keep_checkpoint(library.store, "Holiday photo.pth", io.BytesIO(b"no checkpoint at all"))
+    job = library.analyse(Source(weights=str(path)))
+    assert job.wait(60)
+    assert job.state == "error"
+    assert job.error is not None
+    assert job.error.startswith("holiday-photo.pth"), job.error
+    assert str(library.store.root) not in job.error
 
 
 def test_weights_that_changed_since_the_study_are_refused(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,11 +157,25 @@ def test_the_form_starts_an_analysis_and_makes_it_the_study(filled: Path) -> Non
     assert [m.value for m in app.metric if m.label == "Samples"] == ["32"]
 
 
+def test_the_form_says_what_the_network_expects(filled: Path) -> None:
+    app = open_page("model")
+    app.number_input(key="form-samples").set_value(16)
+    app.text_input(key="form-mean").set_value("0.1, 0.2, 0.3")
+    app.text_input(key="form-classes").set_value(" a, b, c, d, e, f, g, h, i, j")
+    press(app, "Analyse")
+    app = finish(app, "analyse")
+    study = library().study(Source(samples=16, mean=(0.1, 0.2, 0.3), classes=tuple("abcdefghij")))
+    assert study is not None
+    assert study.model.classes == tuple("abcdefghij")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "line"),
     [
         ("form-weights", "nowhere.pth", "no checkpoint at"),
         ("form-root", "nowhere", "no data at"),
+        ("form-mean", "0.5, 0.5", "Mean: three numbers, one a colour"),
+        ("form-std", "1, 1, wide", "Standard deviation: three numbers, one a colour"),
     ],
 )
 def test_a_mistake_in_the_form_is_said_in_place(filled: Path, field: str, value: str, line: str) -> None:
