@@ -37,6 +37,11 @@ def use_threads() -> int:
 
 st.set_page_config(page_title="ModHiFi Studio", page_icon=str(HERE / "icon.svg"), layout="wide")
 st.logo(str(HERE / "logo.svg"), size="large", icon_image=str(HERE / "logo.svg"))
+# What is chosen is written in the colour that buttons are filled with: dark enough for white upon it, too dark on a dark page.
+st.html(
+    "<style>[data-testid=stButtonGroup] [data-selected=true] p, [data-testid=stSliderThumbValue] p"
+    " {color: light-dark(#1F66C1, #7FB2F5)}</style>"
+)
 pages = [
     page("model", "Model", "deployed_code", "One pass over unlabelled images: no labels, no loss, no gradients.", True),
     page("importance", "Importance", "bar_chart_4_bars", "The fewest components that carry a layer are its HiFi set."),

@@ -18,4 +18,5 @@ downloads(session, point)
 st.subheader("The same from the command line", anchor=False)
 st.caption("The downloaded plan is measured again by `python -m modhifi evaluate plan.zip`, with the same result.")
 plan = session.library.store.plan(session.source.id, point.id)
-st.code(commands(session.source, plan, point), language="bash", wrap_lines=True)
+# Without colours of a language, which are too pale to read.
+st.code(commands(session.source, plan, point), language=None, wrap_lines=True)
