@@ -12,10 +12,11 @@ app: $(VENV)/.app
 	$(BIN)/python -m streamlit run app/main.py --server.showEmailPrompt=false --browser.gatherUsageStats=false \
 		$(if $(CI),--server.headless=true) $(if $(PORT),--server.port=$(PORT))
 
-# ARGS='-k digits' goes to pytest. Two tests at a time with one thread each: most of them keep one busy and no more.
+# ARGS='-k digits' goes to pytest. Two tests at a time with one thread each: most of them keep one busy and no more. In order of
+# their names, so that the browser's few and long tests do not come last, when the other process has nothing left to do.
 test: $(VENV)/.dev
 	bash tests/browser/install_chromium.sh
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

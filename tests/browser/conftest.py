@@ -1,13 +1,15 @@
 """The real server, started from a folder that is not the project's, and Chromium in front of it."""
 
+import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,17 +34,16 @@ class Server:
     log: Path
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """``streamlit run app/main.py`` on a free port, with an empty cache; from another folder, as a user might."""
-    folder = tmp_path_factory.mktemp("elsewhere")
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    """``streamlit run app/main.py`` on a free port, with its cache in ``folder``; from there, as a user might."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app" / "main.py")]
     command += ["--server.headless=true", f"--server.port={port}", "--server.fileWatcherType=none"]
     environment = os.environ | {"MODHIFI_HOME": str(folder / "home")}
-    log = folder / "server.log"
+    log = folder / f"server-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
@@ -52,6 +53,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             process.terminate()
             process.wait(20)
     assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With an empty cache."""
+    with serving(tmp_path_factory.mktemp("elsewhere")) as found:
+        yield found
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -105,6 +113,23 @@ class Visitor:
         self.page.goto(f"{self.url}/{path}")
         self.settle()
 
+    def ready(self, path: str = "") -> "Visitor":
+        """Opens a page and waits for the analysis that it needs."""
+        self.open(path)
+        self.page.get_by_text("This page fills as soon as").wait_for(state="hidden", timeout=300_000)
+        self.settle()
+        return self
+
+    def ask_for(self, **fields: str) -> None:
+        """Fills in the form on the Model page and presses Analyse."""
+        if not self.page.get_by_role("button", name="Analyse", exact=True).is_visible():
+            self.page.get_by_text("Choose another network or other images").click()
+        for label, value in fields.items():
+            field = self.page.get_by_label(label.replace("_", " "), exact=True)
+            field.fill(value)
+            field.press("Enter" if field.get_attribute("role") == "combobox" else "Tab")
+        self.press("Analyse")
+
     def go(self, title: str) -> None:
         self.page.get_by_role("link", name=title, exact=True).first.click()
         self.page.get_by_role("heading", name=title, exact=True).wait_for()
@@ -114,7 +139,7 @@ class Visitor:
         self.page.get_by_role("button", name=name, exact=True).click()
         self.settle()
 
-    def see(self, text: str, seconds: float = 60) -> None:
+    def see(self, text: str | re.Pattern[str], seconds: float = 60) -> None:
         self.page.get_by_text(text).first.wait_for(timeout=1000 * seconds)
         self.settle()
 
@@ -129,9 +154,20 @@ class Visitor:
         self.page.screenshot(path=ARTIFACTS / f"{name}.png")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash.setdefault(_FAILED, False)
+    item.stash[_FAILED] |= report.failed
+    return report
+
+
+_FAILED = pytest.StashKey[bool]()
+
+
 @pytest.fixture
-def visit(chromium: Browser, server: Server) -> Iterator[Callable[..., Visitor]]:
-    """``visit(scheme)`` opens a tab of 1280×720; at the end no tab may have seen an error."""
+def visit(chromium: Browser, server: Server, request: pytest.FixtureRequest) -> Iterator[Callable[..., Visitor]]:
+    """``visit(scheme)`` opens a tab of 1280×720; at the end no tab may have seen an error. A test that failed leaves pictures."""
     visitors: list[Visitor] = []
 
     def new(scheme: str = "light") -> Visitor:
@@ -140,6 +176,8 @@ def visit(chromium: Browser, server: Server) -> Iterator[Callable[..., Visitor]]
         return visitors[-1]
 
     yield new
-    for visitor in visitors:
+    for number, visitor in enumerate(visitors):
+        if request.node.stash[_FAILED]:
+            visitor.shoot(f"failed-{re.sub('[^a-z0-9]+', '-', request.node.name)}-{number}")
         visitor.page.context.close()
     assert [error for visitor in visitors for error in visitor.errors] == []

@@ -7,39 +7,26 @@ import pytest
 
 from .conftest import Visitor
 
-PAGES = ["", "importance", "bounds", "prune", "forget", "export"]
 
-
-def ready(someone: Visitor, path: str = "") -> Visitor:
-    someone.open(path)
-    someone.page.get_by_text("This page fills as soon as").wait_for(state="hidden", timeout=300_000)
-    someone.settle()
-    return someone
-
-
-def ask_for(someone: Visitor, **fields: str) -> None:
-    """Fills in the form on the Model page and presses Analyse."""
-    page = someone.page
-    page.get_by_text("Choose another network or other images").click()
-    for label, value in fields.items():
-        field = page.get_by_label(label.replace("_", " "), exact=True)
-        field.fill(value)
-        field.press("Tab")
-    someone.press("Analyse")
-
-
-def test_cancel_then_run_again(visit: Callable[..., Visitor]) -> None:
-    someone = ready(visit())
-    ask_for(someone, Samples="500")
+def test_cancel_half_way_and_start_another(visit: Callable[..., Visitor]) -> None:
+    someone = visit().ready()
+    someone.ask_for(Samples="1297")
+    someone.see(re.compile(r"collecting statistics [1-9]\d?%"))
     someone.press("Cancel")
     someone.see("cancelled.")
-    someone.press("Run the analysis")
+    someone.ask_for(Samples="480")
     someone.see("Left whole", seconds=120)
+    assert someone.metric("Samples") == "480"
+    cancelled = someone.page.get_by_role("combobox", name="Study")
+    cancelled.click()
+    someone.page.get_by_role("option", name="1297").click()
+    someone.settle()
+    someone.see("is not analysed yet: run the analysis")
 
 
 def test_reload_in_the_middle_finds_the_job_again(visit: Callable[..., Visitor]) -> None:
-    someone = ready(visit())
-    ask_for(someone, Samples="490")
+    someone = visit().ready()
+    someone.ask_for(Samples="490")
     # On a busy machine the page may still wait for its turn when it was asked.
     someone.page.wait_for_url(re.compile("study="), wait_until="commit")
     address = someone.page.url
@@ -58,27 +45,27 @@ def test_reload_in_the_middle_finds_the_job_again(visit: Callable[..., Visitor])
     ],
 )
 def test_a_mistake_is_one_line(visit: Callable[..., Visitor], fields: dict[str, str], line: str) -> None:
-    someone = ready(visit())
-    ask_for(someone, **fields)
+    someone = visit().ready()
+    someone.ask_for(**fields)
     someone.see(line)
     assert someone.page.get_by_text("Traceback").count() == 0
 
 
 def test_slider_by_keyboard_and_the_address_that_it_gives(visit: Callable[..., Visitor]) -> None:
-    someone = ready(visit(), "prune")
+    someone = visit().ready("prune")
     slider = someone.page.get_by_role("slider")
     slider.focus()
     for _ in range(10):
         someone.page.keyboard.press("ArrowLeft")
     someone.settle()
     someone.page.wait_for_url("**remain=40**")
-    other = ready(visit(), f"prune?{someone.page.url.split('?')[1]}")
+    other = visit().ready(f"prune?{someone.page.url.split('?')[1]}")
     flops = float(other.page.locator("[data-testid=stMetricValue]").first.inner_text().rstrip("%"))
     assert 38 <= flops <= 40.01
 
 
 def test_a_click_in_the_overview_and_the_selectbox_do_the_same(visit: Callable[..., Visitor]) -> None:
-    someone = ready(visit(), "importance")
+    someone = visit().ready("importance")
     page = someone.page
     figure = page.locator(".st-key-overview .js-plotly-plot")
     figure.wait_for()
@@ -98,10 +85,27 @@ def test_a_click_in_the_overview_and_the_selectbox_do_the_same(visit: Callable[.
     page.get_by_role("heading", name=before).wait_for()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_page_fits_its_window(visit: Callable[..., Visitor], scheme: str) -> None:
-    for path in PAGES:
-        someone = ready(visit(scheme), path)
-        width = someone.page.evaluate("document.documentElement.scrollWidth")
-        assert width <= 1280, f"{path or 'model'} is {width} pixels wide"
-        someone.shoot(f"{path or 'model'}-{scheme}")
+def test_two_at_once_on_different_networks_and_a_link_from_one_to_a_third(visit: Callable[..., Visitor]) -> None:
+    one, other = visit().ready("prune"), visit("dark").ready()
+    other.ask_for(Network="digits-vit", Samples="64")
+    one.press("Measure")
+    one.see("Note on this plan", seconds=180)
+    other.see("Left whole", seconds=180)
+    found = int(other.metric("Components"))
+    one.go("Model")
+    assert int(one.metric("Components")) == 400 != found
+    other.go("Prune")
+    other.see("Nothing measured yet")
+    focus = other.page.get_by_role("combobox", name="Group in focus")
+    focus.click()
+    other.page.get_by_role("option").nth(3).click()
+    other.settle()
+    other.page.get_by_role("radio", name="Uniform").click()
+    other.settle()
+    other.page.wait_for_url(re.compile("allocation=Uniform"), wait_until="commit")
+    third = visit().ready(f"prune?{other.page.url.split('?')[1]}")
+    assert third.page.get_by_role("combobox", name="Group in focus").input_value() == focus.input_value()
+    assert third.page.get_by_role("combobox", name="Study").input_value().startswith("digits-vit")
+    assert third.page.get_by_role("radio", name="Uniform").get_attribute("aria-checked") == "true"
+    third.go("Importance")
+    third.page.get_by_role("heading", name=focus.input_value()).wait_for()

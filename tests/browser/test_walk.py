@@ -10,10 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Locator
 
 import modhifi
 
 from .conftest import ROOT, Server, Visitor
+
+PAGES = ["", "importance", "bounds", "prune", "forget", "export"]
 
 
 def test_first_visit_is_ready_soon_and_the_walk_ends_in_the_same_number(
@@ -47,6 +51,8 @@ def test_first_visit_is_ready_soon_and_the_walk_ends_in_the_same_number(
         page.get_by_role("button", name="Download the plan").click()
     plan = tmp_path / "plan.zip"
     download.value.save_as(plan)
+    page.get_by_role("button", name="ONNX").click()
+    someone.settle()
     someone.press("Build the network")
     page.get_by_role("button", name="Download the network").wait_for(timeout=300_000)
     with page.expect_download() as download:
@@ -71,9 +77,33 @@ def test_first_visit_is_ready_soon_and_the_walk_ends_in_the_same_number(
         str(tmp_path / folder),
     )
     assert f"{100 * float(again):.2f}%" == shown
-    report = (tmp_path / "report.html").read_text()
-    assert "<html" in report
-    assert "http" not in report.replace("http://www.w3.org", ""), "the report stands alone"
+    assert f"{100 * _accuracy_of_onnx(tmp_path / folder / 'model.onnx'):.2f}%" == shown
+    charts = read_report(visit(), tmp_path / "report.html")
+    assert charts == 5
+
+
+def read_report(reader: Visitor, path: Path) -> int:
+    """Opens a report without any network; how many charts it has drawn."""
+    reader.page.context.set_offline(True)
+    reader.url = path.as_uri()  # a request for anything else is an error
+    reader.page.goto(reader.url)
+    reader.page.get_by_role("heading", name="The same from the command line").wait_for()
+    reader.page.wait_for_function(
+        "[...document.querySelectorAll('.plotly-graph-div')].every(e => e.querySelector('.xaxislayer-above'))"
+    )
+    return reader.page.locator(".plotly-graph-div").count()
+
+
+def _accuracy_of_onnx(path: Path) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    data = modhifi.load_data("digits", split="test")
+    right = 0
+    for images, labels in data.batches(modhifi.load_model(device="cpu").input):
+        (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        right += int((logits.argmax(1) == labels.numpy()).sum())
+    return right / len(data)
 
 
 def test_own_checkpoint_and_images(visit: Callable[..., Visitor], server: Server, tmp_path: Path) -> None:
@@ -114,13 +144,14 @@ def test_own_checkpoint_and_images(visit: Callable[..., Visitor], server: Server
     assert float(someone.metric("Accuracy").rstrip("%")) > 90
 
 
-def test_forget_walk(visit: Callable[..., Visitor]) -> None:
+def test_forget_two_classes_and_read_the_report(visit: Callable[..., Visitor], tmp_path: Path) -> None:
     someone = visit()
     someone.open("forget")
     page = someone.page
     page.get_by_text("Classes to forget").wait_for(timeout=300_000)
-    page.get_by_role("button", name="3", exact=True).click()
-    someone.settle()
+    for name in ("3", "8"):
+        page.get_by_role("button", name=name, exact=True).click()
+        someone.settle()
     someone.press("Forget")
     someone.see("Confusion after", seconds=180)
     forget, retain = (float(someone.metric(f"{which} accuracy").rstrip("%")) for which in ("Forget", "Retain"))
@@ -129,16 +160,20 @@ def test_forget_walk(visit: Callable[..., Visitor]) -> None:
         assert someone.metric(label)
     for text in (
         "Is it forgotten?",
-        "Where the class lives",
+        "Where the classes live",
         "The strength that was searched",
         "Not answered any more",
     ):
         someone.see(text)
     someone.go("Export")
-    assert page.get_by_role("combobox", name="Current plan").input_value() == "Without 3"
+    assert page.get_by_role("combobox", name="Current plan").input_value() == "Without 3, 8"
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download the plan").click()
-    assert download.value.suggested_filename == "plan.zip"
+        page.get_by_role("button", name="Download the report").click()
+    download.value.save_as(tmp_path / "report.html")
+    reader = visit("dark")
+    assert read_report(reader, tmp_path / "report.html") == 5
+    reader.page.get_by_role("heading", name="digits-resnet20 without 3, 8").wait_for()
+    reader.page.get_by_text("Not answered any more").wait_for()
 
 
 def test_bounds_walk(visit: Callable[..., Visitor]) -> None:
@@ -165,6 +200,65 @@ def test_bounds_walk(visit: Callable[..., Visitor]) -> None:
     page.mouse.click(x, y)
     someone.see("The whole network", seconds=60)
     assert page.get_by_role("combobox", name="Group in focus").input_value() == "layer3.0.conv2"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_control_answers(visit: Callable[..., Visitor], path: str) -> None:
+    """Everything that chooses something is used once; what starts work has its own walk above."""
+    someone = visit().ready(path)
+    page, main = someone.page, someone.page.get_by_test_id("stMain")
+    used = 0
+
+    def each(role: str, use: Callable[[Locator], None], inside: Locator = main) -> None:
+        nonlocal used
+        for number in range(inside.get_by_role(role).count()):
+            control = inside.get_by_role(role).nth(number)
+            if control.is_visible() and control.is_enabled():
+                use(control)
+                someone.settle()
+                used += 1
+
+    def choose(box: Locator) -> None:
+        if box.get_attribute("aria-label") != "Study":  # another one would change the page
+            box.focus()
+            for key in ("ArrowDown", "ArrowDown", "Enter", "Escape"):
+                page.keyboard.press(key)
+
+    def choices(inside: Locator) -> None:
+        for role in ("tab", "radio"):
+            each(role, lambda control: control.click(), inside)
+        for role, key in (("switch", "Space"), ("slider", "ArrowRight"), ("spinbutton", "ArrowUp"), ("textbox", "End")):
+            each(role, lambda control, key=key: control.press(key), inside)
+        each("combobox", choose, inside)
+
+    for summary in main.locator("summary").all():
+        summary.click()
+        someone.settle()
+    choices(main)
+    for popover in main.get_by_test_id("stPopoverButton").filter(visible=True).all():
+        popover.click()
+        someone.settle()
+        choices(page.get_by_test_id("stPopoverBody"))
+        page.keyboard.press("Escape")
+        someone.settle()
+    assert used > 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_fits_its_window_and_is_accessible(visit: Callable[..., Visitor], scheme: str) -> None:
+    """With the plans and bounds of the walks above in them."""
+    for path in PAGES:
+        someone = visit(scheme).ready(path)
+        width = someone.page.evaluate("document.documentElement.scrollWidth")
+        assert width <= 1280, f"{path or 'model'} is {width} pixels wide"
+        someone.shoot(f"{path or 'model'}-{scheme}")
+        if not path:
+            someone.page.get_by_text("Choose another network or other images").click()
+            someone.settle()
+        found = [
+            one for one in Axe().run(someone.page).response["violations"] if one["impact"] in ("serious", "critical")
+        ]
+        assert found == [], f"{path or 'model'}: {[(one['id'], one['nodes'][0]['html']) for one in found]}"
 
 
 def _modhifi(*arguments: str, cwd: Path) -> dict[str, float]:
