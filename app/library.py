@@ -136,11 +136,8 @@ class Library:
         return self.jobs.get(_exemplars_key(source, group, component))
 
     def sensitivity(self, source: Source, choice: Choice) -> np.ndarray:
-        """(groups, `modhifi.pruning.SHARES`): see `modhifi.pruning.sensitivity`."""
-        study = self.study(source)
-        assert study is not None, "a page that asks for this has a study"
-        found = modhifi.pruning.sensitivity(study, score=choice.score, compensate=choice.level)
-        return np.array(list(found.values()))
+        """(groups, `modhifi.pruning.SHARES`): see `modhifi.pruning.sensitivity`; whatever the budget."""
+        return _sensitivity(self, source, choice.score, choice.level)
 
     def latencies(self, source: Source) -> LatencyTable | None:
         """How long the layers take on this machine, if they were timed; a table of another machine does not count."""
@@ -400,6 +397,13 @@ def _allocation(library: Library, source: Source, choice: Choice, timed: bool) -
         raise UserError("this network has no study yet; run the analysis on the Model page first")
     # With the table, if there is one, the milliseconds are predicted too.
     return modhifi.pruning.allocate(study, **choice.arguments, latencies=library.latencies(source) if timed else None)
+
+
+@lru_cache(maxsize=64)
+def _sensitivity(library: Library, source: Source, score: str, level: Level) -> np.ndarray:
+    study = library.study(source)
+    assert study is not None, "a page that asks for this has a study"
+    return np.array(list(modhifi.pruning.sensitivity(study, score=score, compensate=level).values()))
 
 
 @lru_cache(maxsize=8)
