@@ -218,6 +218,8 @@ def network_map(blocks: Sequence[Block], colour: str, title: str, focus: str | N
         "takes part in %{customdata[4]:.1%} of the FLOPs<br>Lipschitz ≥ %{customdata[5]:.3g}<extra></extra>"
     )
 
+    edge = {"width": 1, "color": GREY}  # the scale begins darker than a dark page
+
     def custom(some: Sequence[Block]) -> list[tuple[Any, ...]]:
         return [(b.name, _SIGNS.get(b.kind, ("", "channels"))[1], b.size, b.fidelity, b.cost, b.constant) for b in some]
 
@@ -226,7 +228,7 @@ def network_map(blocks: Sequence[Block], colour: str, title: str, focus: str | N
         y=[block.size for block in inner],
         width=0.9,
         customdata=custom(inner),
-        marker={"color": [of[b.name] for b in inner], **scale, "line": {"width": 0}, "colorbar": bar},
+        marker={"color": [of[b.name] for b in inner], **scale, "line": edge, "colorbar": bar},
         hovertemplate=hover,
         showlegend=False,
         row=1,
@@ -240,7 +242,7 @@ def network_map(blocks: Sequence[Block], colour: str, title: str, focus: str | N
         width=[0.25 + 0.7 * block.size / widest for block in streams],
         orientation="h",
         customdata=custom(streams),
-        marker={"color": [of[b.name] for b in streams], **scale, "line": {"width": 0}},
+        marker={"color": [of[b.name] for b in streams], **scale, "line": edge},
         hovertemplate=hover,
         showlegend=False,
         row=2,

@@ -150,6 +150,7 @@ class Visitor:
 
     def shoot(self, name: str) -> None:
         ARTIFACTS.mkdir(exist_ok=True)
+        self.page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')")
         self.page.wait_for_timeout(800)  # figures fade in
         self.page.screenshot(path=ARTIFACTS / f"{name}.png")
 
