@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -146,24 +146,26 @@ def bounds_table(bounds: Sequence[BoundPoint]) -> tuple[pd.DataFrame, Columns]:
     }
 
 
+def _row(plan: str, e: Mapping[str, Any], when: str, note: str) -> dict[str, Any]:
+    """What an evaluation says of the network after (``when`` empty) or ``_before``."""
+    return {
+        "Plan": plan,
+        "Accuracy": 100 * e[f"accuracy{when}"],
+        "Change": 100 * (e[f"accuracy{when}"] - e["accuracy_before"]),
+        "FLOPs": 100 * e[f"flops{when}"] / e["flops_before"],
+        "Parameters": 100 * e[f"params{when}"] / e["params_before"],
+        "Latency": e.get(f"latency_ms{when}"),
+        "Latency before": e.get("latency_ms_before"),
+        "Images": e["samples"],
+        "Note": note,
+    }
+
+
 def points_table(points: Sequence[Point]) -> tuple[pd.DataFrame, Columns]:
-    """Measured plans, the newest first."""
-    rows = []
-    for point in reversed(points):
-        e = point.evaluation
-        rows.append(
-            {
-                "Plan": point.label,
-                "Accuracy": 100 * e["accuracy"],
-                "Change": 100 * (e["accuracy"] - e["accuracy_before"]),
-                "FLOPs": 100 * e["flops"] / e["flops_before"],
-                "Parameters": 100 * e["params"] / e["params_before"],
-                "Latency": e.get("latency_ms"),
-                "Latency before": e.get("latency_ms_before"),
-                "Images": e["samples"],
-                "Note": point.note,
-            }
-        )
+    """Measured plans, the newest first, and the unchanged network as the newest found it."""
+    rows = [_row(point.label, point.evaluation, "", point.note) for point in reversed(points)]
+    if points:
+        rows.append(_row("Unchanged network", points[-1].evaluation, "_before", ""))
     number = st.column_config.NumberColumn
     return pd.DataFrame(rows), {
         "Accuracy": number(format="%.2f%%"),

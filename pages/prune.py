@@ -89,4 +89,6 @@ else:
     ui.before_and_after(point)
     note_on(session, point)
     table, columns = points_table(pruned)
-    st.dataframe(table, column_config=columns, hide_index=True, alt="Measured plans, the newest first")
+    st.dataframe(
+        table, column_config=columns, hide_index=True, alt="Measured plans, the newest first, and the unchanged network"
+    )
