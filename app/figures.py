@@ -52,6 +52,7 @@ GREY = "#7C8798"
 _LARGEST = 5000
 _SCALE = "Cividis"
 _CLASSES = 40
+_CONFUSED = 70
 # What is not plain channels gets a sign above its column.
 _SIGNS = {
     "stream": ("diamond", "residual stream"),
@@ -654,7 +655,14 @@ def trade_off(
 
 
 def confusion(matrix: Array, classes: Sequence[str]) -> go.Figure:
-    """Rows are the true classes, (K, K) counts; colour is the share of the row, so that small classes are seen too."""
+    """Rows are the true classes, (K, K) counts; colour is the share of the row, so that small classes are seen too.
+
+    Of many classes the 70 are shown that are confused most.
+    """
+    if len(classes) > _CONFUSED:
+        wrong = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
+        chosen = np.sort(np.argsort(-wrong, kind="stable")[:_CONFUSED])
+        matrix, classes = matrix[np.ix_(chosen, chosen)], [classes[number] for number in chosen]
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     small = len(classes) <= 20
     figure = go.Figure(

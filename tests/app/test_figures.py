@@ -119,6 +119,16 @@ def test_of_many_classes_those_that_differ_are_shown() -> None:
     assert shown.customdata[0][3] == "component 3"
 
 
+def test_of_many_classes_those_that_are_confused_are_shown() -> None:
+    matrix = np.diag(np.full(300, 9.0))
+    matrix[200, 250] = matrix[17, 3] = 4.0
+    shown = f.confusion(matrix, [f"class {number}" for number in range(300)]).data[0]
+    assert np.size(shown.z) <= 5000
+    assert {"class 3", "class 17", "class 200", "class 250"} <= set(shown.x)
+    row, column = list(shown.y).index("class 200"), list(shown.x).index("class 250")
+    assert shown.customdata[row][column] == 4
+
+
 def test_the_diagonal_of_the_bound_scatter_is_y_equals_x() -> None:
     diagonal, alone, plans = f.bound_scatter([0.1, 0.5], [1, 3], ["80%", "50%"], ALONE).data
     assert tuple(diagonal.x) == tuple(diagonal.y)
