@@ -23,7 +23,7 @@ from .store import Store
 
 __all__ = ["LARGEST", "keep_checkpoint", "keep_images"]
 
-LARGEST = 512
+LARGEST = 500
 """Megabytes of one file; the server refuses more (``maxUploadSize``)."""
 _CHECKPOINTS = (".safetensors", ".pt", ".pth", ".th")
 _UNPACKED = 4 << 30
