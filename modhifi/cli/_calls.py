@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,11 @@ from ..progress import Progress
 from ..pruning import SHARES, LatencyTable, measure_table, sensitivity
 from ..study import Study
 from ..unlearning import METHODS as FORGETTING
+from ._multimodal import multimodal as multimodal
 from ._parser import build_parser
 from ._processes import joined
-
-Answer = tuple[dict[str, Any], str]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns as wide as their widest cell, the first to the left and the others to the right."""
-    cells = [[str(cell) for cell in row] for row in [head, *rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+from ._table import Answer
+from ._table import table as _table
 
 
 def _data(asked: argparse.Namespace, known: DataRef, samples: int | None = None) -> Data:

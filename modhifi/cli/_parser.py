@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 from ..data import SYNTHETIC
 from ..errors import UserError
 from ..lipschitz import ESTIMATORS
+from ..multimodal import FUSIONS, Settings
+from ..multimodal import METHODS as BALANCING
 from ..pruning import BASELINES, METHODS, NEEDS_LABELS
 from ..study import CONSTANT_SAMPLES, CONSTANTS, SCORES
 from ..unlearning import METHODS as FORGETTING
@@ -59,6 +61,66 @@ def _data(parser: argparse.ArgumentParser, split: str | None, default: str | Non
     parser.add_argument("--data-root", metavar="DIR", help="where the data lies")
     parser.add_argument("--split", default=split, help=f"which part of it (default: {split})")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of samples")
+
+
+def _share(text: str) -> tuple[str, float]:
+    name, equals, share = text.rpartition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODALITY=SHARE")
+    return name, float(share)
+
+
+def _multimodal(parser: argparse.ArgumentParser) -> None:
+    usual = Settings()
+    calls = parser.add_subparsers(dest="do", required=True, metavar="train|report", parser_class=_Parser)
+    train = calls.add_parser("train", help="train every method with every seed, and each modality alone; writes a run")
+    report = calls.add_parser("report", help="the table of a run")
+    for one in (train, report):
+        # Not to undo the flag of the outer parser.
+        one.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object")
+    report.add_argument("run", metavar="RUN")
+    train.add_argument(
+        "--data",
+        metavar="DATA",
+        default=usual.data,
+        help="digits (two halves of each image, nothing needed), or a folder with the Free Spoken Digit Dataset as "
+        "train.parquet and test.parquet (audio-visual digits)",
+    )
+    train.add_argument("--fusion", choices=FUSIONS, default=usual.fusion)
+    train.add_argument(
+        "--method",
+        type=_names,
+        metavar="NAMES",
+        default=list(usual.methods),
+        help=f"comma separated: {', '.join(BALANCING)}, or all (default: {','.join(usual.methods)})",
+    )
+    train.add_argument("--seeds", type=int, default=usual.seeds, metavar="N", help="networks for each method")
+    train.add_argument("--epochs", type=int, default=usual.epochs, metavar="N")
+    train.add_argument("--pairs", type=int, metavar="N", help="training pairs (default: every image once)")
+    train.add_argument(
+        "--degrade",
+        type=_share,
+        action="append",
+        default=[],
+        metavar="MODALITY=SHARE",
+        help="keep so much of its PCA energy, as AV-MNIST does",
+    )
+    train.add_argument("--alpha", type=float, default=usual.alpha, help=f"of AGM (default: {usual.alpha:g})")
+    train.add_argument(
+        "--ogm-alpha",
+        type=float,
+        default=usual.ogm_alpha,
+        metavar="A",
+        help=f"of OGM-GE (default: {usual.ogm_alpha:g})",
+    )
+    train.add_argument(
+        "--patience", type=int, default=usual.patience, metavar="N", help=f"of MSES, epochs (default: {usual.patience})"
+    )
+    train.add_argument("--rate", type=float, default=usual.rate, help=f"of learning (default: {usual.rate:g})")
+    train.add_argument("--batch", type=int, default=usual.batch, metavar="N")
+    train.add_argument("--weight-decay", type=float, default=usual.decay, metavar="D")
+    train.add_argument("--device", default="cpu")
+    train.add_argument("--out", default="run", metavar="RUN", help="the folder to write (default: run)")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -224,6 +286,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--samples", type=int, metavar="N", help="all if left out")
     evaluate.add_argument("--weights", metavar="FILE", help="where the plan's checkpoint is now, if it has moved")
     evaluate.add_argument("--device", default="auto")
+
+    _multimodal(
+        call("multimodal", "Train several modalities together, modulated or not, and measure how they compete.")
+    )
 
     export = call("export", "Write the changed network and its plan into a folder.")
     export.add_argument("plan", metavar="PLAN")

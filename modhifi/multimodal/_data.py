@@ -1,0 +1,277 @@
+"""Audio-visual digits, and what stands in for them where there are no recordings.
+
+*Audio-visual digits*: scikit-learn's handwritten digits (8×8) and spoken digits of the Free Spoken Digit Dataset as log-mel
+spectrograms (32×32), paired by label. Images are split as `modhifi.load_data` splits them; recordings by their number among a
+speaker's recordings of a digit: 0–4 test (as the dataset's authors do), 5–9 validation, the rest training. No image and no
+recording is in two splits.
+
+*Two views of the digits*: the left and the right half of each image, for whoever has no recordings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import wave
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data import load_data
+from ..errors import UserError
+
+__all__ = [
+    "SPLITS",
+    "MultimodalData",
+    "Pairs",
+    "audio_visual_digits",
+    "keep_energy",
+    "load_multimodal",
+    "log_mel",
+    "two_views",
+]
+
+SPLITS = ("train", "validation", "test")
+_IMAGES = {"train": "train", "validation": "calibration", "test": "test"}
+RATE = 8000
+"""Samples a second of a recording."""
+_WINDOW, _HOP, _MELS, _FRAMES = 256, 160, 32, 32
+_NAME = re.compile(r"(\d)_([^_]+)_(\d+)\.wav")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Samples of one split: modality → (N, C, H, W) float32, and class indices (N,) int64."""
+
+    inputs: dict[str, Tensor]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, places: Tensor) -> Pairs:
+        return Pairs({name: one[places] for name, one in self.inputs.items()}, self.targets[places])
+
+
+@dataclass(frozen=True)
+class MultimodalData:
+    """Three disjoint splits. ``about`` is one sentence for people: what is paired with what."""
+
+    name: str
+    about: str
+    classes: tuple[str, ...]
+    train: Pairs
+    validation: Pairs
+    test: Pairs
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.train.inputs)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Modality → (C, H, W)."""
+        return {name: tuple(one.shape[1:]) for name, one in self.train.inputs.items()}  # type: ignore[misc]
+
+    def only(self, modality: str) -> MultimodalData:
+        """The same with one modality."""
+        return self._each(lambda pairs: Pairs({modality: pairs.inputs[modality]}, pairs.targets))
+
+    def to(self, device: torch.device) -> MultimodalData:
+        return self._each(
+            lambda pairs: Pairs({name: x.to(device) for name, x in pairs.inputs.items()}, pairs.targets.to(device))
+        )
+
+    def _each(self, change: Callable[[Pairs], Pairs]) -> MultimodalData:
+        return dataclasses.replace(
+            self, train=change(self.train), validation=change(self.validation), test=change(self.test)
+        )
+
+
+def load_multimodal(
+    data: str = "digits", pairs: int | None = None, degrade: Mapping[str, float] | None = None, seed: int = 0
+) -> MultimodalData:
+    """``digits`` (two views, nothing needed) or a folder with the Free Spoken Digit Dataset as train.parquet and test.parquet.
+
+    ``pairs`` training pairs are drawn by ``seed`` (all images once if left out); validation and test are always the same.
+    ``degrade`` names modalities and the share of PCA energy that each of them keeps, as AV-MNIST does (`keep_energy`).
+
+    Raises `UserError` for data that is missing, damaged, or of one class only, and for a degradation of no modality.
+    """
+    made = two_views(pairs, seed) if data == "digits" else audio_visual_digits(Path(data), pairs, seed)
+    for name, energy in (degrade or {}).items():
+        if name not in made.modalities:
+            raise UserError(f"cannot degrade {name!r}; the modalities are {', '.join(made.modalities)}")
+        splits = [getattr(made, split).inputs for split in SPLITS]
+        for one, kept in zip(splits, keep_energy([one[name] for one in splits], energy), strict=True):
+            one[name] = kept
+    return made
+
+
+def keep_energy(splits: list[Tensor], energy: float) -> list[Tensor]:
+    """Each split (N, …) on the first principal components of the first one: the fewest with ``energy`` of its variance."""
+    if not 0 < energy <= 1:
+        raise UserError(f"the share of energy that is kept lies above 0 and up to 1, not {energy}")
+    flat = splits[0].flatten(1).double()
+    mean = flat.mean(0)
+    _, values, directions = torch.linalg.svd(flat - mean, full_matrices=False)
+    held = values.square().cumsum(0) / values.square().sum()
+    basis = directions[: int((held < energy - 1e-12).sum()) + 1]
+    return [
+        (((one.flatten(1).double() - mean) @ basis.T) @ basis + mean).to(one.dtype).reshape(one.shape) for one in splits
+    ]
+
+
+# Images
+
+
+def _images(split: str) -> tuple[Tensor, Tensor]:
+    """(N, 1, 8, 8) in 0..1 and class indices (N,)."""
+    data = load_data("digits", split=_IMAGES[split])
+    pixels = np.stack([np.asarray(data.read(i)) for i in data.order]).astype(np.float32) / 255
+    assert data.targets is not None, "the digits have labels"
+    return torch.from_numpy(pixels)[:, None], data.targets
+
+
+def two_views(pairs: int | None = None, seed: int = 0) -> MultimodalData:
+    """The left and the right half of each handwritten digit, 8×4 pixels each, as two modalities."""
+    found = {}
+    for split in SPLITS:
+        images, targets = _images(split)
+        if split == "train" and pairs is not None:
+            chosen = _draw(len(targets), pairs, seed)
+            images, targets = images[chosen], targets[chosen]
+        found[split] = Pairs({"left": images[..., :4], "right": images[..., 4:]}, targets)
+    return _standardised(
+        "digits", "Left and right half of scikit-learn's handwritten digits: two real views, no recordings.", found
+    )
+
+
+def _draw(available: int, wanted: int, seed: int) -> Tensor:
+    """Indices: without replacement as long as there are enough, then again from the beginning."""
+    if wanted < 2:
+        raise UserError(f"{wanted} training pairs are too few; ask for at least 2")
+    generator = torch.Generator().manual_seed(seed)
+    rounds = -(-wanted // available)
+    return torch.cat([torch.randperm(available, generator=generator) for _ in range(rounds)])[:wanted]
+
+
+def _standardised(name: str, about: str, splits: Mapping[str, Pairs]) -> MultimodalData:
+    """Every modality with mean 0 and variance 1 over the training pairs, so that zeros mute to the mean."""
+    train = splits["train"]
+    if len(train.targets.unique()) < 2:
+        raise UserError("the training pairs are of one class only; ask for more pairs or other data")
+    for modality, values in list(train.inputs.items()):
+        mean, deviation = values.mean(), values.std()
+        for split in splits.values():
+            split.inputs[modality] = (split.inputs[modality] - mean) / deviation
+    classes = tuple(str(digit) for digit in range(10))
+    return MultimodalData(name, about, classes, train, splits["validation"], splits["test"])
+
+
+# Recordings
+
+
+def audio_visual_digits(folder: Path, pairs: int | None = None, seed: int = 0) -> MultimodalData:
+    """Handwritten and spoken digits, paired by label."""
+    recordings = _recordings(folder)
+    found = {}
+    for split in SPLITS:
+        images, targets = _images(split)
+        sounds, spoken = recordings[split]
+        if split == "train":
+            # All images and all recordings are used alike, each by its own draw.
+            chosen = _draw(len(targets), pairs or len(targets), seed)
+            partner = _partners(targets[chosen], spoken, seed)
+        else:
+            # Each image that is judged meets several recordings: fewer chance effects of the pairing.
+            chosen = torch.arange(len(targets)).repeat(3 if split == "test" else 1)
+            partner = _partners(targets[chosen], spoken, 0)
+        found[split] = Pairs({"image": images[chosen], "audio": sounds[partner]}, targets[chosen])
+    return _standardised(
+        "audio-visual digits", "scikit-learn's handwritten digits and spoken digits (FSDD), paired by label.", found
+    )
+
+
+def _partners(targets: Tensor, spoken: Tensor, seed: int) -> Tensor:
+    """For each target (N,) the index of a recording of its class; the recordings of a class take turns in a drawn order."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    partner = torch.empty_like(targets)
+    for label in targets.unique().tolist():
+        places, own = (targets == label).nonzero()[:, 0], (spoken == label).nonzero()[:, 0]
+        if not len(own):
+            raise UserError(f"there is no recording of the digit {label} in one of the splits; all ten are needed")
+        partner[places] = own[torch.randperm(len(own), generator=generator)].repeat(len(places) // len(own) + 1)[
+            : len(places)
+        ]
+    return partner
+
+
+def _recordings(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Split → log-mel spectrograms (N, 1, 32, 32) and class indices (N,)."""
+    rows: dict[str, list[tuple[NDArray[np.float32], int]]] = {split: [] for split in SPLITS}
+    for file in ("train", "test"):
+        path = folder / f"{file}.parquet"
+        if not path.is_file():
+            raise UserError(
+                f"no {path}; name a folder with the Free Spoken Digit Dataset as train.parquet and test.parquet"
+            )
+        try:
+            table = pq.read_table(path, columns=["audio", "label"]).to_pylist()
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise UserError(f"{path} is damaged or has no columns audio and label") from error
+        for row in table:
+            named = _NAME.fullmatch(str(row["audio"]["path"])) if isinstance(row["audio"], dict) else None
+            if named is None:
+                raise UserError(f"{path}: the path of a recording must say DIGIT_SPEAKER_NUMBER.wav")
+            number = int(named[3])
+            split = "test" if number < 5 else "validation" if number < 10 else "train"
+            rows[split].append((_waveform(row["audio"]["bytes"], f"{named[0]} of {path}"), int(row["label"])))
+    return {
+        split: (log_mel([sound for sound, _ in found]), torch.tensor([label for _, label in found]))
+        for split, found in rows.items()
+    }
+
+
+def _waveform(encoded: bytes, name: str) -> NDArray[np.float32]:
+    """Samples in −1..1 of a mono wav of 16 bits at 8 kHz."""
+    try:
+        with wave.open(io.BytesIO(encoded)) as file:
+            form = (file.getnchannels(), file.getsampwidth(), file.getframerate())
+            frames = file.readframes(file.getnframes())
+    except (wave.Error, EOFError, TypeError) as error:
+        raise UserError(f"{name} is no wav file") from error
+    if form != (1, 2, RATE) or not frames:
+        raise UserError(f"{name} must be a mono wav of 16 bits at {RATE} Hz that is not empty")
+    return np.frombuffer(frames, dtype="<i2").astype(np.float32) / np.float32(32768)
+
+
+def log_mel(sounds: list[NDArray[np.float32]]) -> Tensor:
+    """(N, 1, 32, 32): logarithm of the energy in 32 mel bands (rows) of 32 windows of 32 ms, 20 ms apart (columns). What is
+    shorter than 0.65 s is followed by silence, what is longer is cut off.
+    """
+    length = _WINDOW + _HOP * (_FRAMES - 1)
+    padded = torch.zeros(len(sounds), length)
+    for row, sound in zip(padded, sounds, strict=True):
+        row[: min(length, len(sound))] = torch.from_numpy(sound[:length])
+    window = torch.hann_window(_WINDOW)
+    power = torch.stft(padded, _WINDOW, _HOP, window=window, center=False, return_complex=True).abs().square()
+    return (mel_filters() @ power + 1e-6).log()[:, None]  # (N, 1, mels, frames)
+
+
+def mel_filters() -> Tensor:
+    """(32, 129): triangles, evenly spaced on the mel scale 2595 log10(1 + f/700) from 0 to 4,000 Hz."""
+    top = 2595 * np.log10(1 + RATE / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, top, _MELS + 2) / 2595) - 1)
+    bins = np.arange(_WINDOW // 2 + 1) * RATE / _WINDOW
+    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+    return torch.from_numpy(np.maximum(0, np.minimum(rising, falling))).float()

@@ -1,0 +1,297 @@
+"""Ways to train several modalities together, all used alike in a training loop of one's own:
+
+    method = AGM(alpha=1.0)
+    optimizer = torch.optim.SGD(method.parameter_groups(model, rate=0.05), momentum=0.9)
+    for epoch in range(epochs):
+        for inputs, targets in batches:                     # inputs: a dict or tuple of tensors (B, …)
+            optimizer.zero_grad()
+            criterion(method(model, inputs, targets), targets).backward()
+            method.adjust(model)                            # before gradients are clipped
+            optimizer.step()
+        method.end_epoch(model, {…: …})                     # modality → its loss on validation data
+
+`Joint` is plain joint training. `AGM` needs ``method(model, inputs, targets)`` alone and works with any model. The others, to
+compare with, need to know which parameters belong to which modality: ``model.encoders``, a ModuleDict by modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import UserError
+from ._inputs import Inputs, call, check, named
+from ._shapley import coalitions, mute, muted, shapley_values, share
+
+__all__ = ["AGM", "MSES", "MSLR", "OGMGE", "Joint"]
+
+_STEEPEST = 50.0
+
+
+class Joint:
+    """Plain joint training: nothing is modulated.
+
+    ``coefficients`` is what the gradients of each modality were multiplied by in the last batch.
+    """
+
+    name = "joint"
+    title = "Joint"
+
+    def __init__(self) -> None:
+        self.coefficients: dict[str, float] = {}
+
+    def parameter_groups(self, model: nn.Module, rate: float) -> list[dict[str, Any]]:
+        """For an optimizer: which parameters learn at what rate."""
+        return [{"params": list(model.parameters()), "lr": rate}]
+
+    def __call__(self, model: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        """The model's logits (B, K), unchanged; ``targets`` are class indices (B,).
+
+        Raises `UserError` if a modality is missing, batch sizes differ, or values are not finite.
+        """
+        given = named(inputs)
+        check(given, targets, list(self.coefficients) or None)
+        if not self.coefficients:
+            self.coefficients = dict.fromkeys(given, 1.0)
+        return self.forward(model, given, inputs, targets)
+
+    def forward(self, model: nn.Module, given: dict[str, Tensor], inputs: Inputs, targets: Tensor) -> Tensor:  # noqa: ARG002
+        """What a method does with a batch that was found to be in order."""
+        return call(model, given, inputs)
+
+    def adjust(self, model: nn.Module) -> None:
+        """Between ``backward`` and the step, before gradients are clipped."""
+
+    def end_epoch(self, model: nn.Module, losses: Mapping[str, float]) -> None:
+        """After an epoch, with the loss of each modality's own output on validation data."""
+
+
+class AGM(Joint):
+    """Adaptive gradient modulation (Li et al., ICCV 2023; theory, section 7).
+
+    With ``s_m`` the mean cross-entropy of modality m's Shapley output φ_m over the batch, s̄ their mean over the M modalities and
+    ŝ the running means over all batches so far, this one included,
+
+        r_m = exp( M/(M−1) · (s̄ − s_m) ) ,  τ_m = exp( M/(M−1) · (ŝ̄ − ŝ_m) ) ,  κ_m = exp( α (τ_m − r_m) )
+
+    and the gradient that flows back through φ_m is multiplied by κ_m. The output itself is the model's own, so that with
+    ``alpha=0`` training is that of `Joint`, bit by bit. Costs 2^M − 2 more passes; they run with BatchNorm in evaluation mode and
+    see the random draws (dropout) of the first. In several processes the scores are of all of them together.
+
+    ``baseline`` replaces a muted modality (zeros where it has none). ``alpha`` may be changed between batches. ``limit`` bounds
+    the exponent α (τ_m − r_m) on both sides.
+    """
+
+    name = "agm"
+    title = "AGM"
+
+    def __init__(self, alpha: float = 1.0, baseline: Mapping[str, Tensor] | None = None, limit: float = 7.0) -> None:
+        super().__init__()
+        if not alpha >= 0:
+            raise UserError(f"alpha is how strongly gradients are modulated, 0 or more, not {alpha}")
+        self.alpha, self.baseline, self.limit = alpha, baseline, limit
+        self.scores: dict[str, float] = {}
+        """s_m of the last batch."""
+        self.running: dict[str, float] = {}
+        """ŝ_m, the mean of s_m over ``batches`` batches."""
+        self.batches = 0
+
+    def forward(self, model: nn.Module, given: dict[str, Tensor], inputs: Inputs, targets: Tensor) -> Tensor:
+        # A wrapped model synchronises its buffers at each call; the muted passes must not.
+        bare = model.module if isinstance(model, DistributedDataParallel) else model
+        everything = frozenset(given)
+        draws = _Draws(targets.device)
+        # First the pass in training mode: it updates BatchNorm's statistics, which the muted passes read.
+        outputs = {everything: call(model, given, inputs)}
+        with muted(bare):
+            for present in coalitions(list(given)):
+                with draws.again():
+                    outputs[present] = call(bare, mute(given, present, self.baseline), inputs)
+        if not 0 <= int(targets.min()) <= int(targets.max()) < outputs[everything].shape[1]:
+            raise UserError(f"targets must be class indices from 0 to {outputs[everything].shape[1] - 1}")
+        self._observe(shapley_values({s: o.detach() for s, o in outputs.items()}, list(given)), targets)
+        factors = [share(present, self.coefficients) for present in outputs]
+        return _Modulated.apply(factors, *outputs.values())  # type: ignore[no-any-return]
+
+    def _observe(self, values: Mapping[str, Tensor], targets: Tensor) -> None:
+        """Scores, running scores and coefficients of one batch."""
+        sums = [cross_entropy(value.float(), targets, reduction="sum").double() for value in values.values()]
+        told = torch.stack([*sums, torch.tensor(len(targets), dtype=torch.float64, device=targets.device)])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(told)
+        means = (told[:-1] / told[-1]).cpu()
+        if not bool(torch.isfinite(means).all()):
+            raise UserError(
+                "the model's output is not finite any more: training diverged; choose a lower learning rate"
+            )
+        self.scores = dict(zip(values, means.tolist(), strict=True))
+        self.batches += 1
+        for name, score in self.scores.items():
+            before = self.running.get(name, score)
+            self.running[name] = before + (score - before) / self.batches
+        now, usual = (
+            _ratios(torch.tensor([one[name] for name in values]).double()) for one in (self.scores, self.running)
+        )
+        exponents = (self.alpha * (usual - now)).clamp(-self.limit, self.limit)
+        self.coefficients = dict(zip(values, exponents.exp().tolist(), strict=True))
+
+
+def _ratios(scores: Tensor) -> Tensor:
+    """exp( M/(M−1) · (mean − s_m) ), (M,) -> (M,); an exponent stops at 50, far beyond what could still matter."""
+    count = len(scores)
+    return (count / (count - 1) * (scores.mean() - scores)).clamp(max=_STEEPEST).exp()
+
+
+class _Modulated(torch.autograd.Function):
+    """The first tensor as it is; in the backward pass each tensor gets the gradient times its factor."""
+
+    @staticmethod
+    def forward(ctx: Any, factors: list[float], whole: Tensor, *others: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.factors = factors
+        return whole.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(gradient * factor for factor in ctx.factors)
+
+
+class _Draws:
+    """Lets later passes see the random draws that the next one is going to see."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.devices = [device] if device.type == "cuda" else []
+        self.states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(one) for one in self.devices)]
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        with torch.random.fork_rng(self.devices):
+            torch.set_rng_state(self.states[0])
+            for one, state in zip(self.devices, self.states[1:], strict=True):
+                torch.cuda.set_rng_state(state, one)
+            yield
+
+
+class OGMGE(Joint):
+    """On-the-fly gradient modulation with generalisation enhancement (Peng et al., CVPR 2022), for two modalities in late fusion.
+
+    With ``s_m = Σ_i softmax(z_m)[y_i]`` of each modality's own logits and ρ_m = s_m / s_other, the encoder of the modality with
+    ρ_m > 1 learns with its gradient times 1 − tanh(α ρ_m); to every gradient of an encoder Gaussian noise of its own standard
+    deviation is added. The model has ``heads``, a ModuleDict by modality whose outputs add up to the logits.
+    """
+
+    name = "ogm-ge"
+    title = "OGM-GE"
+
+    def __init__(self, alpha: float = 0.5, noise: bool = True, seed: int = 0) -> None:
+        super().__init__()
+        self.alpha, self.noise, self.seed = alpha, noise, seed
+        self._generator: torch.Generator | None = None
+
+    def forward(self, model: nn.Module, given: dict[str, Tensor], inputs: Inputs, targets: Tensor) -> Tensor:
+        heads = _parts(model, "heads", given, "OGM-GE is made for late fusion")
+        if len(given) != 2:
+            raise UserError(f"OGM-GE is made for two modalities, not {len(given)}; AGM takes any number")
+        logits: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Any:
+            def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+                logits[name] = output.detach()
+
+            return hook
+
+        hooks = [heads[name].register_forward_hook(keep(name)) for name in given]
+        try:
+            output = call(model, given, inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        sums = torch.stack(
+            [logits[name].float().softmax(1).gather(1, targets[:, None]).sum().double() for name in given]
+        )
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        ratios = (sums / sums.flip(0)).cpu()
+        factors = torch.where(ratios > 1, 1 - torch.tanh(self.alpha * ratios), 1.0)
+        self.coefficients = dict(zip(given, factors.tolist(), strict=True))
+        return output
+
+    def adjust(self, model: nn.Module) -> None:
+        encoders = _parts(model, "encoders", self.coefficients, "OGM-GE is made for late fusion")
+        for name, factor in self.coefficients.items():
+            for parameter in encoders[name].parameters():
+                if parameter.grad is None:
+                    continue
+                deviation = parameter.grad.std(correction=0)
+                parameter.grad.mul_(factor)
+                if self.noise:
+                    if self._generator is None:  # one of its own: the same draws in every process
+                        self._generator = torch.Generator(parameter.device).manual_seed(self.seed)
+                    drawn = torch.empty_like(parameter.grad).normal_(generator=self._generator)
+                    parameter.grad.add_(drawn * deviation)
+
+
+class MSLR(Joint):
+    """Modality-specific learning rates (Yao and Mihalcea, 2022, strategy *keep*): each encoder keeps the rate that suits the
+    modality when it is trained alone; ``rates`` are multiples of the common one.
+    """
+
+    name = "mslr"
+    title = "MSLR"
+
+    def __init__(self, rates: Mapping[str, float]) -> None:
+        super().__init__()
+        self.rates = dict(rates)
+
+    def parameter_groups(self, model: nn.Module, rate: float) -> list[dict[str, Any]]:
+        encoders = _parts(model, "encoders", self.rates, "MSLR gives each encoder its own rate")
+        groups: list[dict[str, Any]] = [
+            {"params": list(encoders[name].parameters()), "lr": rate * factor} for name, factor in self.rates.items()
+        ]
+        own = {id(parameter) for group in groups for parameter in group["params"]}
+        rest = [parameter for parameter in model.parameters() if id(parameter) not in own]
+        self.coefficients = dict(self.rates)
+        return [*groups, {"params": rest, "lr": rate}]
+
+
+class MSES(Joint):
+    """Modality-specific early stopping (Fujimori et al., 2020): an encoder is left as it is from the epoch on in which the loss
+    of its modality's own output on validation data has not improved for ``patience`` epochs.
+    """
+
+    name = "mses"
+    title = "MSES"
+
+    def __init__(self, patience: int = 3) -> None:
+        super().__init__()
+        self.patience = patience
+        self._best: dict[str, float] = {}
+        self._waited: dict[str, int] = {}
+
+    def end_epoch(self, model: nn.Module, losses: Mapping[str, float]) -> None:
+        encoders = _parts(model, "encoders", losses, "MSES stops encoders")
+        for name, loss in losses.items():
+            if loss < self._best.get(name, float("inf")):
+                self._best[name], self._waited[name] = loss, 0
+            else:
+                self._waited[name] = self._waited.get(name, 0) + 1
+            if self._waited[name] >= self.patience:
+                self.coefficients[name] = 0.0
+                encoders[name].requires_grad_(False)
+                for parameter in encoders[name].parameters():
+                    parameter.grad = None  # otherwise momentum would go on
+
+
+def _parts(model: nn.Module, part: str, modalities: Mapping[str, Any], why: str) -> Mapping[str, nn.Module]:
+    """``model.encoders`` or ``model.heads`` with a module for each of the modalities, or a `UserError` that says who asks."""
+    bare = model.module if isinstance(model, DistributedDataParallel) else model
+    found = getattr(bare, part, None)
+    if not isinstance(found, nn.ModuleDict) or any(name not in found for name in modalities):
+        names = ", ".join(modalities)
+        raise UserError(f"{why}: the model needs {part}, a ModuleDict with an entry for each modality ({names})")
+    return dict(found.items())

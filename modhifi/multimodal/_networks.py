@@ -1,0 +1,108 @@
+"""Small networks for two or more modalities: convolutions, fused late, early, or both.
+
+All take a dict of modalities, each (B, C, H, W), and give logits (B, K). ``encoders`` holds what belongs to one modality alone,
+``features`` gives what the last layer reads. With one modality each is the mono-modal network of the same kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+__all__ = ["FUSIONS", "Early", "Fusion", "Hybrid", "Late", "network"]
+
+Fusion = Literal["late", "early", "hybrid"]
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
+Shapes = Mapping[str, tuple[int, int, int]]
+
+_WIDTH = 64
+_GRID = 8
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def _encoder(shape: tuple[int, int, int]) -> nn.Sequential:
+    """(B, C, H, W) -> (B, 64): halves the map until its shorter side is 4 or less."""
+    channels, height, width = shape
+    layers: list[nn.Module] = [_block(channels, 8)]
+    wide = 8
+    while min(height, width) > 4:
+        layers += [nn.MaxPool2d(2), _block(wide, 2 * wide)]
+        wide, height, width = 2 * wide, height // 2, width // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(wide * height * width, _WIDTH), nn.ReLU())
+
+
+class Late(nn.Module):
+    """An encoder and a linear head for each modality; the heads' outputs add up."""
+
+    def __init__(self, shapes: Shapes, classes: int) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict({name: _encoder(shape) for name, shape in shapes.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(_WIDTH, classes) for name in shapes})
+
+    def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(B, 64·M): what the heads read."""
+        return torch.cat([encoder(inputs[name]) for name, encoder in self.encoders.items()], dim=1)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        parts = self.features(inputs).split(_WIDTH, dim=1)
+        return torch.stack([head(part) for head, part in zip(self.heads.values(), parts, strict=True)]).sum(0)
+
+
+class Early(nn.Module):
+    """One convolution for each modality brings it to an 8×8 grid; from there on the modalities are channels of one network."""
+
+    def __init__(self, shapes: Shapes, classes: int) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(
+            {name: nn.Sequential(_block(shape[0], 16), nn.AdaptiveAvgPool2d(_GRID)) for name, shape in shapes.items()}
+        )
+        self.trunk = _encoder((16 * len(shapes), _GRID, _GRID))
+        self.head = nn.Linear(_WIDTH, classes)
+
+    def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(B, 64)."""
+        maps: Tensor = torch.cat([encoder(inputs[name]) for name, encoder in self.encoders.items()], dim=1)
+        return self.trunk(maps)  # type: ignore[no-any-return]
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self.head(self.features(inputs))  # type: ignore[no-any-return]
+
+
+class Hybrid(nn.Module):
+    """Late fusion, and beside the heads a hidden layer that reads all encoders."""
+
+    def __init__(self, shapes: Shapes, classes: int) -> None:
+        super().__init__()
+        self.late = Late(shapes, classes)
+        self.joint = nn.Sequential(nn.Linear(_WIDTH * len(shapes), _WIDTH), nn.ReLU())
+        self.head = nn.Linear(_WIDTH * (len(shapes) + 1), classes)
+
+    @property
+    def encoders(self) -> nn.Module:
+        return self.late.encoders
+
+    def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(B, 64·(M + 1))."""
+        apart = self.late.features(inputs)
+        return torch.cat([apart, self.joint(apart)], dim=1)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self.head(self.features(inputs))  # type: ignore[no-any-return]
+
+
+_NETWORKS: dict[str, type[Late | Early | Hybrid]] = {"late": Late, "early": Early, "hybrid": Hybrid}
+
+
+def network(fusion: str, shapes: Shapes, classes: int) -> Late | Early | Hybrid:
+    """A network with fresh weights for modalities of these shapes (C, H, W). Raises `UserError` for an unknown fusion."""
+    if fusion not in _NETWORKS:
+        raise UserError(f"{fusion!r} is none of the fusions {', '.join(FUSIONS)}")
+    return _NETWORKS[fusion](shapes, classes)

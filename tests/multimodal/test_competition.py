@@ -1,0 +1,65 @@
+"""Competition strength against float64 loops, and the two ends of its scale."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from modhifi import UserError
+from modhifi.multimodal import competition_strength
+from modhifi.multimodal._competition import distance
+
+
+def data(samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Features (n, 5), and outputs (n, 3) that hang together."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(samples, 5, generator=generator)
+    mixed = torch.randn(samples, 3, generator=generator) @ torch.tensor([[2.0, 1, 0], [0, 1, 0.5], [0, 0, 0.1]])
+    return features, mixed
+
+
+def test_distance_by_hand() -> None:
+    found, concept = data(7, 1)[1], data(7, 2)[1]
+    c = concept.double().numpy()
+    centred = c - c.mean(0)
+    covariance = sum(np.outer(row, row) for row in centred) / 7
+    inverse = np.linalg.inv(covariance)
+    total = 0.0
+    for ours, theirs in zip(found.double().numpy(), c, strict=True):
+        total += (ours - theirs) @ inverse @ (ours - theirs)
+    assert distance(found.double(), concept.double()) == pytest.approx(total / (7 * 3), rel=1e-9)
+
+
+def test_the_mean_is_one_and_the_concept_itself_is_nothing() -> None:
+    concept = data(50, 3)[1]
+    assert distance(concept.mean(0).expand_as(concept), concept) == pytest.approx(1.0, rel=1e-6)
+    assert distance(concept, concept) == 0.0
+    scaled = concept * torch.tensor([1.0, 100.0, 1e-3]) + 5
+    assert distance(scaled.mean(0).expand_as(scaled), scaled) == pytest.approx(1.0, rel=1e-4), "whatever the scale"
+
+
+def test_outputs_that_are_linearly_dependent() -> None:
+    """Then the mean gives rank/K, and nothing is infinite."""
+    concept = data(50, 3)[1]
+    concept = torch.cat([concept, concept[:, :1]], dim=1)
+    assert distance(concept.mean(0).expand_as(concept), concept) == pytest.approx(3 / 4, rel=1e-6)
+
+
+def test_what_features_hold_costs_nothing_and_noise_costs_everything() -> None:
+    features, _ = data(400, 4)
+    weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(5))
+    concept = features @ weight + 3
+    held = competition_strength(features[:200], concept[:200], features[200:], concept[200:])
+    assert held < 1e-6
+    _, noise = data(400, 6)
+    lost = competition_strength(features[:200], noise[:200], features[200:], noise[200:])
+    assert 0.9 < lost < 1.1
+    part = torch.cat([features[:, :2], torch.zeros(400, 3)], dim=1)
+    between = competition_strength(part[:200], concept[:200], part[200:], concept[200:])
+    assert 0.05 < between < 0.95
+
+
+def test_rows_must_be_of_the_same_samples() -> None:
+    features, concept = data(10, 0)
+    with pytest.raises(UserError, match="same samples"):
+        competition_strength(features, concept[:9], features, concept)
