@@ -63,4 +63,23 @@ FORMULAS = {
     "never saw it still knows it.",
     "recall": "Accuracy on the forgotten classes after re-estimating BatchNorm statistics on the retained ones. "
     "High means that the class comes back with so little effort.",
+    "agm": "**Adaptive gradient modulation** (Li et al., 2023): the gradient that flows back through a modality's own output"
+    " is multiplied by $\\kappa_m = \\exp(\\alpha(\\tau_m - r_m))$, with $r_m = \\exp(\\frac{M}{M-1}(\\bar s - s_m))$"
+    " how far the modality is ahead of the others in this batch ($s_m$: the cross-entropy of its own output) and "
+    "$\\tau_m$ the same of the running means. Above 1 it learns faster, below 1 slower. OGM-GE multiplies the "
+    "gradients of encoders, MSLR their rates, MSES by 0 once one has stopped.",
+    "mono": "A modality's own output $\\phi_m$ is its Shapley value: with two modalities $\\phi_a = \\frac12[f(a,v) - f(0,v) "
+    "+ f(a,0)]$, where 0 stands for a muted input. The outputs add up to the model's. Shown is how often each alone "
+    "is right.",
+    "alone": "*Alone*: a network of its own, trained on that modality only by the same recipe. *In*: what the modality's own "
+    "output inside the joint model reaches.",
+    "competition": "How much of what a modality alone would know the joint model does not hold: its mono-modal network's outputs "
+    "$c_m$ are predicted from the joint features by a ridge regression fitted on other held-out samples, $d_m = "
+    "\\mathrm{tr}((\\hat c_m - c_m)\\,\\mathrm{Cov}(c_m)^+(\\hat c_m - c_m)^\\top) / (nK)$. 0: it holds everything. "
+    "1: nothing more than the mean.",
+    "balance": "Test accuracy, mean over seeds. **Joint**: plain training. **AGM**: adaptive gradient modulation. **OGM-GE**: "
+    "slows the encoder that is ahead, adds noise (late fusion only). **MSLR**: a learning rate for each encoder. "
+    "**MSES**: an encoder stops when its modality no longer improves.",
+    "degrade": "The modality keeps only as many principal components as hold this share of its energy, as AV-MNIST does. A "
+    "degraded modality is quick to learn from and tells less.",
 }

@@ -53,6 +53,7 @@ pages = [
     ),
     page("prune", "Prune", "content_cut", "The prediction follows the slider; Measure carries the plan out."),
     page("forget", "Forget", "ink_eraser", "Edits away what carries chosen classes, then tries to bring them back."),
+    page("modalities", "Modalities", "balance", "Modalities that are trained together compete; what balances them."),
     page(
         "export", "Export", "download", "What was decided here can be carried away and replayed without the dashboard."
     ),
