@@ -164,10 +164,10 @@ def watch() -> None:
     job = library().jobs.latest(_KEY)
     if job is None:
         return
+    ui.job_card(job)
     if job.state == "running":
         with st.container():
             _live(job)
-    ui.job_card(job)
 
 
 @st.fragment(run_every=1.0)

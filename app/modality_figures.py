@@ -94,9 +94,9 @@ def accuracies(run: Run) -> go.Figure:
     summary = run.summary()
     figure = go.Figure()
     _bars(
-        figure, [TITLES[method] for method in summary], [told["accuracy"] for told in summary.values()], 100, "", BLUE
+        figure, [TITLES[method] for method in summary], [told["accuracy"] for told in summary.values()], 100, "", GREY
     )
-    figure.update_traces(showlegend=False)
+    figure.update_traces(showlegend=False, opacity=0.7)
     spreads = [told["accuracy"] for told in summary.values()]
     for place, (name, colour) in enumerate(modality_colours(run).items()):
         alone = run.reference(name)

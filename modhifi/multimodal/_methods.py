@@ -82,7 +82,8 @@ class AGM(Joint):
 
     and the gradient that flows back through φ_m is multiplied by κ_m. The output itself is the model's own, so that with
     ``alpha=0`` training is that of `Joint`, bit by bit. Costs 2^M − 2 more passes; they run with BatchNorm in evaluation mode and
-    see the random draws (dropout) of the first. In several processes the scores are of all of them together.
+    see the random draws (dropout) of the first. In several processes the scores are of all of them together. Each call wants its
+    backward pass before the next call, which changes BatchNorm's statistics in place.
 
     ``baseline`` replaces a muted modality (zeros where it has none). ``alpha`` may be changed between batches. ``limit`` bounds
     the exponent α (τ_m − r_m) on both sides.
@@ -115,17 +116,18 @@ class AGM(Joint):
                     outputs[present] = call(bare, mute(given, present, self.baseline), inputs)
         if not 0 <= int(targets.min()) <= int(targets.max()) < outputs[everything].shape[1]:
             raise UserError(f"targets must be class indices from 0 to {outputs[everything].shape[1] - 1}")
-        self._observe(shapley_values({s: o.detach() for s, o in outputs.items()}, list(given)), targets)
+        seen = {present: output.detach().float() for present, output in outputs.items()}
+        self._observe(shapley_values(seen, list(given)), targets)
         factors = [share(present, self.coefficients) for present in outputs]
         return _Modulated.apply(factors, *outputs.values())  # type: ignore[no-any-return]
 
     def _observe(self, values: Mapping[str, Tensor], targets: Tensor) -> None:
         """Scores, running scores and coefficients of one batch."""
-        sums = [cross_entropy(value.float(), targets, reduction="sum").double() for value in values.values()]
-        told = torch.stack([*sums, torch.tensor(len(targets), dtype=torch.float64, device=targets.device)])
+        sums = [cross_entropy(value, targets, reduction="sum") for value in values.values()]
+        told = torch.stack([*sums, torch.full_like(sums[0], len(targets))])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(told)
-        means = (told[:-1] / told[-1]).cpu()
+        means = (told[:-1] / told[-1]).cpu().double()
         if not bool(torch.isfinite(means).all()):
             raise UserError(
                 "the model's output is not finite any more: training diverged; choose a lower learning rate"
@@ -211,9 +213,7 @@ class OGMGE(Joint):
         finally:
             for hook in hooks:
                 hook.remove()
-        sums = torch.stack(
-            [logits[name].float().softmax(1).gather(1, targets[:, None]).sum().double() for name in given]
-        )
+        sums = torch.stack([logits[name].float().softmax(1).gather(1, targets[:, None]).sum() for name in given])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         ratios = (sums / sums.flip(0)).cpu()
