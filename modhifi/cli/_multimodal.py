@@ -28,6 +28,7 @@ def multimodal(asked: argparse.Namespace, progress: Progress) -> Answer:
         alpha=asked.alpha,
         ogm_alpha=asked.ogm_alpha,
         patience=asked.patience,
+        batch_norm=asked.batch_norm,
         rate=asked.rate,
         batch=asked.batch,
         decay=asked.weight_decay,

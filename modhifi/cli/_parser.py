@@ -116,6 +116,7 @@ def _multimodal(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--patience", type=int, default=usual.patience, metavar="N", help=f"of MSES, epochs (default: {usual.patience})"
     )
+    train.add_argument("--batch-norm", action="store_true", help="behind every convolution")
     train.add_argument("--rate", type=float, default=usual.rate, help=f"of learning (default: {usual.rate:g})")
     train.add_argument("--batch", type=int, default=usual.batch, metavar="N")
     train.add_argument("--weight-decay", type=float, default=usual.decay, metavar="D")

@@ -12,7 +12,7 @@ with; the competition strength; and a small recipe on audio-visual digits that c
 
 from ._competition import competition_strength
 from ._data import MultimodalData, Pairs, audio_visual_digits, keep_energy, load_multimodal, two_views
-from ._methods import AGM, MSES, MSLR, OGMGE, Joint
+from ._methods import AGM, MSES, MSLR, OGMGE, Diverged, Joint
 from ._networks import FUSIONS, Fusion, network
 from ._report import TITLES, in_words, report, rows
 from ._run import METHODS, Alone, Epoch, MethodName, Outcome, Run, Settings, Spread
@@ -28,6 +28,7 @@ __all__ = [
     "MSLR",
     "OGMGE",
     "Alone",
+    "Diverged",
     "Epoch",
     "Fusion",
     "Joint",

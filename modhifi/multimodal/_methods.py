@@ -29,9 +29,13 @@ from ..errors import UserError
 from ._inputs import Inputs, call, check, named
 from ._shapley import coalitions, mute, muted, shapley_values, share
 
-__all__ = ["AGM", "MSES", "MSLR", "OGMGE", "Joint"]
+__all__ = ["AGM", "MSES", "MSLR", "OGMGE", "Diverged", "Joint"]
 
 _STEEPEST = 50.0
+
+
+class Diverged(UserError):  # noqa: N818 - what happened, as in Cancelled
+    """Training left the finite numbers."""
 
 
 class Joint:
@@ -129,9 +133,7 @@ class AGM(Joint):
             torch.distributed.all_reduce(told)
         means = (told[:-1] / told[-1]).cpu().double()
         if not bool(torch.isfinite(means).all()):
-            raise UserError(
-                "the model's output is not finite any more: training diverged; choose a lower learning rate"
-            )
+            raise Diverged("the model's output is not finite any more: training diverged; choose a lower learning rate")
         self.scores = dict(zip(values, means.tolist(), strict=True))
         self.batches += 1
         for name, score in self.scores.items():

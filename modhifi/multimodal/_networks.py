@@ -1,5 +1,7 @@
 """Small networks for two or more modalities: convolutions, fused late, early, or both.
 
+Without BatchNorm, unless it is asked for: with it a slow modality learns almost as fast as a quick one, and they compete less.
+
 All take a dict of modalities, each (B, C, H, W), and give logits (B, K). ``encoders`` holds what belongs to one modality alone,
 ``features`` gives what the last layer reads. With one modality each is the mono-modal network of the same kind.
 """
@@ -24,17 +26,18 @@ _WIDTH = 64
 _GRID = 8
 
 
-def _block(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+def _block(inputs: int, outputs: int, norm: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)]
+    return nn.Sequential(*layers, *([nn.BatchNorm2d(outputs)] if norm else []), nn.ReLU())
 
 
-def _encoder(shape: tuple[int, int, int]) -> nn.Sequential:
+def _encoder(shape: tuple[int, int, int], norm: bool) -> nn.Sequential:
     """(B, C, H, W) -> (B, 64): halves the map until its shorter side is 4 or less."""
     channels, height, width = shape
-    layers: list[nn.Module] = [_block(channels, 8)]
+    layers: list[nn.Module] = [_block(channels, 8, norm)]
     wide = 8
     while min(height, width) > 4:
-        layers += [nn.MaxPool2d(2), _block(wide, 2 * wide)]
+        layers += [nn.MaxPool2d(2), _block(wide, 2 * wide, norm)]
         wide, height, width = 2 * wide, height // 2, width // 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(wide * height * width, _WIDTH), nn.ReLU())
 
@@ -42,9 +45,9 @@ def _encoder(shape: tuple[int, int, int]) -> nn.Sequential:
 class Late(nn.Module):
     """An encoder and a linear head for each modality; the heads' outputs add up."""
 
-    def __init__(self, shapes: Shapes, classes: int) -> None:
+    def __init__(self, shapes: Shapes, classes: int, norm: bool = False) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({name: _encoder(shape) for name, shape in shapes.items()})
+        self.encoders = nn.ModuleDict({name: _encoder(shape, norm) for name, shape in shapes.items()})
         self.heads = nn.ModuleDict({name: nn.Linear(_WIDTH, classes) for name in shapes})
 
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -59,12 +62,15 @@ class Late(nn.Module):
 class Early(nn.Module):
     """One convolution for each modality brings it to an 8×8 grid; from there on the modalities are channels of one network."""
 
-    def __init__(self, shapes: Shapes, classes: int) -> None:
+    def __init__(self, shapes: Shapes, classes: int, norm: bool = False) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(
-            {name: nn.Sequential(_block(shape[0], 16), nn.AdaptiveAvgPool2d(_GRID)) for name, shape in shapes.items()}
+            {
+                name: nn.Sequential(_block(shape[0], 16, norm), nn.AdaptiveAvgPool2d(_GRID))
+                for name, shape in shapes.items()
+            }
         )
-        self.trunk = _encoder((16 * len(shapes), _GRID, _GRID))
+        self.trunk = _encoder((16 * len(shapes), _GRID, _GRID), norm)
         self.head = nn.Linear(_WIDTH, classes)
 
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -79,9 +85,9 @@ class Early(nn.Module):
 class Hybrid(nn.Module):
     """Late fusion, and beside the heads a hidden layer that reads all encoders."""
 
-    def __init__(self, shapes: Shapes, classes: int) -> None:
+    def __init__(self, shapes: Shapes, classes: int, norm: bool = False) -> None:
         super().__init__()
-        self.late = Late(shapes, classes)
+        self.late = Late(shapes, classes, norm)
         self.joint = nn.Sequential(nn.Linear(_WIDTH * len(shapes), _WIDTH), nn.ReLU())
         self.head = nn.Linear(_WIDTH * (len(shapes) + 1), classes)
 
@@ -101,8 +107,11 @@ class Hybrid(nn.Module):
 _NETWORKS: dict[str, type[Late | Early | Hybrid]] = {"late": Late, "early": Early, "hybrid": Hybrid}
 
 
-def network(fusion: str, shapes: Shapes, classes: int) -> Late | Early | Hybrid:
-    """A network with fresh weights for modalities of these shapes (C, H, W). Raises `UserError` for an unknown fusion."""
+def network(fusion: str, shapes: Shapes, classes: int, norm: bool = False) -> Late | Early | Hybrid:
+    """A network with fresh weights for modalities of these shapes (C, H, W); ``norm`` puts BatchNorm behind every convolution.
+
+    Raises `UserError` for an unknown fusion.
+    """
     if fusion not in _NETWORKS:
         raise UserError(f"{fusion!r} is none of the fusions {', '.join(FUSIONS)}")
-    return _NETWORKS[fusion](shapes, classes)
+    return _NETWORKS[fusion](shapes, classes, norm)

@@ -57,7 +57,8 @@ def in_words(run: Run) -> str:
     degraded = "".join(f"; {name} keeps {share:.0%} of its PCA energy" for name, share in s.degrade.items())
     seeds = f"{s.seeds} seed{'s' * (s.seeds != 1)}"
     modulated = f", α = {s.alpha:g}" if "agm" in s.methods else ""
-    trained = f"{s.fusion.capitalize()} fusion, {seeds}, {s.epochs} epochs{modulated}"
+    normed = ", BatchNorm" if s.batch_norm else ""
+    trained = f"{s.fusion.capitalize()} fusion{normed}, {seeds}, {s.epochs} epochs{modulated}"
     return f"{run.about} {run.samples['train']} training pairs{degraded}. {trained}."
 
 

@@ -48,7 +48,8 @@ class Settings(_Record):
     ogm_alpha: float = Field(default=0.5, ge=0)
     patience: int = Field(default=3, ge=1)
     """Of MSES, in epochs."""
-    rate: float = Field(default=0.01, gt=0)
+    batch_norm: bool = False
+    rate: float = Field(default=0.03, gt=0)
     batch: int = Field(default=32, ge=2)
     decay: float = Field(default=1e-4, ge=0)
 
@@ -182,7 +183,7 @@ class Run(_Record):
             raise UserError(
                 f"no {path}; methods are {', '.join(self.settings.methods)}, seeds 0 to {self.settings.seeds - 1}"
             )
-        net = network(self.settings.fusion, self.shapes, len(self.classes))
+        net = network(self.settings.fusion, self.shapes, len(self.classes), self.settings.batch_norm)
         try:
             net.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError) as error:

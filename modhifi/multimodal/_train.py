@@ -25,7 +25,7 @@ from ..progress import Progress, silent
 from ._competition import competition_strength
 from ._data import SPLITS, MultimodalData, Pairs, load_multimodal
 from ._inputs import check
-from ._methods import AGM, MSES, MSLR, OGMGE, Joint
+from ._methods import AGM, MSES, MSLR, OGMGE, Diverged, Joint
 from ._networks import network
 from ._run import FILE, Alone, Epoch, MethodName, Outcome, Run, Settings
 from ._shapley import mono_modal_outputs
@@ -145,7 +145,10 @@ class _Training:
             for multiple in MULTIPLES:
                 net = trained[name]
                 if multiple != 1.0:
-                    net, _ = self._fit(one, Joint(), 0, f"{name} alone, rate times {multiple:g}", rate=multiple)
+                    try:
+                        net, _ = self._fit(one, Joint(), 0, f"{name} alone, rate times {multiple:g}", rate=multiple)
+                    except Diverged:
+                        continue
                 losses[multiple] = float(cross_entropy(_logits(net, one.validation), one.validation.targets))
             found[name] = min(losses, key=losses.__getitem__)
         return found
@@ -207,7 +210,7 @@ class _Training:
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            net = network(s.fusion, data.shapes, len(data.classes)).to(self.device)
+            net = network(s.fusion, data.shapes, len(data.classes), s.batch_norm).to(self.device)
         optimizer = torch.optim.SGD(method.parameter_groups(net, rate * s.rate), momentum=0.9, weight_decay=s.decay)
         steps = max(1, len(data.train) // s.batch)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.epochs * steps)
@@ -229,7 +232,7 @@ class _Training:
                 total += float(loss.detach()) * len(part)
                 seen.append(method.coefficients)
             if not math.isfinite(total):
-                raise UserError(f"{what}: training diverged; choose a lower rate than {s.rate:g}")
+                raise Diverged(f"{what}: training diverged; choose a lower rate than {s.rate:g}")
             net.eval()
             targets = data.validation.targets
             mono = _mono(net, data.validation) if together else {}

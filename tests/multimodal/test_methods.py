@@ -118,7 +118,7 @@ def train(
 
 def fresh(fusion: str, dropout: bool = False) -> nn.Module:
     torch.manual_seed(1)
-    net = network(fusion, SHAPES, 4)
+    net = network(fusion, SHAPES, 4, norm=True)
     if dropout:
         net.encoders["image"].append(nn.Dropout(0.3))
     return net
@@ -237,7 +237,7 @@ SHAPES = {"image": (1, 8, 8), "audio": (1, 8, 8)}
 told = {}
 for name, method in {"agm": AGM(1.0), "ogm-ge": OGMGE()}.items():
     torch.manual_seed(1)
-    net = DistributedDataParallel(network("late", SHAPES, 4))
+    net = DistributedDataParallel(network("late", SHAPES, 4, norm=True))
     for module in net.modules():  # statistics of a batch are of each process alone
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
