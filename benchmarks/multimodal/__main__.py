@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -101,17 +101,25 @@ def sweep(asked: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
             for alpha in ALPHAS:
                 methods = ("joint", "agm") if alpha == ALPHAS[0] else ("agm",)
                 jobs[fusion, energy, alpha] = pool.submit(train, settings(asked, fusion, methods, alpha, energy))
+    names = ("left", "right") if asked.data == "digits" else ("image", "audio")
     for fusion in FUSIONS:
-        found = []
-        for energy in ENERGIES:
-            runs = {alpha: attempt(jobs[fusion, energy, alpha]) for alpha in ALPHAS}
-            first = next(run for run in runs.values() if run is not None)
-            row = [f"{energy:.0%}", *(percent(first.reference(name)) for name in first.modalities)]
-            row.append(cell(runs[ALPHAS[0]], "joint"))
-            found.append([*row, *(cell(runs[alpha], "agm") for alpha in ALPHAS)])
-        names = [f"{name} alone" for name in first.modalities]
-        head = ["energy kept", *names, "joint", *(f"AGM, α = {alpha:g}" for alpha in ALPHAS)]
-        table(f"{fusion} fusion: accuracy (modality outputs {', '.join(first.modalities)}; d of the same)", head, found)
+        head = [
+            "energy kept",
+            *(f"{name} alone" for name in names),
+            "joint",
+            *(f"AGM, α = {alpha:g}" for alpha in ALPHAS),
+        ]
+        title = f"{fusion} fusion: accuracy (output of {', of '.join(names)} alone; d of {', of '.join(names)})"
+        table(title, head, (swept(jobs, fusion, energy, names) for energy in ENERGIES))
+
+
+def swept(
+    jobs: Mapping[tuple[str, float, float], Future[Run]], fusion: str, energy: float, names: Sequence[str]
+) -> list[str]:
+    runs = {alpha: attempt(jobs[fusion, energy, alpha]) for alpha in ALPHAS}
+    first = runs[ALPHAS[0]]
+    alone = ["diverged" if first is None else percent(first.reference(name)) for name in names]
+    return [f"{energy:.0%}", *alone, cell(first, "joint"), *(cell(runs[alpha], "agm") for alpha in ALPHAS)]
 
 
 def attempt(job: Future[Run]) -> Run | None:

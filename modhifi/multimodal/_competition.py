@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ..errors import UserError
 
 __all__ = ["competition_strength", "distance"]
 
-_RIDGES = np.logspace(-3, 5, 17)
+_RIDGES = np.logspace(-6, 2, 17)
 
 
 def competition_strength(fit_features: Tensor, fit_concept: Tensor, features: Tensor, concept: Tensor) -> float:
@@ -26,8 +24,11 @@ def competition_strength(fit_features: Tensor, fit_concept: Tensor, features: Te
     """
     if len(fit_features) != len(fit_concept) or len(features) != len(concept):
         raise UserError("features and mono-modal outputs must be of the same samples, one row each")
-    ridge = make_pipeline(StandardScaler(), RidgeCV(_RIDGES))
-    ridge.fit(fit_features.double().cpu().numpy(), fit_concept.double().cpu().numpy())
+    seen = fit_features.double().cpu()
+    # Strengths relative to the mean variance of a feature. Features are not scaled one by one: what hardly moved in the samples
+    # of the fit would count for most where it moves.
+    scale = len(seen) * float(seen.var(0, correction=0).mean()) or 1.0
+    ridge = RidgeCV(scale * _RIDGES).fit(seen.numpy(), fit_concept.double().cpu().numpy())
     found = ridge.predict(features.double().cpu().numpy())
     return distance(torch.from_numpy(found), concept.double().cpu())
 

@@ -63,3 +63,21 @@ def test_rows_must_be_of_the_same_samples() -> None:
     features, concept = data(10, 0)
     with pytest.raises(UserError, match="same samples"):
         competition_strength(features, concept[:9], features, concept)
+
+
+def test_a_feature_that_hardly_moved_in_the_fit_does_not_rule_the_test() -> None:
+    """As of a hidden unit that is dead for all but a few samples."""
+    features, concept = data(400, 7)
+    concept = concept + features[:, :3]
+    rare = torch.zeros(400, 1)
+    rare[0], rare[300] = 1e-6, 1.0
+    plain = competition_strength(features[:200], concept[:200], features[200:], concept[200:])
+    both = torch.cat([features, rare], dim=1)
+    assert competition_strength(both[:200], concept[:200], both[200:], concept[200:]) == pytest.approx(plain, rel=0.05)
+
+
+def test_features_that_say_nothing() -> None:
+    _, concept = data(400, 8)
+    nothing = torch.ones(400, 2)
+    found = competition_strength(nothing[:200], concept[:200], nothing[200:], concept[200:])
+    assert found == pytest.approx(1.0, abs=0.1)
