@@ -98,10 +98,10 @@ def form() -> None:
                 2,
                 100_000,
                 value=None,
-                placeholder="every image",
+                placeholder="all images",
                 key="pairs",
                 persist_state="session",
-                width=140,
+                width=150,
             )
             kept = st.slider(
                 f"Energy kept of the {'left half' if data == 'digits' else 'image'}",
