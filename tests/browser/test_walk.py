@@ -17,7 +17,7 @@ import modhifi
 
 from .conftest import ROOT, Server, Visitor
 
-PAGES = ["", "importance", "bounds", "prune", "forget", "export"]
+PAGES = ["", "importance", "bounds", "prune", "forget", "modalities", "export"]
 
 
 def test_first_visit_is_ready_soon_and_the_walk_ends_in_the_same_number(
