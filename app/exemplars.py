@@ -15,7 +15,7 @@ from torch import Tensor
 import modhifi
 from modhifi._operators import get_operator
 from modhifi.data import Data
-from modhifi.models import Model
+from modhifi.models import InputSpec, Model
 from modhifi.progress import Progress
 
 from .figures import ORANGE
@@ -98,7 +98,9 @@ def exemplars(
 
 def _pixels(images: Tensor, model: Model) -> list[NDArray[np.float64]]:
     """(H, W, 3) in 0 to 255 each: the normalisation undone."""
-    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (model.input.mean, model.input.std))
+    spec = model.input
+    assert isinstance(spec, InputSpec)
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (spec.mean, spec.std))
     values = (images * std + mean).clamp(0, 1).mul(255).permute(0, 2, 3, 1)
     return [np.asarray(one, dtype=np.float64) for one in values.numpy()]
 

@@ -38,7 +38,7 @@ __all__ = [
 
 PLAN_SCHEMA = 3
 Compensation = Literal["none", "scalar", "full", "sequential"]
-Spread = Literal["global", "uniform", "ranking"]
+Spread = Literal["global", "uniform", "ranking", "width"]
 Constants = Literal["directional", "jacobian", "random", "pairs", "certified", "none"]
 Budget = Literal["flops", "params", "latency"]
 _LARGEST_IN_ZIP = 8 << 30

@@ -1,5 +1,6 @@
 """What tests of several rooms share."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 
 import modhifi
 from modhifi import Data, Model, Study
-from modhifi.models import InputSpec, fingerprint
+from modhifi.models import InputSpec, TokenSpec, fingerprint
 
 
 @pytest.fixture(scope="session")
@@ -82,3 +83,51 @@ def pictures() -> Data:
         classes=("a", "b", "c", "d"),
         source="pictures",
     )
+
+
+LANGUAGES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "opt")
+
+
+@pytest.fixture(scope="session")
+def language() -> Callable[..., Model]:
+    """``language(family, context=16, **changes of the configuration)``: a tiny language model with random weights and a byte
+    tokenizer.
+    """
+    from transformers import AutoConfig
+
+    from assets.text_llama import byte_tokenizer
+    from modhifi.models.language import of_config
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 48}
+    grouped = {"intermediate_size": 24, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    usual = {
+        "llama": grouped,
+        "mistral": grouped | {"sliding_window": 8},
+        "qwen2": grouped,
+        "qwen3": grouped | {"head_dim": 12, "tie_word_embeddings": True},
+        "gpt2": {"n_inner": 24},
+        "opt": {"ffn_dim": 24, "word_embed_proj_dim": 32},
+    }
+
+    def make(family: str = "llama", context: int = 16, dtype: torch.dtype = torch.float32, **changes: object) -> Model:
+        free = {"vocab_size": 256, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+        config = AutoConfig.for_model(family, **(free | shape | usual[family] | changes))
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            module = of_config(config)
+            for name, value in module.named_parameters():
+                value.data.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.2)
+        module = module.to(dtype)
+        spec = TokenSpec(context=context, vocabulary=256, fewer_heads=module.family.grouped)
+        return Model(family, module, spec, (), None, fingerprint(module), tokenizer=byte_tokenizer())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prose() -> Data:
+    """A short text for the byte tokenizer: letters that depend on each other."""
+    generator = np.random.default_rng(0)
+    words = ["".join(generator.choice(list("abcdefgh"), 4)) for _ in range(12)]
+    content = " ".join(generator.choice(words, 400))
+    return Data("text:prose", None, "test", lambda _: Image.new("RGB", (1, 1)), (0,), None, None, "prose", text=content)

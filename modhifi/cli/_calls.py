@@ -11,11 +11,11 @@ import modhifi
 from .._format import by_reason, listed, number, percent
 from ..bounds import BoundReport, Grain
 from ..components import Group
-from ..data import Data, DataRef, load_data
+from ..data import DEFAULT_DATA, SHIPPED_TEXT, Data, DataRef, load_data
 from ..errors import UserError
 from ..evaluation import Evaluation, forgetting_table, verdict
 from ..lipschitz import ESTIMATORS
-from ..models import Model, list_models, reload
+from ..models import InputSpec, Model, ModelRef, list_models, reload
 from ..plan import Plan
 from ..progress import Progress
 from ..pruning import SHARES, LatencyTable, measure_table, sensitivity
@@ -57,10 +57,12 @@ def analyze(asked: argparse.Namespace, progress: Progress) -> Answer:
             mean=asked.mean,
             std=asked.std,
             classes=asked.classes,
+            context=asked.context,
             device=device,
             progress=progress,
         )
-        data = load_data(asked.data, asked.data_root, asked.split)
+        usual = DEFAULT_DATA if model.tokens is None else SHIPPED_TEXT
+        data = load_data(asked.data or usual, asked.data_root, asked.split)
         study = modhifi.analyze(
             model,
             data,
@@ -85,9 +87,14 @@ def analyze(asked: argparse.Namespace, progress: Progress) -> Answer:
     }
     text = (
         f"{study.model.spec}: {value['components']} components in {value['groups']} groups, {len(study.skipped)} left whole;"
-        f" {study.data.samples} images in {study.seconds:.1f} s\nwritten to {asked.out}"
+        f" {study.data.samples} {_samples(study.model)} in {study.seconds:.1f} s\nwritten to {asked.out}"
     )
     return value, text
+
+
+def _samples(model: ModelRef) -> str:
+    """What one calls the samples of a network."""
+    return "images" if isinstance(model.input, InputSpec) else f"windows of {model.input.context} tokens"
 
 
 def show(asked: argparse.Namespace, progress: Progress) -> Answer:
@@ -128,7 +135,7 @@ def show(asked: argparse.Namespace, progress: Progress) -> Answer:
                 row["components"],
                 row["hifi_size"],
                 f"{row['fidelity_half']:.4f}",
-                f"{row['lipschitz']:.3g}",
+                "–" if row["lipschitz"] is None else f"{row['lipschitz']:.3g}",
                 number(row["params_per_component"]),
                 number(row["flops_per_component"]),
                 _layers(len(row["read_by"])),
@@ -204,8 +211,8 @@ def _about(study: Study, group: Group, eta: float) -> dict[str, Any]:
         "fidelity_mean": float(study.scores(group.name)["fidelity"].mean()),
         "fidelity_half": float(study.curve(group.name)[(group.size + 1) // 2]),
         "hifi_size": study.hifi_size(group.name, eta),
-        "lipschitz": max(study.constant(layer) for layer in readers),
-        "lipschitz_rms": max(study.constant(layer, typical=True) for layer in readers),
+        "lipschitz": max(study.constant(layer) for layer in readers) if study.estimators else None,
+        "lipschitz_rms": max(study.constant(layer, typical=True) for layer in readers) if study.estimators else None,
         "params_per_component": study.dense.params - one_less.params,
         "flops_per_component": study.dense.flops - one_less.flops,
     }
@@ -269,7 +276,7 @@ def prune(asked: argparse.Namespace, progress: Progress) -> Answer:
             allocation=asked.allocation,
             constants=asked.constants,
             compensate=asked.compensate,
-            centred=not asked.raw,
+            centred=False if asked.raw else None,
             drift=not asked.no_drift,
             rectified=not asked.no_rectified,
             recalibrate_bn=asked.recalibrate_bn,
@@ -346,7 +353,7 @@ def compare(asked: argparse.Namespace, progress: Progress) -> Answer:
                 "title": row.method.title,
                 "labels": row.method.needs_labels,
                 "remain": row.remain,
-                "accuracy": e.accuracy,
+                **({"accuracy": e.accuracy} if e.perplexity is None else {"perplexity": e.perplexity}),
                 "flops": e.flops,
                 "params": e.params,
                 "latency_ms": e.latency_ms,
@@ -358,19 +365,30 @@ def compare(asked: argparse.Namespace, progress: Progress) -> Answer:
     value = {
         "model": study.model.spec,
         "samples": dense.samples,
-        "accuracy_before": dense.accuracy,
+        **(
+            {"accuracy_before": dense.accuracy}
+            if dense.perplexity is None
+            else {"perplexity_before": dense.perplexity, "context": dense.context, "stride": dense.stride}
+        ),
         "flops_before": dense.flops,
         "params_before": dense.params,
         "latency_ms_before": dense.latency_ms,
         "device": dense.device,
         "rows": rows,
     }
-    ranked = sorted(rows, key=lambda row: (-row["remain"], -row["accuracy"]))
+    language = dense.perplexity is not None
+
+    def quality(found: dict[str, Any]) -> list[str]:
+        """How good, and a bar as long as that is near to the best there can be."""
+        if language:
+            return [number(found["perplexity"], 3), _bar(min(1.0, (dense.perplexity or 0.0) / found["perplexity"]))]
+        return [percent(found["accuracy"]), _bar(found["accuracy"])]
+
+    ranked = sorted(rows, key=lambda row: (-row["remain"], row["perplexity"] if language else -row["accuracy"]))
     cells = [
         [
             row["title"],
-            percent(row["accuracy"]),
-            _bar(row["accuracy"]),
+            *quality(row),
             f"{row['flops'] / dense.flops:.1%}",
             f"{row['params'] / dense.params:.1%}",
             f"{row['latency_ms']:.2f}",
@@ -378,8 +396,10 @@ def compare(asked: argparse.Namespace, progress: Progress) -> Answer:
         ]
         for row in ranked
     ]
-    before = ["unchanged", percent(dense.accuracy), _bar(dense.accuracy), "100%", "100%", f"{dense.latency_ms:.2f}", ""]
-    head = [f"{dense.samples} images", "accuracy", "", "FLOPs", "parameters", "ms", "s to decide"]
+    unchanged = quality({"accuracy": dense.accuracy, "perplexity": dense.perplexity})
+    before = ["unchanged", *unchanged, "100%", "100%", f"{dense.latency_ms:.2f}", ""]
+    counted = f"{dense.samples} windows" if language else f"{dense.samples} images"
+    head = [counted, "perplexity" if language else "accuracy", "", "FLOPs", "parameters", "ms", "s to decide"]
     return value, _table(head, [before, *cells])
 
 
@@ -484,13 +504,27 @@ def _slack(bound: BoundReport | Grain) -> tuple[float | None, float | None, floa
 def evaluate(asked: argparse.Namespace, progress: Progress) -> Answer:
     plan, model, changed = _changed(asked.plan, asked.weights, asked.device, progress)
     data = _data(asked, plan.calibration, asked.samples)
-    result = modhifi.evaluate(changed, data, model, progress=progress)
+    result = modhifi.evaluate(changed, data, model, context=asked.context, stride=asked.stride, progress=progress)
     return result.to_json(), _evaluation_text(result)
 
 
 def _evaluation_text(e: Evaluation) -> str:
+    quality = [["accuracy", percent(e.accuracy_before), percent(e.accuracy)]]
+    counted = "images"
+    if e.perplexity is not None:
+        counted = f"windows of {e.context} tokens, stride {e.stride}"
+        quality = [
+            ["perplexity", number(e.perplexity_before, 3), number(e.perplexity, 3)],
+            ["first guess right", percent(e.accuracy_before), percent(e.accuracy)],
+            [
+                "tokens a second, read",
+                number(e.prefill_tokens_per_second_before),
+                number(e.prefill_tokens_per_second),
+            ],
+            ["… written", number(e.decode_tokens_per_second_before, 1), number(e.decode_tokens_per_second, 1)],
+        ]
     rows = [
-        ["accuracy", percent(e.accuracy_before), percent(e.accuracy)],
+        *quality,
         ["parameters", number(e.params_before), number(e.params)],
         ["FLOPs (MACs)", number(e.flops_before), number(e.flops)],
         ["bytes", number(e.bytes_before), number(e.bytes)],
@@ -501,7 +535,7 @@ def _evaluation_text(e: Evaluation) -> str:
         ],
     ]
     rows += [[f"class {name}", percent(row.before), percent(row.after)] for name, row in e.per_class.items()]
-    text = _table([f"{e.samples} images", "before", "after"], rows)
+    text = _table([f"{e.samples} {counted}", "before", "after"], rows)
     return text if e.forget is None else f"{text}\n\n{_forgetting_text(e)}"
 
 

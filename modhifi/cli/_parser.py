@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ..data import SYNTHETIC
+from ..data import SHIPPED_TEXT, SYNTHETIC
 from ..errors import UserError
 from ..lipschitz import ESTIMATORS
 from ..multimodal import FUSIONS, Settings
 from ..multimodal import METHODS as BALANCING
-from ..pruning import BASELINES, METHODS, NEEDS_LABELS
+from ..pruning import BASELINES, CHOLESKY, LANGUAGE_METHODS, METHODS, NEEDS_LABELS
 from ..study import CONSTANT_SAMPLES, CONSTANTS, SCORES
 from ..unlearning import METHODS as FORGETTING
 
@@ -56,7 +56,8 @@ def _data(parser: argparse.ArgumentParser, split: str | None, default: str | Non
         "--data",
         metavar="DATA",
         default=default,
-        help=f"digits, cifar10, a folder, a .parquet file; without labels also {', '.join(SYNTHETIC)}",
+        help=f"digits, cifar10, a folder, a .parquet file; without labels also {', '.join(SYNTHETIC)}; for language models"
+        f" text:FILE or {SHIPPED_TEXT}",
     )
     parser.add_argument("--data-root", metavar="DIR", help="where the data lies")
     parser.add_argument("--split", default=split, help=f"which part of it (default: {split})")
@@ -143,27 +144,27 @@ def build_parser() -> argparse.ArgumentParser:
 
     analyze = call("analyze", "One pass over unlabelled data; writes a study folder.")
     analyze.add_argument("model", metavar="MODEL")
-    _data(analyze, "calibration", "digits")
+    _data(analyze, "calibration")
     analyze.add_argument("--samples", type=int, default=512, metavar="N")
     analyze.add_argument("--weights", metavar="FILE", help=".safetensors, or .pt/.pth/.th with tensors only")
     analyze.add_argument("--mean", type=_three, metavar="R,G,B")
     analyze.add_argument("--std", type=_three, metavar="R,G,B")
     analyze.add_argument("--classes", metavar="FILE", help="one class name a line")
+    analyze.add_argument("--context", type=int, metavar="N", help="language models: tokens of a sample")
     analyze.add_argument(
         "--constants",
         type=_names,
-        default=CONSTANTS,
         metavar="NAMES",
-        help=f"estimators of Lipschitz constants: {','.join(ESTIMATORS)} (default: {','.join(CONSTANTS)})",
+        help=f"estimators of Lipschitz constants: {','.join(ESTIMATORS)} (default: {','.join(CONSTANTS)}; of language models the"
+        " first; none for none)",
     )
     analyze.add_argument(
         "--constant-samples",
         type=int,
-        default=CONSTANT_SAMPLES,
         metavar="N",
-        help=f"how many of the samples they look at (default: {CONSTANT_SAMPLES})",
+        help=f"how many of the samples they look at (default: {CONSTANT_SAMPLES}; of language models 8)",
     )
-    analyze.add_argument("--device", default="auto")
+    analyze.add_argument("--device", default="auto", help="auto, cpu, cuda…; language models also map (accelerate's)")
     analyze.add_argument("--out", required=True, metavar="STUDY")
 
     show = call("show", "Per group: components, fidelity, HiFi set size, Lipschitz estimate, cost.")
@@ -185,11 +186,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     prune.add_argument(
         "--score",
-        choices=(*SCORES, *BASELINES),
+        choices=(*SCORES, CHOLESKY, *BASELINES),
         default="greedy",
         help=f"what says which components stay (default: greedy); {' and '.join(NEEDS_LABELS)} use labels",
     )
-    prune.add_argument("--allocation", choices=("global", "uniform", "ranking"), default="global")
+    prune.add_argument(
+        "--allocation",
+        choices=("global", "uniform", "ranking", "width"),
+        help="default: global; of language models width, the same number in every block, which transformers alone opens",
+    )
     prune.add_argument(
         "--constants",
         choices=(*ESTIMATORS, "none"),
@@ -232,7 +237,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--methods",
         type=_names,
         metavar="NAMES",
-        help=f"comma separated (default: all that need no labels): {', '.join(METHODS)}",
+        help=f"comma separated (default: all that need no labels): {', '.join(METHODS)}; of language models"
+        f" {', '.join(LANGUAGE_METHODS)}",
     )
     compare.add_argument("--weights", metavar="FILE", help="where the study's checkpoint is now, if it has moved")
     compare.add_argument("--device", default="auto")
@@ -281,10 +287,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="do not count how often a bound from the calibration images is broken (half of the time)",
     )
 
-    evaluate = call("evaluate", "Before and after: accuracy, per class, parameters, FLOPs, latency.")
+    evaluate = call("evaluate", "Before and after: accuracy (or perplexity), per class, parameters, FLOPs, latency.")
     evaluate.add_argument("plan", metavar="PLAN")
     _data(evaluate, "test")
     evaluate.add_argument("--samples", type=int, metavar="N", help="all if left out")
+    evaluate.add_argument(
+        "--context", type=int, metavar="N", help="perplexity: tokens of a window (default: the model's)"
+    )
+    evaluate.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="perplexity: tokens from one window to the next (default: half of the context)",
+    )
     evaluate.add_argument("--weights", metavar="FILE", help="where the plan's checkpoint is now, if it has moved")
     evaluate.add_argument("--device", default="auto")
 

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models import CausalLM
+from ..models.language import set_heads
 from ._types import Slice
 
 __all__ = ["Cut", "Extra", "extras", "set_right", "standing_in"]
@@ -279,5 +281,8 @@ def extras(module: nn.Module) -> list[Extra]:
 
 def set_right(module: nn.Module, cuts: Mapping[str, Cut]) -> None:
     """Puts the known modules' own numbers in order after the layers named in ``cuts`` were cut."""
+    if isinstance(module, CausalLM):
+        set_heads(module)
+        return
     for adapter, name, part in _known(module):
         adapter.set_right(name, part, cuts)

@@ -21,8 +21,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models import Model
+from ..models import CausalLM, Model
 from ._adapters import Extra, extras, standing_in
+from ._language import language_structure
 from ._trace import Trace, trace, width_of
 from ._types import Consumer, Cost, Group, Kind, LayerCost, Share, Skipped, Slice, Structure
 
@@ -36,11 +37,14 @@ Side = tuple[str, str]  # a layer's or parameter's name, and "in" or "out"
 
 
 def enumerate_components(module: nn.Module, example: Tensor) -> Structure:
-    """All coupled groups of ``module`` for inputs like ``example`` (1, 3, H, W). The module is not changed.
+    """All coupled groups of ``module`` for inputs like ``example`` (1, 3, H, W), of a language model (1, T). The module is not
+    changed.
 
     Components follow theory, section 1; costs are exact for any choice of widths. What is returned is what the trace says;
     `modhifi.surgery.verified` tries it out.
     """
+    if isinstance(module, CausalLM):
+        return language_structure(module, example.shape[1])
     net = copy.deepcopy(module).cpu().eval()
     example = example.detach().cpu()
     seen = trace(net, example)
@@ -60,10 +64,10 @@ def enumerate_components(module: nn.Module, example: Tensor) -> Structure:
 
 def structure_of(model: Model) -> Structure:
     """`enumerate_components` of a loaded network, done once."""
-    size = model.input.size
-    if size not in model.structures:
-        model.structures[size] = enumerate_components(model.module, model.example())
-    return model.structures[size]
+    shape = model.input.shape
+    if shape not in model.structures:
+        model.structures[shape] = enumerate_components(model.module, model.example())
+    return model.structures[shape]
 
 
 @torch.inference_mode(False)

@@ -25,6 +25,7 @@ from .._files import atomic_file
 from ..errors import UserError
 from ..progress import Progress, silent
 from ._synthetic import LENGTH, dead_leaves
+from ._text import windowed
 from ._types import Data
 
 if TYPE_CHECKING:
@@ -61,12 +62,13 @@ def _not_made(index: int) -> NoReturn:  # noqa: ARG001 - there is none
 
 
 def meant_for(data: Data, model: Model | None) -> Data:
-    """``data`` with the fingerprint it will have once it is made for ``model``. Nothing is made; other data stay as they are.
+    """``data`` with the fingerprint it will have once it is made for ``model``. Nothing is made; text is `windowed`, other
+    data stay as they are.
 
     Raises `UserError` if ``data`` needs a network and there is none.
     """
     if data.read is not _not_made:
-        return data
+        return windowed(data, model)
     if model is None:
         _not_made(0)
     about = f"{_RECIPE} {model.fingerprint} {model.input.model_dump_json()} {data.order}"
@@ -74,13 +76,13 @@ def meant_for(data: Data, model: Model | None) -> Data:
 
 
 def made_for(data: Data, model: Model, progress: Progress = silent) -> Data:
-    """``data`` with its images made for ``model``, which is not changed; other data as they are.
+    """``data`` with its images made for ``model``, which is not changed; text `windowed`, other data as they are.
 
     The images lie in ``$MODHIFI_HOME/inversion`` (default ``~/.cache/modhifi``), which is safe to delete: they are made once.
     Raises `UserError` if the network has no BatchNorm statistics, or the folder cannot be written.
     """
     if data.read is not _not_made:
-        return data
+        return windowed(data, model)
     made = meant_for(data, model)
     home = Path(os.environ.get("MODHIFI_HOME") or Path.home() / ".cache" / "modhifi").expanduser()
     path = home / "inversion" / f"{made.source}.safetensors"
@@ -115,6 +117,8 @@ def _make(data: Data, model: Model, progress: Progress) -> Tensor:
     Adam minimises equation 4 of the paper, the sum over the BatchNorm layers of ``‖μ(x) − μ‖ + ‖σ²(x) − σ²‖``, and a little of
     the mean absolute difference between neighbouring pixels (total variation).
     """
+    from ..models import InputSpec
+
     net = copy.deepcopy(model.module).requires_grad_(False)
     gaps: list[Tensor] = []
 
@@ -132,6 +136,7 @@ def _make(data: Data, model: Model, progress: Progress) -> Tensor:
     for norm in norms:
         norm.register_forward_pre_hook(compare)
     spec = model.input
+    assert isinstance(spec, InputSpec)
     mean, std = (torch.tensor(values, device=model.device).view(3, 1, 1) for values in (spec.mean, spec.std))
     plain = spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     leaves = dataclasses.replace(dead_leaves(data.split), order=data.order)

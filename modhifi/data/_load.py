@@ -14,6 +14,7 @@ from ._folders import folder
 from ._inversion import inversion
 from ._parquet import parquet
 from ._synthetic import dead_leaves, noise
+from ._text import SHIPPED_TEXT, text
 from ._types import Data
 
 __all__ = ["DEFAULT_DATA", "SYNTHETIC", "load_data"]
@@ -36,7 +37,8 @@ def load_data(
         spec: ``digits``, ``cifar10``, a folder of class folders (with or without ``train``, ``test``, ``val`` above
             them), a folder of images, or one ``.parquet`` file with an image column. Without any data: ``noise``
             (independent pixels), ``dead-leaves`` (overlapping shapes), drawn at the size that a network takes, or
-            ``inversion``, which `made_for` makes from a network's BatchNorm statistics, with gradients of its input.
+            ``inversion``, which `made_for` makes from a network's BatchNorm statistics, with gradients of its input. For language
+            models ``text:FILE``, or ``text:kjv``, which comes with the project.
         root: the folder that holds CIFAR-10; for a relative path as the spec, the folder it is relative to.
         split: ``train``, ``calibration`` (the default: for use without labels), ``test``, for folders also ``val``.
             CIFAR-10 and folders calibrate on their training images; a source without parts is the same whole in
@@ -69,12 +71,16 @@ def _open(spec: str, root: Path | None, split: str) -> Data:
             raise UserError(f"{spec} comes from no folder; leave the data root away")
         _check_split(spec, split, tuple(FOLDER_SPLITS))
         return SYNTHETIC[spec](split)
+    if spec.startswith("text:"):
+        if spec != SHIPPED_TEXT:
+            _check_split(spec, split, tuple(FOLDER_SPLITS))
+        return text(spec, root, split)
     path = Path(spec).expanduser()
     path = (root / path if root is not None else path).resolve()
     if not path.exists():
         raise UserError(
             f"unknown data {spec!r}: there is no such file or folder, and the names are digits, cifar10, "
-            f"{', '.join(SYNTHETIC)}; a folder of images or of class folders or a .parquet file will do"
+            f"{', '.join(SYNTHETIC)}; text:FILE, a folder of images or of class folders or a .parquet file will do"
         )
     _check_split(spec, split, tuple(FOLDER_SPLITS))
     if path.is_dir():

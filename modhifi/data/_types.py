@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import UserError
 
 if TYPE_CHECKING:
-    from ..models import InputSpec
+    from ..models import InputSpec, TokenSpec
 
 __all__ = ["Data", "DataRef"]
 
@@ -57,6 +57,12 @@ class Data:
     """The splits the source tells apart, empty if it has only one part."""
     draw: Callable[[int, tuple[int, int]], Image.Image] | None = None
     """``draw(i, (height, width))`` gives image ``i`` of a source that has images of every size; None for all others."""
+    text: str | None = None
+    """The whole text of a source of text. Its samples are windows of tokens, which `windowed` makes for a model: until then
+    it is one sample, and what was ``asked`` of `take` is only remembered."""
+    rows: Tensor | None = None
+    """(windows of the source, T) int64."""
+    asked: int | None = None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -83,6 +89,8 @@ class Data:
         """``samples`` images drawn without replacement by ``seed``, in the source's order; all if there are no more."""
         if samples < 1:
             raise UserError(f"samples must be at least 1, not {samples}")
+        if self.text is not None and self.rows is None:
+            return dataclasses.replace(self, asked=samples, seed=seed)
         if samples >= len(self):
             return dataclasses.replace(self, seed=seed)
         drawn = np.random.default_rng(seed).choice(len(self), samples, replace=False)
@@ -100,12 +108,20 @@ class Data:
         """The same images with other labels (one for each image of the source) and class names."""
         return dataclasses.replace(self, labels=labels, classes=classes)
 
-    def batches(self, spec: InputSpec, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """(B, 3, H, W) float32 normalised as ``spec`` says, and (B,) int64 labels or None; on the CPU, in order."""
+    def batches(self, spec: InputSpec | TokenSpec, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """(B, 3, H, W) float32 normalised as ``spec`` says, and (B,) int64 labels or None; on the CPU, in order. Of text (B, T)
+        int64, the windows.
+        """
+        from ..models import TokenSpec
         from ._transform import to_tensor
 
         for start in range(0, len(self), batch_size):
             part = self.order[start : start + batch_size]
+            if self.rows is not None:
+                yield self.rows[list(part)], None
+                continue
+            if isinstance(spec, TokenSpec):
+                raise UserError(f"{self.spec} is no text that was cut into windows; a language model takes text:FILE")
             pictures = (self.read(i) if self.draw is None else self.draw(i, spec.size) for i in part)
             images = torch.stack([to_tensor(picture, spec) for picture in pictures])
             yield images, None if self.labels is None else self.labels[list(part)]

@@ -15,6 +15,7 @@ from ._forgetting import (
     recalled,
     relearning,
 )
+from ._perplexity import Reading, decode_speed, perplexity, read, windows
 from ._verdict import forgetting_table, verdict
 
 __all__ = [
@@ -29,15 +30,20 @@ __all__ = [
     "ClassAccuracy",
     "Evaluation",
     "Prediction",
+    "Reading",
     "bn_recall",
     "classifier_of",
     "count_cost",
+    "decode_speed",
     "evaluate",
     "masked_rows",
     "match_labels",
     "measure_latency",
     "membership",
+    "perplexity",
     "predict",
     "probe_accuracy",
+    "read",
     "tensor_bytes",
+    "windows",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..components import Cost, flop_counter
+from ..components import Cost, flop_counter, structure_of
 from ..models import Model
 from ..progress import Progress, silent
 
@@ -16,7 +16,11 @@ __all__ = ["count_cost", "measure_latency", "tensor_bytes"]
 
 
 def count_cost(model: Model) -> Cost:
-    """Parameters, and multiply-accumulates of one sample (counted ×1), counted by running the network once."""
+    """Parameters, and multiply-accumulates of one sample (counted ×1), counted by running the network once. Those of a
+    language model follow from its widths: what attention is computed with is not always known to the counter.
+    """
+    if model.tokens is not None:
+        return structure_of(model).cost()
     with flop_counter() as counter:
         model.module(model.example())
     params = sum(parameter.numel() for parameter in model.module.parameters())
@@ -36,7 +40,7 @@ def measure_latency(
     seconds: float = 0.06,
     progress: Progress = silent,
 ) -> list[float]:
-    """Milliseconds of one forward pass of each network on ``example`` (B, 3, H, W): the median over ``rounds``, in each of which
+    """Milliseconds of one forward pass of each network on ``example`` (B, …): the median over ``rounds``, in each of which
     every network runs for about ``seconds``, one after the other, so that a machine that slows down slows all of them.
     """
     # Imported here: it looks for a compiler and may say so on standard error, which only a measurement should.

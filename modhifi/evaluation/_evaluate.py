@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from ..data import Data, DataRef, load_data
+from ..data import Data, DataRef, load_data, windowed
+from ..errors import UserError
 from ..models import Model
 from ..progress import Progress, silent
 from ._accuracy import Prediction, classifier_of, match_labels, predict
@@ -23,9 +24,12 @@ from ._forgetting import (
     recalled,
     relearning,
 )
+from ._perplexity import checked, decode_speed, read
 
 __all__ = ["ClassAccuracy", "Evaluation", "evaluate"]
 
+_LANGUAGE = ("perplexity", "tokens", "context", "stride", "prefill", "decode")
+_OF_CLASSES = ("accuracy", "per_class", "confusion")
 _FORGETTING = ("forget", "retain", "probe", "mia", "bn_recall", "relearning")
 # So many training images of the forgotten classes are asked about in the membership attack.
 _MEMBERS = 1000
@@ -43,6 +47,10 @@ class Evaluation(BaseModel):
     """Fractions are in [0, 1]; ``flops`` are multiply-accumulates of one sample; ``bytes`` those of the weights. Fields that
     end in ``_before`` are the baseline's, None without one. The last block is there for unlearning plans only, with ``_mask`` the
     baseline whose logits of the forgotten classes are masked; see `modhifi.evaluation._forgetting` for what each number means.
+
+    The block before it is for language models: perplexity over ``tokens`` tokens in windows of ``context`` that begin
+    ``stride`` after one another, tokens a second read at once (``prefill``) and written one by one (``decode``). Their
+    ``accuracy`` is the share of tokens that are the first guess, and ``samples`` are windows.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -65,6 +73,16 @@ class Evaluation(BaseModel):
     latency_ms_before: float | None
     latency_batch: int
     device: str
+
+    perplexity: float | None = None
+    perplexity_before: float | None = None
+    tokens: int | None = None
+    context: int | None = None
+    stride: int | None = None
+    prefill_tokens_per_second: float | None = None
+    prefill_tokens_per_second_before: float | None = None
+    decode_tokens_per_second: float | None = None
+    decode_tokens_per_second_before: float | None = None
 
     forget: list[str] | None = None
     forget_accuracy: float | None = None
@@ -91,11 +109,13 @@ class Evaluation(BaseModel):
     relearning_accuracy_mask: list[float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; the unlearning block only where there is one."""
+        """Plain values; the blocks of language models and of unlearning only where there is one, and of a language model
+        perplexity instead of accuracies.
+        """
         values = self.model_dump(mode="json")
-        if self.forget is not None:
-            return values
-        return {name: value for name, value in values.items() if not name.startswith(_FORGETTING)}
+        left: tuple[str, ...] = () if self.forget is not None else _FORGETTING
+        left += _LANGUAGE if self.perplexity is None else _OF_CLASSES
+        return {name: value for name, value in values.items() if not name.startswith(left)}
 
 
 def evaluate(
@@ -104,9 +124,12 @@ def evaluate(
     baseline: Model | None = None,
     *,
     latency: bool = True,
+    context: int | None = None,
+    stride: int | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Measures ``model`` on labelled ``data``, and ``baseline`` beside it.
+    """Measures ``model`` on labelled ``data``, or a language model on text, and ``baseline`` beside it. ``context`` and
+    ``stride`` are those of perplexity, see `modhifi.evaluation.read`.
 
     For a model made by an unlearning plan: forget and retain accuracy, and the attacks. Membership needs the data's own
     training images (``data.splits``), and is None where there are none.
@@ -114,7 +137,11 @@ def evaluate(
     Raises:
         UserError: if the data has no labels, none that the network knows, or too few for the probe.
     """
-    data = match_labels(data, model)
+    if model.tokens is not None:
+        return _evaluate_language(model, data, baseline, latency, context, stride, progress)
+    if context is not None or stride is not None:
+        raise UserError(f"{model.spec} takes images; context and stride are for language models")
+    data = match_labels(windowed(data, model), model)
     forget = None if model.plan is None or model.plan.kind != "unlearn" else model.plan.forget
     features = forget is not None and classifier_of(model) is not None
     after = predict(model, data, features=features, progress=progress, what="evaluating the changed network")
@@ -153,6 +180,67 @@ def evaluate(
     if forget is not None:
         _judge(result, model, baseline, data, [classes.index(name) for name in forget], after, before, progress)
     return result
+
+
+def _evaluate_language(
+    model: Model,
+    data: Data,
+    baseline: Model | None,
+    latency: bool,
+    context: int | None,
+    stride: int | None,
+    progress: Progress,
+) -> Evaluation:
+    context, stride = checked(model, context, stride)
+    pair = [model] if baseline is None else [model, baseline]
+    what = ("reading with the changed network", "reading with the one before")
+    found = [
+        read(one, data, context=context, stride=stride, progress=progress, what=words)
+        for one, words in zip(pair, what, strict=False)
+    ]
+    costs = [count_cost(one) for one in pair]
+    times: list[float | None] = [None] * len(pair)
+    speeds: list[float | None] = [None] * len(pair)
+    if latency:
+        times[:] = measure_latency([one.module for one in pair], model.example(), progress=progress)
+        speeds[:] = decode_speed(pair, progress)
+    assert model.tokens is not None
+    prefill = [None if each is None else 1000 * model.tokens.context / each for each in times]
+
+    def of(values: list[Any], index: int) -> Any:
+        return values[index] if index < len(values) else None
+
+    shares = [one.right / one.tokens for one in found]
+    sizes = [tensor_bytes(one.module) for one in pair]
+    return Evaluation(
+        model=model.spec,
+        data=data.ref.model_copy(update={"samples": found[0].windows}),
+        samples=found[0].windows,
+        accuracy=shares[0],
+        accuracy_before=of(shares, 1),
+        per_class={},
+        confusion=[],
+        confusion_before=None,
+        params=costs[0].params,
+        params_before=of([cost.params for cost in costs], 1),
+        flops=costs[0].flops,
+        flops_before=of([cost.flops for cost in costs], 1),
+        bytes=sizes[0],
+        bytes_before=of(sizes, 1),
+        latency_ms=times[0],
+        latency_ms_before=of(times, 1),
+        latency_batch=1,
+        device=str(model.device),
+        perplexity=found[0].perplexity,
+        perplexity_before=of([one.perplexity for one in found], 1),
+        tokens=found[0].tokens,
+        context=context,
+        stride=stride,
+        prefill_tokens_per_second=prefill[0],
+        prefill_tokens_per_second_before=of(prefill, 1),
+        decode_tokens_per_second=speeds[0],
+        decode_tokens_per_second_before=of(speeds, 1),
+    )
 
 
 def _per_class(classes: Sequence[str], after: Prediction, before: Prediction | None) -> dict[str, ClassAccuracy]:

@@ -24,14 +24,17 @@ from torch import nn
 
 from .._files import atomic_folder, file_sha256, read_json
 from ..errors import UserError
-from ..models import InputSpec, Model, Step, architecture, fingerprint, read_checkpoint
+from ..models import CausalLM, InputSpec, Model, Step, TokenSpec, architecture, fingerprint, read_checkpoint
 from ..plan import Plan
 from ..progress import Progress, silent
+from ._language import read_language, write_language
 
 __all__ = ["FORMATS", "export", "read_export"]
 
 FORMATS = ("safetensors", "onnx", "pt2")
 EXPORT_SCHEMA = 1
+# What the manifest of a language model says in place of an architecture: its configuration lies beside it.
+_LANGUAGE = "transformers"
 _MANIFEST = "manifest.json"
 _TOLERANCE = 1e-4
 
@@ -42,7 +45,7 @@ class _Manifest(BaseModel):
     schema_version: int
     architecture: str
     steps: list[Step]
-    input: InputSpec
+    input: InputSpec | TokenSpec
     classes: list[str]
     fingerprint: str
     sha256: dict[str, str]
@@ -57,8 +60,8 @@ def export(
     Args:
         model: usually made by `modhifi.apply`.
         out: a new or empty folder, or one that an export wrote.
-        formats: ``safetensors`` (always written), ``onnx``, ``pt2`` (`torch.export`); these two take a batch of any
-            size and are run once to see that they answer as the network does, to 1e-4.
+        formats: ``safetensors`` (always written, the only one of language models), ``onnx``, ``pt2`` (`torch.export`); these
+            two take a batch of any size and are run once to see that they answer as the network does, to 1e-4.
         progress: see `modhifi.progress`.
 
     Raises:
@@ -67,6 +70,15 @@ def export(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise UserError(f"unknown format {', '.join(unknown) or 'none'!r}; formats are {', '.join(FORMATS)}")
+    if isinstance(model.module, CausalLM):
+        if set(formats) != {"safetensors"}:
+            raise UserError("language models are written as safetensors; leave the other formats away")
+        with atomic_folder(Path(out), _MANIFEST) as folder:
+            progress(0, 1, "writing safetensors")
+            write_language(model, folder)
+            _write_about(model, folder, _LANGUAGE)
+            progress(1, 1, "written")
+        return Path(out)
     net = copy.deepcopy(model.module).cpu().eval()
     with atomic_folder(Path(out), _MANIFEST) as folder:
         wanted = ["safetensors", *dict.fromkeys(name for name in formats if name != "safetensors")]
@@ -80,23 +92,28 @@ def export(
                 _write_onnx(net, model, target)
             else:
                 _write_pt2(net, model, target)
-        if model.plan is not None:
-            model.plan.save(folder / "plan.json")
-        files = sorted(path for path in folder.iterdir())
-        manifest = _Manifest(
-            schema_version=EXPORT_SCHEMA,
-            architecture=model.architecture,
-            steps=list(model.steps),
-            input=model.input,
-            classes=list(model.classes),
-            fingerprint=model.fingerprint,
-            sha256={path.name: file_sha256(path) for path in files},
-            bytes={path.name: path.stat().st_size for path in files},
-        )
-        text = json.dumps(manifest.model_dump(mode="json"), indent=1, allow_nan=False)
-        (folder / _MANIFEST).write_text(text + "\n", encoding="utf-8")
+        _write_about(model, folder, model.architecture)
         progress(len(wanted), len(wanted), "written")
     return Path(out)
+
+
+def _write_about(model: Model, folder: Path, built_from: str) -> None:
+    """The plan and the manifest, beside what is already there."""
+    if model.plan is not None:
+        model.plan.save(folder / "plan.json")
+    files = sorted(path for path in folder.iterdir())
+    manifest = _Manifest(
+        schema_version=EXPORT_SCHEMA,
+        architecture=built_from,
+        steps=list(model.steps),
+        input=model.input,
+        classes=list(model.classes),
+        fingerprint=model.fingerprint,
+        sha256={path.name: file_sha256(path) for path in files},
+        bytes={path.name: path.stat().st_size for path in files},
+    )
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, allow_nan=False)
+    (folder / _MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def read_export(folder: Path, device: torch.device) -> Model:
@@ -114,6 +131,22 @@ def read_export(folder: Path, device: torch.device) -> Model:
         manifest = _Manifest.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{path} is damaged: {error.errors()[0]['msg']}; export it again") from error
+    plan = folder / "plan.json"
+    if manifest.architecture == _LANGUAGE:
+        assert isinstance(manifest.input, TokenSpec)
+        module, tokenizer = read_language(folder, device)
+        if fingerprint(module) != manifest.fingerprint:
+            raise UserError(f"{folder} is damaged: it holds other weights than the manifest says; export it again")
+        return Model(
+            spec=f"hf:{folder.resolve()}",
+            module=module,
+            input=manifest.input,
+            classes=(),
+            weights=None,
+            fingerprint=manifest.fingerprint,
+            plan=Plan.load(plan) if plan.exists() else None,
+            tokenizer=tokenizer,
+        )
     state = read_checkpoint(folder / "model.safetensors")
     net = architecture(manifest.architecture, state).eval()
     example = torch.randn(1, *manifest.input.shape, generator=torch.Generator().manual_seed(0))
@@ -127,7 +160,6 @@ def read_export(folder: Path, device: torch.device) -> Model:
         raise UserError(
             f"{folder} is damaged: model.safetensors holds other weights than the manifest says; export it again"
         )
-    plan = folder / "plan.json"
     return Model(
         spec=str(folder.resolve()),
         module=net.requires_grad_(False).to(device),

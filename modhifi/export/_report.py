@@ -114,6 +114,7 @@ def _costs(plan: Plan, evaluation: Evaluation | None) -> str:
         ]
     if "fidelity" in plan.predicted:
         rows.append(["Fidelity of the layers (predicted)", percent(1.0), percent(plan.predicted["fidelity"])])
+    if "bound" in plan.predicted:
         rows.append(["Bound on the RMS error of the logits (estimated)", "0", number(plan.predicted["bound"], 3)])
     return "<h2>Before and after</h2>" + _table(["", "before", "after"], rows) if rows else ""
 

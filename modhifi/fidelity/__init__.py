@@ -6,7 +6,7 @@ moment of the layer's input, ``H = E[x xᵀ]``, from which every ``G_o`` follows
 on a subset could do. Everything is computed in float64 and returned in the dtype that came in.
 """
 
-from ._fit import TAIL, Limit, fit_rows
+from ._fit import TAIL, Limit, fit_moments, fit_rows
 from ._gram import compensation, fidelity_curve, greedy_subset, singleton_fidelity, subset_fidelity
 from ._moments import (
     aggregate_gram,
@@ -34,6 +34,7 @@ __all__ = [
     "eliminate",
     "error_curve",
     "fidelity_curve",
+    "fit_moments",
     "fit_rows",
     "full_compensation",
     "gram",

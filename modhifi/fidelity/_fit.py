@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["TAIL", "Limit", "fit_rows"]
+__all__ = ["TAIL", "Limit", "fit_moments", "fit_rows"]
 
 # The ridge is the eigenvalue below which so little of the energy of a layer's input lies, all smaller ones together: what the
 # inputs hardly ever do, the weights are not changed for.
@@ -56,10 +56,7 @@ def fit_rows(
     x = rows - mean_x.to(rows)
     weighted = x * each
     second = (weighted.T @ x).to(exact)
-    pull = max(_tail_eigenvalue(second, tail), 1e-12)
-    relative = pull / max(float(second.diagonal().mean()), 1e-12)
-    second.diagonal().add_(pull)
-    factor = torch.linalg.cholesky(second)
+    factor, pull, relative = _pulled(second, tail)
 
     def solved(target: Tensor) -> tuple[Tensor, Tensor]:
         mean_y = mean(target)
@@ -72,6 +69,22 @@ def fit_rows(
         assert limit is not None
         weight, constant = solved(limit.follow(target, rows @ weight.to(rows).T + constant.to(rows)))
     return weight, constant, relative
+
+
+def fit_moments(second: Tensor, cross: Tensor, own: Tensor, tail: float) -> tuple[Tensor, float]:
+    """`fit_rows` from what was summed over the rows: ``second`` = E[x xᵀ] (n, n), ``cross`` = E[y xᵀ] (O, n), both in the
+    precision to solve in. W' (O, n) and λ relative to the mean eigenvalue; for a constant beside them give covariances.
+    """
+    factor, pull, relative = _pulled(second.clone(), tail)
+    return torch.cholesky_solve((cross + pull * own.to(cross)).T, factor).T, relative
+
+
+def _pulled(second: Tensor, tail: float) -> tuple[Tensor, float, float]:
+    """The Cholesky factor of ``second`` + λ, in whose place it is written, λ, and λ relative to the mean eigenvalue."""
+    pull = max(_tail_eigenvalue(second, tail), 1e-12)
+    relative = pull / max(float(second.diagonal().mean()), 1e-12)
+    second.diagonal().add_(pull)
+    return torch.linalg.cholesky(second), pull, relative
 
 
 def _tail_eigenvalue(second: Tensor, tail: float) -> float:

@@ -34,7 +34,7 @@ def directional(
 
     ``images``: (N, 3, H, W) on the CPU; ``batch_size``: as many as fit into a gigabyte by default.
     """
-    return moved_by(module, edits, images, batch_size=batch_size, progress=progress)[0]
+    return _run(module, _fixed(module, edits), images, batch_size, progress)[0]
 
 
 def random(
@@ -89,13 +89,14 @@ def moved_by(
     progress: Progress = silent,
 ) -> tuple[dict[str, Gains], dict[str, Tensor]]:
     """`directional`, and by how much the network's output moved, (N, K) for each layer."""
-    changes = {name: change_of(get_operator(module, name), edit) for name, edit in edits.items()}
+    return _run(module, _fixed(module, edits), images, batch_size, progress, keep=True)
 
+
+def _fixed(module: nn.Module, edits: Mapping[str, Edit]) -> dict[str, Shape]:
     def always(change: Change) -> Shape:
         return lambda _: change
 
-    shapes = {name: always(change) for name, change in changes.items()}
-    return _run(module, shapes, images, batch_size, progress)
+    return {name: always(change_of(get_operator(module, name), edit)) for name, edit in edits.items()}
 
 
 def _of_output(error: Callable[[Tensor, int], Tensor]) -> Shape:
@@ -110,8 +111,11 @@ def _run(
     batch_size: int | None,
     progress: Progress,
     at_least: int = 1,
+    keep: bool = False,
 ) -> tuple[dict[str, Gains], dict[str, Tensor]]:
+    """The gains, and where ``keep`` says so by how much the output moved, (N, K) for each layer."""
     local: dict[str, list[Tensor]] = {name: [] for name in shapes}
+    reached: dict[str, list[Tensor]] = {name: [] for name in shapes}
     moved: dict[str, list[Tensor]] = {name: [] for name in shapes}
 
     def see(name: str, difference: Tensor) -> None:
@@ -128,11 +132,16 @@ def _run(
                 progress(done, total, "estimating Lipschitz constants")
                 done += 1
                 with replay.at(name), changed(module, {name: shape(samples)}, see):
-                    moved[name].append((module(batch) - replay.output).flatten(1).cpu())
+                    difference = (module(batch) - replay.output).flatten(1)
+                reached[name].append(difference.cpu().double().square().sum(1))
+                if keep:
+                    moved[name].append(difference.cpu())
         progress(total, total, "estimating Lipschitz constants")
-    arrived = {name: torch.cat(found) if found else torch.zeros(0, 1) for name, found in moved.items()}
     gains = {
-        name: Gains(torch.cat(local[name]) if local[name] else torch.zeros(0), arrived[name].double().square().sum(1))
+        name: Gains(
+            torch.cat(local[name]) if local[name] else torch.zeros(0),
+            torch.cat(reached[name]) if reached[name] else torch.zeros(0, dtype=torch.float64),
+        )
         for name in shapes
     }
-    return gains, arrived
+    return gains, {name: torch.cat(found) if found else torch.zeros(0, 1) for name, found in moved.items()}

@@ -24,10 +24,12 @@ from .checkpoints import fill, read_checkpoint
 from .cifar_resnet import DEPTHS, cifar_resnet
 from .cifar_vgg import CifarVGG
 from .digits_vit import digits_vit
+from .language import FAMILIES, language_model
 
-__all__ = ["DEFAULT_MODEL", "architecture", "list_models", "load_model"]
+__all__ = ["DEFAULT_MODEL", "TEXT_MODEL", "architecture", "list_models", "load_model", "shipped_folder"]
 
 DEFAULT_MODEL = "digits-resnet20"
+TEXT_MODEL = "text-llama"
 # The networks that ship with the project, untrained: by name and number of classes.
 _SHIPPED: Mapping[str, Callable[[int], nn.Module]] = {
     DEFAULT_MODEL: lambda classes: cifar_resnet(20, classes),
@@ -50,6 +52,11 @@ _FORMS = (
         "torchvision:NAME",
         "a classifier of torchvision; NAME@DEFAULT is pretrained, NAME alone has random weights",
     ),
+    (TEXT_MODEL, "a small Llama on the bytes of the King James Bible, ships with the project"),
+    (
+        "hf:NAME_OR_DIR",
+        f"a causal language model of transformers ({', '.join(FAMILIES)}), by its name on the hub or a folder",
+    ),
     ("FOLDER", "a network written by export"),
 )
 
@@ -68,6 +75,7 @@ def load_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     classes: Sequence[str] | str | Path | None = None,
+    context: int | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Model:
@@ -79,7 +87,9 @@ def load_model(
         mean: per channel of an input in [0, 1], three numbers; overrides what the model says of its input.
         std: the same, positive.
         classes: the names of the classes in the order of the logits, or a file with one name on each line.
-        device: ``auto``, ``cpu``, ``cuda``, ``mps``...
+        context: for language models, tokens of a sample; as many as the model takes, but at most 1,024, by default.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``...; for language models also ``map``, which leaves it to accelerate
+            where each layer lies (transformers' ``device_map="auto"``).
         progress: told before and after; may raise `modhifi.errors.Cancelled`.
 
     Raises:
@@ -87,16 +97,25 @@ def load_model(
             that cannot be fetched, a wrong number of classes, or a device that is not there.
     """
     report = progress or silent
-    target = choose_device(device)
+    name = _language(spec)
+    if name is None and device == "map":
+        raise UserError("only language models (hf:NAME_OR_DIR) are spread over devices; choose one device")
+    target = None if device == "map" else choose_device(device)
     report(0, 1, f"loading {spec}")
     path = None if weights is None else Path(weights).expanduser().resolve()
-    if _is_folder(spec):
+    if name is not None:
+        if path is not None:
+            raise UserError(f"{spec} comes with its own weights; leave the weights file away")
+        model = _language_model(spec, name, target, context)
+    elif _is_folder(spec):
         if path is not None:
             raise UserError(f"{spec} is an exported model with its own weights; leave the weights file away")
         from ..export import read_export
 
+        assert target is not None
         model = read_export(Path(spec).expanduser(), target)
     else:
+        assert target is not None
         module, given, names = _build(spec, path)
         module = module.eval().requires_grad_(False).to(target)
         model = Model(
@@ -107,11 +126,49 @@ def load_model(
             weights=None if path is None else str(path),
             fingerprint=fingerprint(module),
         )
-    model.input = _override_input(model.input, mean, std)
+    if context is not None:
+        if model.tokens is None:
+            raise UserError(f"{spec} takes images; a context is for language models")
+        model.input = model.tokens.model_copy(update={"context": context})
+    if isinstance(model.input, InputSpec):
+        model.input = _override_input(model.input, mean, std)
+    elif mean is not None or std is not None:
+        raise UserError(f"{spec} takes tokens, which have no mean and std; leave them away")
     if classes is not None:
         model.classes = _override_classes(classes, len(model.classes))
     report(1, 1, f"loading {spec}")
     return model
+
+
+def _language(spec: str) -> str | None:
+    """What `language_model` loads for this spec: a name, or a folder that transformers alone opens; None for all others."""
+    if spec == TEXT_MODEL:
+        return str(shipped_folder(TEXT_MODEL))
+    folder = Path(spec.removeprefix("hf:")).expanduser()
+    if (folder / "manifest.json").exists() and not spec.startswith("hf:"):
+        return None
+    return spec.removeprefix("hf:") if spec.startswith("hf:") and len(spec) > 3 else None
+
+
+def _language_model(spec: str, name: str, target: torch.device | None, context: int | None) -> Model:
+    folder = Path(name).expanduser()
+    if (folder / "manifest.json").exists():
+        from ..export import read_export
+
+        # Written by this project: its plan comes with it, and its blocks may be of different widths.
+        return read_export(folder, target or torch.device("cpu"))
+    # The shipped one is so small that nothing is gained by computing in less than it was trained in.
+    dtype = torch.float32 if spec == TEXT_MODEL else None
+    module, given, tokenizer = language_model(name, target, context, dtype)
+    return Model(
+        spec=f"hf:{folder.resolve()}" if spec != TEXT_MODEL and folder.is_dir() else spec,
+        module=module,
+        input=given,
+        classes=(),
+        weights=None,
+        fingerprint=fingerprint(module),
+        tokenizer=tokenizer,
+    )
 
 
 def _is_folder(spec: str) -> bool:
@@ -164,15 +221,27 @@ def architecture(spec: str, state: Mapping[str, Tensor]) -> nn.Module:
 
 def _shipped(name: str) -> tuple[nn.Module, InputSpec, tuple[str, ...], dict[str, Tensor]]:
     """A network that ships with the project: untrained module, input and classes of its card, trained weights."""
-    installed: Traversable = importlib.resources.files("modhifi") / "assets"
-    # A wheel carries the files inside the package; in a checkout they lie where their recipe wrote them.
-    folder = installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "assets"
+    folder = _assets()
     with importlib.resources.as_file(folder / f"{name}.json") as path:
         card = read_json(path, f"the card of {name}")
     with importlib.resources.as_file(folder / f"{name}.safetensors") as path:
         state = read_checkpoint(path)
     names = tuple(card["classes"])
     return _SHIPPED[name](len(names)), InputSpec.model_validate(card["input"]), names, state
+
+
+def _assets() -> Traversable:
+    """A wheel carries the files inside the package; in a checkout they lie where their recipe wrote them."""
+    installed: Traversable = importlib.resources.files("modhifi") / "assets"
+    return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "assets"
+
+
+def shipped_folder(name: str) -> Path:
+    """Where a model lies that ships as a folder. Raises `UserError` if the package is not unpacked on a disk."""
+    folder = _assets() / name
+    if not isinstance(folder, Path) or not folder.is_dir():
+        raise UserError(f"the files of {name} are not on this disk; install modhifi unpacked (pip does)")
+    return folder
 
 
 def _override_input(given: InputSpec, mean: Sequence[float] | None, std: Sequence[float] | None) -> InputSpec:

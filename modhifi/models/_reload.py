@@ -5,7 +5,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..progress import Progress, silent
 from ._load import load_model
-from ._types import Model, ModelRef
+from ._types import Model, ModelRef, TokenSpec
 
 __all__ = ["reload"]
 
@@ -20,7 +20,8 @@ def reload(
     path = weights or ref.weights
     if path is not None and not Path(path).expanduser().exists():
         raise UserError(f"the checkpoint {path} of {ref.spec} is not there; say where it is with --weights FILE")
-    model = load_model(ref.spec, path, classes=ref.classes, device=device, progress=progress)
+    context = ref.input.context if isinstance(ref.input, TokenSpec) else None
+    model = load_model(ref.spec, path, classes=ref.classes, context=context, device=device, progress=progress)
     if model.fingerprint != ref.fingerprint:
         raise UserError(
             f"made for other weights: {ref.spec} with fingerprint {ref.fingerprint[:12]}, but"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
+
+from ._offload import place_of, whole
 
 if TYPE_CHECKING:
     from ..components import Structure
     from ..plan import Plan
 
-__all__ = ["InputSpec", "Model", "ModelRef", "Step", "fingerprint"]
+__all__ = ["InputSpec", "Model", "ModelRef", "Step", "TokenSpec", "fingerprint"]
 
 
 class InputSpec(BaseModel):
@@ -35,6 +37,37 @@ class InputSpec(BaseModel):
         """(channels, height, width) of one sample."""
         return (3, *self.size)
 
+    def example(self, batch: int = 1) -> Tensor:
+        """A fixed input of standard normal noise, (batch, 3, H, W) float32 on the CPU."""
+        return torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(0))
+
+
+class TokenSpec(BaseModel):
+    """What a language model takes: windows of ``context`` tokens, numbers below ``vocabulary``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    context: int = Field(ge=2, description="tokens of one sample")
+    vocabulary: int = Field(ge=2)
+    fewer_heads: bool = Field(
+        default=True,
+        description="whether its configuration can say that there are fewer heads than the channels have room for",
+    )
+
+    @property
+    def at_once(self) -> int:
+        """Windows in one forward pass: as many as have 8,192 tokens."""
+        return max(1, 8192 // self.context)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """(tokens,) of one sample."""
+        return (self.context,)
+
+    def example(self, batch: int = 1) -> Tensor:
+        """A fixed input of random tokens, (batch, T) int64 on the CPU."""
+        return torch.randint(self.vocabulary, (batch, self.context), generator=torch.Generator().manual_seed(0))
+
 
 class ModelRef(BaseModel):
     """Everything needed to load the same network again, and to notice if it is another one."""
@@ -44,7 +77,7 @@ class ModelRef(BaseModel):
     spec: str
     weights: str | None = Field(description="absolute path of the checkpoint, None for weights that come with the spec")
     fingerprint: str = Field(description="sha256 of the weights, see modhifi.models.fingerprint")
-    input: InputSpec
+    input: InputSpec | TokenSpec
     classes: tuple[str, ...]
 
 
@@ -59,11 +92,13 @@ class Step(BaseModel):
 
 @dataclass
 class Model:
-    """``module`` is a plain `torch.nn.Module` in evaluation mode; it maps (B, 3, H, W) float32 to (B, classes) logits."""
+    """``module`` is a plain `torch.nn.Module` in evaluation mode; it maps (B, 3, H, W) float32 to (B, classes) logits. A language
+    model (`modhifi.models.CausalLM`) maps (B, T) int64 tokens to (B, T, vocabulary) logits and has no classes.
+    """
 
     spec: str
     module: nn.Module
-    input: InputSpec
+    input: InputSpec | TokenSpec
     classes: tuple[str, ...]
     weights: str | None
     fingerprint: str
@@ -73,15 +108,17 @@ class Model:
     """The spec whose untrained network has this one's shape before ``steps``; ``spec`` itself unless it is an exported folder."""
     steps: tuple[Step, ...] = ()
     """How the shape differs from the architecture's, in order: one step a plan."""
-    structures: dict[tuple[int, int], Structure] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What `modhifi.components.structure_of` found, by size of the input; ``module`` is not to change its shape."""
+    structures: dict[tuple[int, ...], Structure] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What `modhifi.components.structure_of` found, by shape of the input; ``module`` is not to change its shape."""
+    tokenizer: Any = None
+    """A language model's, of transformers; None where it came without one."""
 
     def __post_init__(self) -> None:
         self.architecture = self.architecture or self.spec
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        return place_of(self.module)
 
     @property
     def ref(self) -> ModelRef:
@@ -93,17 +130,21 @@ class Model:
             classes=self.classes,
         )
 
-    def example(self, batch: int = 1) -> torch.Tensor:
-        """A fixed input of standard normal noise, (batch, 3, H, W) float32 on the model's device, for tracing and timing."""
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(batch, *self.input.shape, generator=generator).to(self.device)
+    @property
+    def tokens(self) -> TokenSpec | None:
+        """What a language model takes, None for a network that takes images."""
+        return self.input if isinstance(self.input, TokenSpec) else None
+
+    def example(self, batch: int = 1) -> Tensor:
+        """A fixed random input on the model's device, for tracing and timing; see the example of its ``input``."""
+        return self.input.example(batch).to(self.device)
 
 
 def fingerprint(module: nn.Module) -> str:
     """sha256 over names, dtypes, shapes and bytes of the state dict, in the order of the names; the same on every device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        value = tensor.detach().cpu().contiguous()
+        value = whole(module, name, tensor).detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -2,15 +2,17 @@
 
 from ._allocate import Allocation, allocate, smallest_cost
 from ._baselines import BASELINES, NEEDS_LABELS
-from ._compare import METHODS, Compared, Comparison, Method, compare
+from ._compare import LANGUAGE_METHODS, METHODS, Compared, Comparison, Method, compare
 from ._latency import ALIGNED, LatencyTable, machine_name, measure_table
-from ._prune import prune, score
+from ._prune import CHOLESKY, cholesky, prune, score
 from ._published import PUBLISHED, published
 from ._sensitivity import SHARES, sensitivity
 
 __all__ = [
     "ALIGNED",
     "BASELINES",
+    "CHOLESKY",
+    "LANGUAGE_METHODS",
     "METHODS",
     "NEEDS_LABELS",
     "PUBLISHED",
@@ -21,6 +23,7 @@ __all__ = [
     "LatencyTable",
     "Method",
     "allocate",
+    "cholesky",
     "compare",
     "machine_name",
     "measure_table",

@@ -5,7 +5,9 @@ budget. A layer's local error ``e_l(k)`` reaches the output with gain ``K_l`` (o
 one). The readers of one group all miss the same components, so their errors add up as they are, ``(Σ_l K_l √e_l)²``; those
 of different groups are taken for uncorrelated, and their squares are added. On the lower convex hull of each group's curve
 the greedy choice is optimal. *Uniform*: every group keeps the same fraction. *Ranking*: the component with the lowest score
-of all groups leaves next, whatever it saves, as torch-pruning's global pruning does.
+of all groups leaves next, whatever it saves, as torch-pruning's global pruning does. *Width*, for language models: every
+block keeps the same number of neurons and of key-value heads, so that one configuration describes the result; of all such
+pairs that meet the budget the one with the least expected squared error of the output.
 
 Removing a component changes what its neighbours cost (a channel is written by one layer and read by the next), so costs are
 taken at the current widths. A layer that reads several groups is charged for each of them as if the others stayed whole. The
@@ -14,6 +16,7 @@ budget is met from above: the last removal is the one that reaches it.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Mapping
@@ -24,6 +27,7 @@ import numpy as np
 
 from ..components import Cost, Group, Structure
 from ..errors import UserError
+from ..models import TokenSpec
 from ..plan import Budget, Compensation, Constants, Settings, Spread
 from ..study import Level, Study
 from ._latency import ALIGNED, LatencyLedger, LatencyTable
@@ -44,10 +48,10 @@ class Wish(TypedDict, total=False):
     floors: Mapping[str, int] | None
     multiple: int
     score: str
-    allocation: Spread
+    allocation: Spread | None
     constants: Constants
     compensate: Compensation
-    centred: bool
+    centred: bool | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Allocation:
     bound: float
     """Σ_l K_l √e_l, an estimate of the root-mean-square error of the logits: the constants K_l are those of the unmodified
     network, the largest seen on the samples (theory, section 5), directional ones if none are chosen. Where a layer reads several
-    groups, their errors' roots are added."""
+    groups, their errors' roots are added. Not a number where the study has no constants."""
     settings: Settings
     """How it was decided."""
     milliseconds: float | None = None
@@ -100,10 +104,10 @@ def allocate(
     floors: Mapping[str, int] | None = None,
     multiple: int = 1,
     score: str = "greedy",
-    allocation: Spread = "global",
+    allocation: Spread | None = None,
     constants: Constants = "directional",
     compensate: Compensation = "sequential",
-    centred: bool = True,
+    centred: bool | None = None,
     latencies: LatencyTable | None = None,
 ) -> Allocation:
     """Decides what stays, without running the network.
@@ -119,11 +123,12 @@ def allocate(
         multiple: groups that lose something keep a multiple of so many channels; 1 for any number.
         score: what says which components of a group stay: ``greedy`` (backward elimination), ``fidelity`` (singletons, Def. 3.1),
             ``row-sum``, ``removal-cost`` (see `Study.scores`), or one that was `Study.scored`.
-        allocation: ``global``, ``uniform`` or ``ranking``, see the module's text.
+        allocation: ``global`` (the default), ``uniform``, ``ranking`` or ``width`` (of language models the default), see the
+            module's text.
         constants: which of the study's Lipschitz constants global allocation weighs local errors by, see `Study.constant`;
             ``none`` takes every layer's for 1.
         compensate: how the rest will make up for it: the level whose errors are predicted (``sequential``: those of ``full``).
-        centred: whether a lost mean is put back.
+        centred: whether a lost mean is put back; see `Study.centred` for the default.
         latencies: how long the layers take here.
 
     Raises:
@@ -134,8 +139,16 @@ def allocate(
     least = _checked(study, floors or {})
     if multiple < 1:
         raise UserError(f"multiple is a number of channels, at least 1, not {multiple}")
-    if allocation not in ("global", "uniform", "ranking"):
-        raise UserError(f"unknown allocation {allocation!r}; it is global, uniform or ranking")
+    tokens = study.model.input if isinstance(study.model.input, TokenSpec) else None
+    if allocation is None:
+        allocation = "global" if tokens is None else "width"
+    if allocation not in ("global", "uniform", "ranking", "width"):
+        raise UserError(f"unknown allocation {allocation!r}; it is global, uniform, ranking or width")
+    if tokens is None and allocation == "width":
+        raise UserError("equal widths in all blocks are for language models; choose another allocation")
+    if tokens is not None and latency is not None:
+        raise UserError("a language model has no budget of latency here; give --params or --flops")
+    centred = study.centred if centred is None else centred
     study.score(study.groups[0].name, score, centred)
     level: Level = "full" if compensate == "sequential" else compensate
     budget, ratio = _budget(flops, params, latency)
@@ -153,6 +166,8 @@ def allocate(
     )
     counts = {group.name: fixed.get(group.name, group.size) for group in study.groups}
     if budget is not None:
+        if allocation == "width" and tokens is not None and not tokens.fewer_heads:
+            fixed = {group.name: group.size for group in study.groups if group.kind == "heads"} | fixed
         smallest = smallest_cost(study, budget, fixed, least, multiple, latencies)
         if ratio < smallest:
             kept = " with these overrides" if fixed else ""
@@ -171,7 +186,11 @@ def allocate(
             # Costs are whole numbers; the sums of them are not exact.
             limit = ratio * getattr(study.dense, budget) + 0.5
         free = [_Free(group, _unit(group, multiple), least.get(group.name, 1)) for group in study.groups]
-        counts |= _spend(study, ledger, limit, [f for f in free if f.group.name not in fixed], settings, level)
+        open_ = [one for one in free if one.group.name not in fixed]
+        if allocation == "width":
+            counts |= _same_widths(study, budget, limit, counts, open_, settings, level)
+        else:
+            counts |= _spend(study, ledger, limit, open_, settings, level)
     return _predict(study, counts, settings, level, latencies)
 
 
@@ -289,6 +308,63 @@ def _spend(
     return dict(zip(names, left.tolist(), strict=True))
 
 
+def _same_widths(
+    study: Study,
+    budget: Budget,
+    limit: float,
+    counts: Mapping[str, int],
+    free: list[_Free],
+    settings: Settings,
+    level: Level,
+) -> dict[str, int]:
+    """What stays of the ``free`` groups when all that are of one kind and size keep the same number."""
+    tied: dict[tuple[str, int], list[_Free]] = {}
+    for one in free:
+        tied.setdefault((one.group.kind, one.group.size), []).append(one)
+    sets = list(tied.values())
+    errors = [
+        np.sum([_reached(study, one.group.name, settings, level) for one in ones], 0) for ones in sets
+    ]  # (size + 1,) each
+    sizes = [
+        [size for size in range(1, ones[0].group.size + 1) if size == ones[0].group.size or _may(ones, size)]
+        for ones in sets
+    ]
+
+    def widths(chosen: tuple[int, ...]) -> dict[str, int]:
+        return {one.group.name: size for ones, size in zip(sets, chosen, strict=True) for one in ones}
+
+    def fits(chosen: tuple[int, ...]) -> bool:
+        return float(getattr(study.cost({**counts, **widths(chosen)}), budget)) <= limit
+
+    best: tuple[float, tuple[int, ...]] | None = None
+    # All sizes of all sets but the finest; of that one the largest that fits, for errors fall with it.
+    finest = max(range(len(sets)), key=lambda index: len(sizes[index]))
+    others = [values if index != finest else [sizes[finest][0]] for index, values in enumerate(sizes)]
+    for some in itertools.product(*others):
+
+        def at(size: int, some: tuple[int, ...] = some) -> tuple[int, ...]:
+            return (*some[:finest], size, *some[finest + 1 :])
+
+        fitting = bisect.bisect_left(sizes[finest], True, key=lambda size: not fits(at(size)))
+        if fitting:
+            chosen = at(sizes[finest][fitting - 1])
+            error = float(sum(errors[index][size] for index, size in enumerate(chosen)))
+            best = min(best or (error, chosen), (error, chosen))
+    assert best is not None, "the smallest widths of all were to fit"
+    return widths(best[1])
+
+
+def _may(ones: list[_Free], size: int) -> bool:
+    return all(size % one.unit == 0 and size >= one.least for one in ones)
+
+
+def _reached(study: Study, group: str, settings: Settings, level: Level) -> np.ndarray:
+    """(C + 1,): the output's expected squared error when the first 0…C components stay."""
+    curves = _layer_errors(study, group, settings.score, level, settings.centred)
+    amplitudes = [study.constant(layer, settings.constants, typical=True) * np.sqrt(error) for layer, error in curves]
+    return np.asarray(np.sum(amplitudes, 0) ** 2)
+
+
 def _prices(study: Study, group: str, settings: Settings, level: Level) -> np.ndarray:
     """(C,): what it costs when ``k + 1`` components become ``k``: the growth of the output's expected squared error (global), or
     the score of the component that leaves (ranking).
@@ -298,11 +374,7 @@ def _prices(study: Study, group: str, settings: Settings, level: Level) -> np.nd
         return np.zeros(study.group(group).size)
     if settings.allocation == "ranking":
         return np.asarray(study.score(group, score, centred)[study.order(group, score, centred)])
-    curves = _layer_errors(study, group, score, level, centred)
-    reached = np.sum(
-        [study.constant(layer, settings.constants, typical=True) * np.sqrt(error) for layer, error in curves], 0
-    )
-    return _hull_slopes(reached**2)
+    return _hull_slopes(_reached(study, group, settings, level))
 
 
 class _Ledger:
@@ -346,6 +418,7 @@ def _predict(
 ) -> Allocation:
     keep, fidelity = {}, {}
     bounded_by = "directional" if settings.constants == "none" else settings.constants
+    known = bounded_by in study.estimators
     by_layer: dict[str, float] = {}
     total_error = total_energy = 0.0
     for group in study.groups:
@@ -365,7 +438,9 @@ def _predict(
         fidelity=fidelity,
         mean_fidelity=1.0 - total_error / total_energy if total_energy > 0 else 1.0,
         cost=study.cost(counts),
-        bound=sum(study.constant(layer, bounded_by) * error for layer, error in by_layer.items()),
+        bound=sum(study.constant(layer, bounded_by) * error for layer, error in by_layer.items())
+        if known
+        else math.nan,
         settings=settings,
         milliseconds=None if latencies is None else latencies.milliseconds(study.structure, counts),
     )

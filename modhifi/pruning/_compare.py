@@ -18,7 +18,7 @@ from ._baselines import BASELINES, NEEDS_LABELS
 from ._prune import prune
 from ._published import PUBLISHED, published
 
-__all__ = ["METHODS", "Compared", "Comparison", "Method", "compare"]
+__all__ = ["LANGUAGE_METHODS", "METHODS", "Compared", "Comparison", "Method", "compare"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,27 @@ METHODS: dict[str, Method] = {
 """Everything that `compare` can compare. *+bn*: BatchNorm re-estimated afterwards. *+full*: full compensation with that score."""
 
 
+LANGUAGE_METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("width", "Equal widths, sequential", allocation="width"),
+        Method("width-one-shot", "Equal widths, full compensation", allocation="width", compensate="full"),
+        Method("width-scalar", "Equal widths, δ*", allocation="width", compensate="scalar"),
+        Method("width-none", "Equal widths, no compensation", allocation="width", compensate="none"),
+        Method("free", "Free widths, sequential"),
+        Method("free-one-shot", "Free widths, full compensation", compensate="full"),
+        Method("cholesky", "Published score (Cholesky rows)", "cholesky", "width", "none"),
+        Method("cholesky+scalar", "Published score, δ*", "cholesky", "width", "scalar"),
+        Method("cholesky+full", "Published score, full compensation", "cholesky", "width", "full"),
+        Method("magnitude", "L2 norm, equal widths", "l2", "width", "none"),
+        Method("magnitude+full", "L2 norm, equal widths, full compensation", "l2", "width", "full"),
+        Method("chance", "Random, equal widths", "random", "width", "none"),
+        Method("chance+full", "Random, equal widths, full compensation", "random", "width", "full"),
+    )
+}
+"""The same for language models: plans of equal widths in every block, unless their name says *free*."""
+
+
 @dataclass(frozen=True)
 class Compared:
     """One row: the plan, what it gives, and how long deciding and compensating took."""
@@ -135,7 +156,8 @@ def compare(
         flops: the fraction that remains, or several of them; or
         params: the same for parameters; or
         latency: for measured latency.
-        methods: names in `METHODS`; all that need no labels and know the budget if None.
+        methods: names in `METHODS` or `LANGUAGE_METHODS`; all that need no labels, know the budget and are for such a
+            network if None.
         model: the network, if it is at hand.
         progress: see `modhifi.progress`.
 
@@ -148,9 +170,10 @@ def compare(
         raise UserError("give one budget, flops, params or latency: the fraction that remains")
     budget, value = budgets[0]
     remains = [float(value)] if isinstance(value, (int, float)) else [float(each) for each in value]
-    usual = [m for m in METHODS.values() if not m.needs_labels and m.knows(budget)]
-    chosen = usual if methods is None else named(methods)
     net = model or reload(study.model)
+    table = METHODS if net.tokens is None else LANGUAGE_METHODS
+    usual = [m for m in table.values() if not m.needs_labels and m.knows(budget)]
+    chosen = usual if methods is None else named(methods)
     dense = evaluate(net, data, latency=False, progress=progress)
     rows: list[Compared] = []
     modules = [net.module]
@@ -170,6 +193,7 @@ def compare(
     for row, milliseconds in zip(rows, times[1:], strict=True):
         found = row.evaluation
         found.latency_ms, found.latency_ms_before = milliseconds, times[0]
+        found.perplexity_before = dense.perplexity
         found.accuracy_before, found.params_before = dense.accuracy, dense.params
         found.flops_before, found.bytes_before = dense.flops, dense.bytes
         found.confusion_before = dense.confusion
@@ -181,7 +205,8 @@ def compare(
 
 def named(methods: Sequence[str]) -> list[Method]:
     """The methods of these names; `UserError` for an unknown one."""
+    known = METHODS | LANGUAGE_METHODS
     for name in methods:
-        if name not in METHODS:
-            raise UserError(f"unknown method {name!r}; the methods are: {', '.join(METHODS)}")
-    return [METHODS[name] for name in methods]
+        if name not in known:
+            raise UserError(f"unknown method {name!r}; the methods are: {', '.join(known)}")
+    return [known[name] for name in methods]

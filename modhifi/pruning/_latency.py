@@ -228,6 +228,8 @@ def _counts_at(structure: Structure, share: float, *, aligned: bool) -> dict[str
 @torch.inference_mode()
 def measure_table(model: Model, structure: Structure, *, batch: int = 1, progress: Progress = silent) -> LatencyTable:
     """Times the layers of ``model`` on ``batch`` samples of noise; ``model`` stays as it is. A few seconds for small networks."""
+    if model.tokens is not None:
+        raise UserError("a language model has no budget of latency here; give --params or --flops")
     counts = {
         kind: [_counts_at(structure, share, aligned=kind == "aligned") for share in _SHARES]
         for kind in ("aligned", "odd")

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from .._operators import Edit
-from ..components import structure_of
+from ..components import Group, structure_of
 from ..errors import UserError
 from ..evaluation import measure_latency
-from ..models import Model, reload
+from ..fidelity import aggregate_gram
+from ..models import CausalLM, Model, TokenSpec, reload
 from ..plan import GroupPlan, Plan
 from ..progress import Progress, silent
 from ..study import LEVELS, Study
@@ -22,8 +23,11 @@ from ._allocate import Allocation, Wish, allocate
 from ._baselines import BASELINES, NEEDS_LABELS, baseline
 from ._latency import LatencyTable, measure_table, narrowed
 from ._sequential import sequential
+from ._sequential_blocks import sequential_blocks
 
-__all__ = ["make_plan", "prune", "score"]
+__all__ = ["CHOLESKY", "cholesky", "make_plan", "prune", "score"]
+
+CHOLESKY = "cholesky"
 
 # A latency counts as met within this much; the table's prediction is corrected by what was measured, so many times.
 _CLOSE = 0.02
@@ -51,7 +55,7 @@ def prune(
     Args:
         compensate: ``none``, ``scalar`` (δ*, Prop. 3.8), ``full`` (least squares on the study's moments) or ``sequential`` (each
             layer fitted to what the changed layers before it give; theory, section 4).
-        score: also one of `modhifi.pruning.BASELINES`.
+        score: also one of `modhifi.pruning.BASELINES`, or ``cholesky`` (see `cholesky`).
         latency: what is measured on this machine counts, dense and narrowed network in turns; the table of latencies only says
             where to look.
         drift: whether sequential compensation also makes up for what residual streams have lost.
@@ -93,15 +97,31 @@ def prune(
 
 
 def score(study: Study, name: str, model: Model, *, progress: Progress = silent) -> None:
-    """Makes a score of other methods known to the study (`Study.scored`), one of `modhifi.pruning.BASELINES`.
+    """Makes a score of other methods known to the study (`Study.scored`), one of `modhifi.pruning.BASELINES` or ``cholesky``.
 
     Raises `UserError` for another name, or if the score needs labels and the calibration images have none.
     """
+    if name == CHOLESKY:
+        study.scored(name, {group.name: cholesky(study, group) for group in study.groups})
+        return
     if name not in BASELINES:
-        known = ", ".join((*study.scores(study.groups[0].name), *BASELINES))
+        known = ", ".join((*study.scores(study.groups[0].name), CHOLESKY, *BASELINES))
         raise UserError(f"unknown score {name!r}; a score is one of: {known}")
     data = calibration_data(study.data, model) if name in NEEDS_LABELS else None
     study.scored(name, baseline(name, study.structure, model, data, study.data.seed, progress))
+
+
+def cholesky(study: Study, group: Group, ridge: float = 1e-4) -> Tensor:
+    """(C,) float64: ``‖L_i‖²`` with ``L Lᵀ = Q + λ`` and Q the components' similarity, summed over outputs and consumers,
+    which the published implementation ranks the neurons of language models by (App. D.2). Row ``i`` of a Cholesky factor has
+    the squared norm ``(L Lᵀ)_ii``: it is ``E‖A_i‖² + λ``. ``ridge``: λ relative to the mean of Q's diagonal.
+    """
+    total = torch.zeros(group.size, dtype=torch.float64)
+    for consumer in group.consumers:
+        stats = study.layers[consumer.layer]
+        gram = aggregate_gram(*stats.operator(False, 0.0), stats.blocks(group.name))
+        total += gram.diagonal() * stats.moments.positions
+    return total + ridge * total.mean()
 
 
 def make_plan(
@@ -128,17 +148,24 @@ def make_plan(
     net = model
     if in_sequence and touched:
         net = net or reload(study.model)
-        images = torch.cat([batch for batch, _ in calibration_data(study.data, net, progress).batches(net.input)])
-        edits, ridges = sequential(
-            study,
-            decided.keep,
-            net.module,
-            images,
-            centred=centred,
-            drift=drift,
-            rectified=rectified,
-            progress=progress,
-        )
+        data = calibration_data(study.data, net, progress)
+        if isinstance(net.module, CausalLM):
+            assert net.tokens is not None
+            windows = (rows for rows, _ in data.batches(net.input, net.tokens.at_once))
+            edits, ridges = sequential_blocks(
+                study, decided.keep, net.module, windows, len(data), centred=centred, drift=drift, progress=progress
+            )
+        else:
+            edits, ridges = sequential(
+                study,
+                decided.keep,
+                net.module,
+                torch.cat([batch for batch, _ in data.batches(net.input)]),
+                centred=centred,
+                drift=drift,
+                rectified=rectified,
+                progress=progress,
+            )
         # What runs before the first layer that loses something is as it was.
         names = list(edits)
         touched = names[min(names.index(name) for name in touched) :]
@@ -159,7 +186,7 @@ def make_plan(
         settings=settings.model_copy(
             update={
                 "drift": in_sequence and drift,
-                "rectified": in_sequence and rectified,
+                "rectified": in_sequence and rectified and not isinstance(study.model.input, TokenSpec),
                 "ridges": {name: ridges[name] for name in touched},
                 "recalibrate_bn": recalibrate_bn,
             }
@@ -236,4 +263,6 @@ def _summary(study: Study, decided: Allocation) -> dict[str, float]:
         "flops": decided.cost.flops,
         "flops_before": study.dense.flops,
     }
+    if math.isnan(decided.bound):
+        del found["bound"]
     return found if decided.milliseconds is None else found | {"table_ms": decided.milliseconds}

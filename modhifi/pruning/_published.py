@@ -67,6 +67,10 @@ def published(
             f"{budget} {remain:g} cannot be reached: {smallest:.4g} remain with one component in each group"
         )
     net = model or reload(study.model)
+    if net.tokens is not None:
+        raise UserError(
+            "for language models the published score is: --score cholesky, with --compensate none or scalar"
+        )
     run = _Run(study, net, budget, remain * getattr(study.dense, budget) + 0.5, progress)
     share = 1.0
     while run.cost > run.limit:

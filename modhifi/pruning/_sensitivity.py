@@ -20,11 +20,12 @@ def sensitivity(
     *,
     score: str = "greedy",
     compensate: Level = "full",
-    centred: bool = True,
+    centred: bool | None = None,
 ) -> dict[str, np.ndarray]:
     """For each group (len(shares),) float64: the estimated root-mean-square error of the logits, ``Σ_l K_l √e_l`` over the layers
     that read it, when that share of it stays (at least one component) and everything else is whole.
     """
+    centred = study.centred if centred is None else centred
     found = {}
     for group in study.groups:
         kept = [max(1, math.ceil(share * group.size)) for share in shares]

@@ -23,7 +23,7 @@ from ..progress import Progress, silent
 from . import _moments
 from ._moments import LayerSums, Moments
 
-__all__ = ["Collected", "Partial", "collect", "process_count", "process_rank", "share"]
+__all__ = ["Collected", "Partial", "add_up", "agree", "collect", "process_count", "process_rank", "share"]
 
 
 @dataclass
@@ -167,8 +167,8 @@ def collect(
         raise
     finally:
         torch.backends.cuda.matmul.allow_tf32 = tf32
-    _add_up(list(everything.values()))
-    _agree(list(sums.values()))
+    add_up(list(everything.values()))
+    agree(list(sums.values()))
     found = Collected({name: one.result() for name, one in sums.items()}, counts)
     for name, one in sums.items():
         for key, value in one.sums.items():
@@ -182,7 +182,7 @@ def collect(
     return found
 
 
-def _add_up(values: list[Tensor]) -> None:
+def add_up(values: list[Tensor]) -> None:
     """Sums over all processes, in place."""
     if process_count() > 1:
         for value in values:
@@ -191,7 +191,7 @@ def _add_up(values: list[Tensor]) -> None:
             value.copy_(moved)
 
 
-def _agree(layers: list[LayerSums]) -> None:
+def agree(layers: list[LayerSums]) -> None:
     """A process that had no sample learns from the others how many positions a layer has."""
     if process_count() > 1:
         positions = _shareable(torch.tensor([one.positions for one in layers]))

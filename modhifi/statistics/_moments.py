@@ -68,7 +68,11 @@ class LayerSums:
         seed: int,
         classes: int,
         limit: int,
+        *,
+        every: bool = False,
     ) -> None:
+        """``every``: look at all positions instead of drawing some."""
+        self.every = every
         self.name, self.samples, self.seed, self.classes = name, samples, seed, classes
         device = layer.weight.device
         self.weight = flat_weight(layer).float()
@@ -101,7 +105,8 @@ class LayerSums:
         """Adds a batch: the layer's input and output, and the numbers of its samples (B,)."""
         if not self.size:
             self.positions = position_count(layer, x, len(samples))
-            self.size = draw_size(self.positions, self.weight.shape[1], self.weight.shape[0], self.samples)
+            drawn = draw_size(self.positions, self.weight.shape[1], self.weight.shape[0], self.samples)
+            self.size = self.positions if self.every else drawn
         at = None
         if self.size < self.positions:
             at = draw(self.positions, self.size, self.name, samples, self.seed).to(x.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,13 +15,14 @@ from torch import Tensor
 from .._format import by_reason, listed
 from .._operators import flat_weight, get_operator
 from ..components import Structure, structure_of
-from ..data import Data, made_for
+from ..data import Data, made_for, windowed
 from ..errors import UserError
-from ..models import Model
+from ..models import CausalLM, Model
 from ..progress import Progress, silent
 from ..statistics import Collected, Partial, collect, process_count, process_rank, share
 from ..surgery import verified
-from ._constants import CONSTANT_SAMPLES, CONSTANTS, estimate
+from ._blocks import derive_blocks
+from ._constants import estimate, usual
 from ._layer import LayerStats
 from ._types import STUDY_SCHEMA, Study, read_columns
 
@@ -37,14 +39,16 @@ def analyze(
     samples: int = 512,
     *,
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     ridge: float = RIDGE,
-    constants: Sequence[str] = CONSTANTS,
-    constant_samples: int = CONSTANT_SAMPLES,
+    constants: Sequence[str] | None = None,
+    constant_samples: int | None = None,
     out: str | Path | None = None,
     progress: Progress = silent,
 ) -> Study:
-    """Collects the statistics of ``model`` on ``samples`` unlabelled images of ``data`` and derives scores and curves.
+    """Collects the statistics of ``model`` on ``samples`` unlabelled images of ``data`` and derives scores and curves. Of a
+    language model samples are windows of tokens, and it goes one decoder block at a time (see
+    `modhifi.statistics.collect_blocks`).
 
     With ``out``, a study of the same weights, data and settings that is already there is opened instead, and a run that was
     interrupted goes on where it was. Where `torch.distributed` was started, its processes share the images, and the
@@ -55,12 +59,13 @@ def analyze(
         data: images; labels are not looked at. Those of ``inversion`` are made for ``model`` first, with gradients of its input.
         samples: how many images are drawn, without replacement, by ``seed``; all if there are fewer.
         seed: of the draw and of the positions looked at.
-        batch_size: images in one forward pass.
+        batch_size: images in one forward pass, 128 by default; of text as many windows as have 8,192 tokens.
         ridge: added to the second moments, relative to the mean of their diagonal.
         constants: estimators of the layers' Lipschitz constants, of `modhifi.lipschitz.ESTIMATORS`. ``directional`` is always
-            among them: predictions and global allocation go by it.
-        constant_samples: how many of the images they are estimated on; directional ones take half a forward pass of them for
-            each layer.
+            among them: predictions and global allocation go by it. By default ``jacobian`` too, but not for language models.
+            ``none``: no constants, where they would take too long; then global allocation must do without as well.
+        constant_samples: how many of the images they are estimated on, 64 (of text 8 windows) by default; directional ones
+            take half a forward pass of them for each layer.
         out: a folder to save the study in.
         progress: see `modhifi.progress`.
 
@@ -69,10 +74,16 @@ def analyze(
             or its input produces values that are not finite.
     """
     began = time.perf_counter()
-    constants = tuple(dict.fromkeys(("directional", *constants)))
-    drawn = data.take(samples, seed)
+    named, many = usual(model)
+    constants = tuple(dict.fromkeys(("directional", *(named if constants is None else constants))))
+    if "none" in constants:
+        constants = ()
+    constant_samples = many if constant_samples is None else constant_samples
+    if batch_size is None:
+        batch_size = 128 if model.tokens is None else model.tokens.at_once
+    drawn = windowed(data.take(samples, seed), model)
     if not len(drawn):
-        raise UserError(f"{data.spec} has no images in its {data.split} split")
+        raise UserError(f"{data.spec} has no samples in its {data.split} split")
     key = _key(model, drawn, [seed, batch_size, ridge, list(constants), constant_samples])
     target = None if out is None else Path(out)
     known = None if target is None else _known(target, key)
@@ -80,7 +91,9 @@ def analyze(
         progress(1, 1, "the same study is already there")
         return known
     progress(0, 1, "tracing the network")
-    structure = verified(structure_of(model), model.module, model.example(2), progress=progress)
+    structure = structure_of(model)
+    if not isinstance(model.module, CausalLM):  # whose groups are written down, not traced
+        structure = verified(structure, model.module, model.example(2), progress=progress)
     if not structure.groups:
         reasons = "; ".join(f"{listed(names)}: {reason}" for reason, names in by_reason(structure.skipped).items())
         raise UserError(f"{model.spec} has no components that can be removed ({reasons})")
@@ -93,6 +106,12 @@ def analyze(
         for images, _ in mine.part(start, len(mine)).batches(model.input, batch_size):
             yield images
 
+    if isinstance(model.module, CausalLM):
+        study = Study(model.ref, drawn.ref, structure, {}, {}, no_classes(structure), ridge, 0.0, key)
+        # Blocks that are finished wait here; in memory only where nothing is to be written.
+        waiting = None if target is None else target.with_name(f".{target.name}.parts")
+        derive_blocks(study, model, batches(0), len(drawn), numbers, waiting, progress)
+        return _finished(study, model, drawn, constants, constant_samples, began, target, waiting, progress)
     partial = None
     if target is not None:
         rank = f".{process_rank()}" if process_count() > 1 else ""
@@ -108,20 +127,42 @@ def analyze(
         partial=partial,
         progress=progress,
     )
-    study = None
+    derived = None
     if process_rank() == 0 or target is None:
-        study = _derive(model, drawn, structure, groups, found, ridge, key, progress)
+        derived = _derive(model, drawn, structure, groups, found, ridge, key, progress)
+    whole = _finished(derived, model, drawn, constants, constant_samples, began, target, None, progress)
+    if partial is not None:
+        partial.clear()
+    return whole
+
+
+def _finished(
+    study: Study | None,
+    model: Model,
+    drawn: Data,
+    constants: Sequence[str],
+    constant_samples: int,
+    began: float,
+    target: Path | None,
+    waiting: Path | None,
+    progress: Progress,
+) -> Study:
+    """The first process (all, where nothing is written) estimates constants and writes the study; the others read it."""
+    first = process_rank() == 0 or target is None
+    if first:
+        assert study is not None
         estimate(study, model, drawn, constants, samples=constant_samples, progress=progress)
         study.seconds = time.perf_counter() - began
         if target is not None:
             study.save(target)
-    if partial is not None:
-        partial.clear()
+    if waiting is not None and first:
+        shutil.rmtree(waiting, ignore_errors=True)
     if process_count() > 1:
         torch.distributed.barrier()
-    if study is None:
+    if not first:
         assert target is not None
         return Study.load(target)
+    assert study is not None
     return study
 
 
@@ -175,6 +216,12 @@ def _derive(
     study = Study(model.ref, drawn.ref, structure, layers, {}, tables, ridge, 0.0, key)
     study.derive(device=model.device, progress=progress)
     return study
+
+
+def no_classes(structure: Structure) -> dict[str, Tensor]:
+    """`Study.class_fidelity` of a network that has no classes."""
+    nothing = {f"class/{group.name}": torch.zeros(0, group.size) for group in structure.groups}
+    return {"classes": torch.zeros(0, dtype=torch.int64)} | nothing
 
 
 def _classes(structure: Structure, found: Collected) -> dict[str, Tensor]:

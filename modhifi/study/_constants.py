@@ -2,50 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
 from .._operators import Edit
 from ..data import Data
 from ..errors import UserError
-from ..lipschitz import ESTIMATORS, certified, jacobian, moved_by, pairs, random, smallest_norms
+from ..lipschitz import ESTIMATORS, certified, directional, jacobian, moved_by, pairs, random, smallest_norms
 from ..models import Model
 from ..progress import Progress, prefixed, silent
 from ._types import Study
 
-__all__ = ["CONSTANTS", "CONSTANT_SAMPLES", "estimate"]
+__all__ = ["CONSTANTS", "CONSTANT_SAMPLES", "estimate", "usual"]
 
 CONSTANTS = ("directional", "jacobian")
 CONSTANT_SAMPLES = 64
+# Every token of a window is a position, and all logits of all of them are compared.
+_WINDOWS = 8
+_OF_LANGUAGE = ("directional", "random", "pairs")
+
+
+def usual(model: Model) -> tuple[tuple[str, ...], int]:
+    """The estimators, and the number of samples, unless others are asked for."""
+    return (CONSTANTS, CONSTANT_SAMPLES) if model.tokens is None else (("directional",), _WINDOWS)
 
 
 def estimate(
     study: Study,
     model: Model,
     data: Data,
-    estimators: Sequence[str] = CONSTANTS,
+    estimators: Sequence[str] | None = None,
     *,
-    samples: int = CONSTANT_SAMPLES,
+    samples: int | None = None,
     progress: Progress = silent,
 ) -> None:
     """Adds to the study the constants of every layer by each of the named estimators, on ``samples`` of ``data``, and the
-    smallest norms that its LayerNorms divide by. Nothing is added if it is cancelled on the way.
+    smallest norms that its LayerNorms divide by; `usual` ones if none are named. Nothing is added if it is cancelled on the way.
 
     Where `directional` is asked for too, `jacobian` begins with what that saw arrive at the logits and needs one round.
 
     Raises `UserError` for an unknown estimator or no samples.
     """
+    named, many = usual(model)
+    estimators, samples = named if estimators is None else estimators, samples or many
+    if not estimators:
+        return
     unknown = [name for name in estimators if name not in ESTIMATORS]
     if unknown:
         raise UserError(f"unknown estimator {unknown[0]!r}; one of {', '.join(ESTIMATORS)}")
+    if model.tokens is not None and not set(estimators) <= set(_OF_LANGUAGE):
+        raise UserError(
+            f"the constants of language models are estimated by {', '.join(_OF_LANGUAGE)}; leave the others away"
+        )
     if samples < 2:
         raise UserError(f"constants need at least 2 samples, not {samples}")
     images = torch.cat([batch for batch, _ in data.take(samples, data.seed).batches(model.input)])
     net, layers = model.module, list(study.layers)
     gains, upper, start = {}, study.certified, None
-    if "directional" in estimators:
-        gains["directional"], start = moved_by(net, _halves(study), images, progress=_told(progress, "directional"))
+    if "directional" in estimators and "jacobian" not in estimators:
+        gains["directional"] = directional(net, _Halves(study), images, progress=_told(progress, "directional"))
+    elif "directional" in estimators:
+        gains["directional"], start = moved_by(net, _Halves(study), images, progress=_told(progress, "directional"))
     if "jacobian" in estimators:
         gains["jacobian"] = jacobian(
             net,
@@ -69,7 +87,22 @@ def _told(progress: Progress, name: str) -> Progress:
     return prefixed(progress, f"{ESTIMATORS[name].title}: ")
 
 
-def _halves(study: Study) -> dict[str, Edit]:
-    """The direction in which a constant is estimated: half of what the layer reads removed, the rest compensated."""
-    keep = {group.name: study.order(group.name)[: (group.size + 1) // 2].tolist() for group in study.structure.groups}
-    return {layer: study.edit(layer, keep, "full") for layer in study.layers}
+class _Halves(Mapping[str, Edit]):
+    """The direction in which a constant is estimated: half of what the layer reads removed, the rest compensated. Each is
+    made when it is asked for; in double precision all of them would be twice a large model.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.keep = {
+            group.name: study.order(group.name)[: (group.size + 1) // 2].tolist() for group in study.structure.groups
+        }
+
+    def __getitem__(self, layer: str) -> Edit:
+        return self.study.edit(layer, self.keep, "full")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.study.layers)
+
+    def __len__(self) -> int:
+        return len(self.study.layers)

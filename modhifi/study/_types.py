@@ -25,13 +25,13 @@ from ..data import DataRef
 from ..errors import UserError
 from ..fidelity import output_energy, singleton_from_moments
 from ..lipschitz import ESTIMATORS, Gains, Upper
-from ..models import ModelRef
+from ..models import ModelRef, TokenSpec
 from ..progress import Progress, silent
 from ..statistics import Moments
 from ._layer import LayerStats, Level
 from ._tables import ORDERS, SCORES, energy_key, error_key, order_key, ranked, score_key, tabulate, tabulate_order
 
-__all__ = ["STUDY_SCHEMA", "Study"]
+__all__ = ["STUDY_SCHEMA", "Study", "layer_tensors", "read_columns", "read_layer"]
 
 STUDY_SCHEMA = 4
 _MANIFEST, _TENSORS = "study.json", "study.safetensors"
@@ -68,6 +68,14 @@ class Study:
     def skipped(self) -> tuple[Skipped, ...]:
         return self.structure.skipped
 
+    @property
+    def centred(self) -> bool:
+        """Whether a lost mean is put back unless it is said otherwise. In language models that takes a bias in every layer that
+        reads components: most have none, and a configuration that could not say that there is one.
+        """
+        readers = [consumer for group in self.groups for consumer in group.consumers]
+        return not isinstance(self.model.input, TokenSpec) or all(consumer.shift is not None for consumer in readers)
+
     @cached_property
     def dense(self) -> Cost:
         """Cost of the unchanged network."""
@@ -90,11 +98,12 @@ class Study:
     def missing(
         self,
         compensate: Level = "full",
-        centred: bool = True,
+        centred: bool | None = None,
         group: str | None = None,
         orders: Sequence[str] = ORDERS,
     ) -> list[str]:
         """The groups (or the one named, if it is among them) whose curves at this level were not derived yet."""
+        centred = self.centred if centred is None else centred
         groups = self.groups if group is None else (self.group(group),)
         return [
             one.name
@@ -109,7 +118,7 @@ class Study:
     def derive(
         self,
         compensate: Level = "full",
-        centred: bool = True,
+        centred: bool | None = None,
         group: str | None = None,
         orders: Sequence[str] = ORDERS,
         *,
@@ -120,6 +129,7 @@ class Study:
         layers; a page asks for them in the background. ``orders``: of `scored` ones too. ``device``: where to compute, if
         it is a GPU.
         """
+        centred = self.centred if centred is None else centred
         what = "deriving scores and curves"
         wanted = self.missing("full", centred, group)
         found = tabulate(
@@ -166,21 +176,24 @@ class Study:
             self.derive("full", centred, group)
         return self.tables[key]
 
-    def scores(self, group: str, centred: bool = True) -> dict[str, np.ndarray]:
+    def scores(self, group: str, centred: bool | None = None) -> dict[str, np.ndarray]:
         """(C,) each, as shares of the energy of all consumers' outputs: ``fidelity``, Def. 3.1 for single components,
         energy-weighted over outputs and consumers; ``greedy``, what is lost when greedy elimination removes the component;
         ``removal-cost``, what is lost when it is removed alone and the others make up for it; ``row-sum``, E⟨Y, A_i⟩
         (App. D.2), which can be negative.
         """
+        centred = self.centred if centred is None else centred
         return {name: self._derived(score_key(group, name, centred), group, centred).numpy() for name in SCORES}
 
-    def score(self, group: str, score: str, centred: bool = True) -> np.ndarray:
+    def score(self, group: str, score: str, centred: bool | None = None) -> np.ndarray:
         """(C,): one of `scores`, or one that was `scored`. Raises `UserError` for another name."""
+        centred = self.centred if centred is None else centred
         self._check(score)
         return self._derived(score_key(group, score, centred), group, centred).numpy()
 
-    def order(self, group: str, order: str = "greedy", centred: bool = True) -> np.ndarray:
+    def order(self, group: str, order: str = "greedy", centred: bool | None = None) -> np.ndarray:
         """(C,) int64, the components, most important first by the named score. Raises `UserError` for an unknown one."""
+        centred = self.centred if centred is None else centred
         self._check(order)
         return self._derived(order_key(group, order, centred), group, centred).numpy()
 
@@ -206,20 +219,23 @@ class Study:
             self.tables[key] = energy.reshape(1)
         return float(self.tables[key])
 
-    def curve(self, group: str, order: str = "greedy", compensate: Level = "full", centred: bool = True) -> np.ndarray:
+    def curve(
+        self, group: str, order: str = "greedy", compensate: Level = "full", centred: bool | None = None
+    ) -> np.ndarray:
         """(C + 1,) float64: fidelity of the first 0…C components of the order, energy-weighted over all consumers; what else
         they read stays, so that the curve begins above 0 where a group is only a part of it.
 
         Scalar: Subset Fidelity as defined (Def. 3.1); full: with any new weights; none: with the weights as they are, where
         it can be negative.
         """
+        centred = self.centred if centred is None else centred
         consumers = self.group(group).consumers
         error = sum(self.errors(group, consumer.layer, order, compensate, centred) for consumer in consumers)
         energy = sum(self.energy(consumer.layer, centred) for consumer in consumers)
         return np.asarray(1.0 - error / energy) if energy > 0 else np.ones_like(error)
 
     def hifi_size(
-        self, group: str, eta: float, order: str = "greedy", compensate: Level = "full", centred: bool = True
+        self, group: str, eta: float, order: str = "greedy", compensate: Level = "full", centred: bool | None = None
     ) -> int:
         """The smallest k for which the first k components of the order are a (k, η)-HiFi set (Def. 3.4)."""
         if not 0 < eta <= 1:
@@ -227,8 +243,9 @@ class Study:
         reached = self.curve(group, order, compensate, centred) >= eta - 1e-12
         return int(reached.argmax())
 
-    def output_fidelity(self, group: str, centred: bool = True) -> np.ndarray:
+    def output_fidelity(self, group: str, centred: bool | None = None) -> np.ndarray:
         """(O, C) singleton fidelity for each output of the group's first consumer; (1, C) for a wide one."""
+        centred = self.centred if centred is None else centred
         stats = self.layers[self.group(group).consumers[0].layer]
         return singleton_from_moments(*stats.operator(centred, self.ridge), stats.blocks(group)).numpy()
 
@@ -270,10 +287,13 @@ class Study:
         gains = self.gains[estimator][layer]
         return gains.rms if typical else gains.maximum
 
-    def edit(self, layer: str, keep: Mapping[str, Sequence[int]], compensate: Level, centred: bool = True) -> Edit:
+    def edit(
+        self, layer: str, keep: Mapping[str, Sequence[int]], compensate: Level, centred: bool | None = None
+    ) -> Edit:
         """The new weights of ``layer`` when the components ``keep[group]`` of each group stay; see `LayerStats.edit`. Groups
         that the layer does not read are of no concern.
         """
+        centred = self.centred if centred is None else centred
         stats = self.layers[layer]
         read = {group: torch.as_tensor(keep[group], dtype=torch.int64) for group in stats.groups if group in keep}
         return stats.edit(read, compensate, centred, self.ridge)
@@ -284,16 +304,18 @@ class Study:
         """Writes the folder ``path``, whole or not at all. Raises `UserError` if it holds something else."""
         path = Path(path)
         tensors = {f"table/{name}": table for name, table in self.tables.items()}
-        for name, stats in self.layers.items():
-            tensors[f"weight/{name}"] = stats.weight
-            tensors[f"second/{name}"] = stats.moments.second
-            tensors[f"mean/{name}"] = stats.moments.mean
+        # A language model's layers are a file each: together they may be more than the memory holds.
+        apart = isinstance(self.model.input, TokenSpec)
+        for name, stats in () if apart else self.layers.items():
+            tensors |= {f"{kind}/{name}": value for kind, value in layer_tensors(stats).items()}
         for estimator, by_layer in self.gains.items():
             tensors |= {f"gain/{estimator}/{name}": gains.stacked() for name, gains in by_layer.items()}
         tensors |= {f"norm/{name}": norms for name, norms in self.norms.items()}
         with atomic_folder(path, _MANIFEST) as folder:
             # Tensors that share memory would be refused; a table may be a view of another.
             safetensors.torch.save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / _TENSORS)
+            for name, stats in self.layers.items() if apart else ():
+                safetensors.torch.save_file(layer_tensors(stats), folder / f"{name}.safetensors")
             manifest = {
                 "schema_version": STUDY_SCHEMA,
                 "model": self.model.model_dump(mode="json"),
@@ -309,6 +331,9 @@ class Study:
                 "seconds": self.seconds,
                 "key": self.key,
                 "tensors": {"file": _TENSORS, "sha256": file_sha256(folder / _TENSORS)},
+                "bytes": {name: (folder / f"{name}.safetensors").stat().st_size for name in self.layers}
+                if apart
+                else {},
             }
             (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return path
@@ -330,22 +355,25 @@ class Study:
         try:
             if file_sha256(path / _TENSORS) != raw["tensors"]["sha256"]:
                 raise UserError(f"{path} is damaged: the sha256 of {_TENSORS} differs; analyze again")
-            return cls._from(raw, safetensors.torch.load_file(path / _TENSORS))
+            return cls._from(raw, safetensors.torch.load_file(path / _TENSORS), path)
         except (OSError, KeyError, TypeError, ValidationError, safetensors.SafetensorError) as error:
             detail = str(error).splitlines()[0]
             raise UserError(f"{path} is damaged ({type(error).__name__}: {detail}); analyze again") from error
 
     @classmethod
-    def _from(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Study:
+    def _from(cls, raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Study:
         structure = Structure.model_validate(raw["structure"])
-        layers = {
-            name: LayerStats(
-                weight=tensors[f"weight/{name}"],
-                moments=Moments(tensors[f"second/{name}"], tensors[f"mean/{name}"], **raw["layers"][name]),
-                groups=read_columns(structure, name),
-            )
-            for name in structure.readers
-        }
+        layers = {}
+        for name in structure.readers:
+            columns, about, file = read_columns(structure, name), raw["layers"][name], path / f"{name}.safetensors"
+            size = raw.get("bytes", {}).get(name)
+            if size is None:
+                kinds = {kind: tensors[f"{kind}/{name}"] for kind in ("weight", "second", "mean")}
+                layers[name] = LayerStats(kinds["weight"], Moments(kinds["second"], kinds["mean"], **about), columns)
+            elif file.stat().st_size != size:
+                raise UserError(f"{path} is damaged: {file.name} was cut short; analyze again")
+            else:
+                layers[name] = read_layer(file, about["count"], about["positions"], columns)
         gains = {
             estimator: {name: Gains.of(tensors[f"gain/{estimator}/{name}"]) for name in structure.readers}
             for estimator in raw["gains"]
@@ -363,6 +391,18 @@ class Study:
             certified={name: Upper.model_validate(upper) for name, upper in raw["certified"].items()},
             norms={k.removeprefix("norm/"): v for k, v in tensors.items() if k.startswith("norm/")},
         )
+
+
+def layer_tensors(stats: LayerStats) -> dict[str, Tensor]:
+    """What is stored of one layer."""
+    values = {"weight": stats.weight, "second": stats.moments.second, "mean": stats.moments.mean}
+    return {kind: value.contiguous() for kind, value in values.items()}
+
+
+def read_layer(file: Path, count: int, positions: int, columns: Mapping[str, Tensor]) -> LayerStats:
+    """From the file of `layer_tensors`, which stays mapped: what nobody reads takes no memory."""
+    kinds = safetensors.torch.load_file(file)
+    return LayerStats(kinds["weight"], Moments(kinds["second"], kinds["mean"], count, positions), columns)
 
 
 def read_columns(structure: Structure, layer: str) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..models import Model, Step, fingerprint
 from ..plan import Plan
 from ._remove import add_bias, remaining_columns, remove
-from ._verify import TOLERANCE, difference
+from ._verify import answer, distance, tolerance
 
 __all__ = ["apply"]
 
@@ -36,12 +36,17 @@ def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
 
     Raises:
         UserError: if the plan was made for other weights, or does not fit the network.
+            Weights that accelerate keeps elsewhere cannot be changed.
         RuntimeError: if the removed network does not answer as the masked one does (an operation that the tracer misreads).
     """
     if model.fingerprint != plan.model.fingerprint:
         raise UserError(
             f"the plan was made for other weights ({plan.model.spec}, fingerprint {plan.model.fingerprint[:12]}) than these"
             f" ({model.spec}, {model.fingerprint[:12]}); load the weights it names"
+        )
+    if any(value.is_meta for value in model.module.parameters()):
+        raise UserError(
+            f"weights of {model.spec} lie outside this memory; load it on one device (--device cpu) to change it"
         )
     structure = structure_of(model)
     _check(plan, structure)
@@ -53,15 +58,15 @@ def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
         else {name: tuple(group.keep) for name, group in plan.groups.items() if len(group.keep) < group.total}
     )
     if keep:
-        small = copy.deepcopy(net)
-        remove(small, structure, keep)
-        off = difference(net, small, model.example(2))
-        if off > TOLERANCE:
+        example = model.example(2)
+        before = answer(net, example)
+        remove(net, structure, keep)
+        off = distance(before, answer(net, example))
+        if off > tolerance(net):
             raise RuntimeError(
                 f"the network with its components removed differs from the masked one by {off:.3g}: the tracer misread how"
                 " they are connected; please report this network"
             )
-        net = small
     return Model(
         spec=model.spec,
         module=net.eval().requires_grad_(False),
@@ -72,6 +77,7 @@ def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
         plan=plan,
         architecture=model.architecture,
         steps=(*model.steps, Step(keep=keep, added_biases=tuple(added))),
+        tokenizer=model.tokenizer,
     )
 
 

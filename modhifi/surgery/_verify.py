@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..progress import Progress, silent
 from ._remove import remaining_columns, remove
 
-__all__ = ["difference", "verified"]
+__all__ = ["answer", "difference", "distance", "tolerance", "verified"]
 
 # Removed and masked network may differ by rounding only: relative to the largest logit, in float32.
 TOLERANCE = 1e-3
@@ -72,9 +72,23 @@ def difference(masked: nn.Module, removed: nn.Module, example: Tensor) -> float:
     """The largest difference between the two networks' answers, relative to the masked one's largest; inf where only the
     removed one's are not finite. Raises `UserError` if the masked one's are not.
     """
+    return distance(answer(masked, example), answer(removed, example))
+
+
+def answer(net: nn.Module, example: Tensor) -> Tensor:
     with torch.inference_mode():
-        before, after = masked(example), removed(example)
+        return net(example).float()  # type: ignore[no-any-return]
+
+
+def distance(before: Tensor, after: Tensor) -> float:
+    """As `difference`, of the answers."""
     if not bool(torch.isfinite(before).all()):
         raise UserError("the network's answers are not finite; check its weights, --mean and --std")
     off = float((before - after).abs().max()) / max(1e-6, float(before.abs().max()))
     return off if math.isfinite(off) else math.inf
+
+
+def tolerance(net: nn.Module) -> float:
+    """`TOLERANCE` for weights of single precision, and in proportion to how coarsely others are rounded."""
+    coarseness = torch.finfo(next(net.parameters()).dtype).eps / torch.finfo(torch.float32).eps
+    return min(0.05, TOLERANCE * max(1.0, coarseness))

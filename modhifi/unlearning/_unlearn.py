@@ -133,6 +133,8 @@ def unlearn(
         UserError: for classes that do not exist, none or all of them, data without labels, no image of the forget classes or
             of the others, a method that is unknown or does not know ``depth``, or a target that no strength reaches.
     """
+    if not study.model.classes:
+        raise UserError(f"{study.model.spec} is a language model, which has no classes to forget; prune it instead")
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}; one of {', '.join(METHODS)}")
     chosen = METHODS[method]

@@ -1,0 +1,42 @@
+"""Weights that accelerate keeps on the disk or in another memory until the module they belong to runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["onloaded", "place_of", "whole"]
+
+
+@contextlib.contextmanager
+def onloaded(module: nn.Module) -> Iterator[None]:
+    """While open, the module's own weights can be read, wherever accelerate keeps them."""
+    if not hasattr(module, "_hf_hook"):
+        yield
+        return
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        yield
+
+
+def whole(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """``tensor``, the entry ``name`` of the module's state, with its values."""
+    if not tensor.is_meta:
+        return tensor
+    parent, _, last = name.rpartition(".")
+    owner = module.get_submodule(parent)
+    with onloaded(owner):
+        return getattr(owner, last).detach().cpu().clone()  # type: ignore[no-any-return]
+
+
+def place_of(module: nn.Module) -> torch.device:
+    """Where the module runs: that of its weights, or where accelerate brings them."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device

@@ -1,0 +1,317 @@
+"""Causal language models of transformers, seen as every other network here: tokens in, logits out.
+
+What differs from family to family stands in `FAMILIES` and nowhere else: where the decoder blocks are, what their layers are
+called, and how the configuration names their widths. GPT-2 keeps its weights transposed (``Conv1D``); such layers become
+`torch.nn.Linear` when it is loaded, and are turned back when it is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ._types import TokenSpec
+
+__all__ = [
+    "FAMILIES",
+    "CausalLM",
+    "Family",
+    "as_transformers",
+    "language_model",
+    "of_config",
+    "opens_alone",
+    "quiet",
+    "set_heads",
+    "shaped_like",
+    "transformers",
+]
+
+# Windows longer than this are not looked at unless they are asked for.
+_CONTEXT = 1024
+
+
+@dataclass(frozen=True)
+class Family:
+    """The layers of a decoder block by their names in it. ``query``, ``key`` and ``value`` are one and the same layer where
+    they are fused. ``neurons`` is the configuration's name for the hidden width of the MLP; ``grouped`` says whether it has
+    names for the numbers of query heads, of key-value heads, and for the size of a head.
+    """
+
+    blocks: str
+    attention: str
+    query: str
+    key: str
+    value: str
+    out: str
+    hidden: tuple[str, ...]
+    down: str
+    neurons: str
+    grouped: bool
+
+    @property
+    def fused(self) -> bool:
+        return self.query == self.key
+
+
+_LLAMA = Family(
+    blocks="model.layers",
+    attention="self_attn",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    out="self_attn.o_proj",
+    hidden=("mlp.gate_proj", "mlp.up_proj"),
+    down="mlp.down_proj",
+    neurons="intermediate_size",
+    grouped=True,
+)
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gpt2": Family(
+        blocks="transformer.h",
+        attention="attn",
+        query="attn.c_attn",
+        key="attn.c_attn",
+        value="attn.c_attn",
+        out="attn.c_proj",
+        hidden=("mlp.c_fc",),
+        down="mlp.c_proj",
+        neurons="n_inner",
+        grouped=False,
+    ),
+    "opt": Family(
+        blocks="model.decoder.layers",
+        attention="self_attn",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        out="self_attn.out_proj",
+        hidden=("fc1",),
+        down="fc2",
+        neurons="ffn_dim",
+        grouped=False,
+    ),
+}
+"""By the configuration's ``model_type``."""
+
+
+class CausalLM(nn.Module):
+    """A language model ``lm`` of transformers as a map from (B, T) int64 tokens to (B, T, vocabulary) logits; ``lm`` itself
+    generates.
+    """
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.lm(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.lm.config.model_type]
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        """The decoder blocks with their names, in order."""
+        path = f"lm.{self.family.blocks}"
+        return [(f"{path}.{name}", block) for name, block in self.get_submodule(path).named_children()]
+
+    def heads_of(self, block: nn.Module) -> tuple[int, int, int]:
+        """Query heads, key-value heads, and channels of one head, as they are in this block."""
+        family = self.family
+        size = int(block.get_submodule(family.attention).head_dim)  # type: ignore[arg-type]
+        width = int(block.get_submodule(family.out).in_features)  # type: ignore[arg-type]
+        keys = width if family.fused else int(block.get_submodule(family.key).out_features)  # type: ignore[arg-type]
+        return width // size, keys // size, size
+
+
+def transformers() -> Any:
+    """The library, imported when it is first needed; `UserError` where it is not installed."""
+    try:
+        import transformers as library
+    except ImportError as error:
+        raise UserError("language models need transformers; install it with: pip install 'modhifi[llm]'") from error
+    return library
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers draws bars and warns on standard error; progress is told otherwise here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def language_model(
+    name: str, device: torch.device | None, context: int | None = None, dtype: torch.dtype | None = None
+) -> tuple[CausalLM, TokenSpec, Any]:
+    """``hf:NAME_OR_DIR``: the network, what it takes, and its tokenizer (None if it has none that opens).
+
+    Args:
+        name: on the hub or in the hub's cache, or a folder that `save_pretrained` wrote.
+        device: where it goes; None leaves that to accelerate (transformers' ``device_map="auto"``), which keeps on the CPU
+            or the disk what the accelerators have no room for.
+        context: tokens of a sample; by default as many as the model takes, but no more than 1,024.
+        dtype: of the weights; the checkpoint's own by default.
+
+    Raises:
+        UserError: if transformers is missing, nothing of that name can be had, it is of another family, or takes no such context.
+    """
+    library = transformers()
+    where = str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
+    options: dict[str, Any] = {"dtype": dtype or "auto"} | ({"device_map": "auto"} if device is None else {})
+    try:
+        with quiet():
+            config = library.AutoConfig.from_pretrained(where)
+            if config.model_type not in FAMILIES:
+                raise UserError(f"hf:{name} is of the family {config.model_type}; there is {', '.join(FAMILIES)}")
+            lm = library.AutoModelForCausalLM.from_pretrained(where, **options)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the hub's client, the parser or the loader raise: there is no common class
+        detail = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"hf:{name} could not be loaded ({detail}); name a folder that save_pretrained wrote, or a model of the hub"
+        ) from error
+    tokenizer = None
+    with quiet(), contextlib.suppress(Exception):  # a model is of use without one: it can be shown, not fed text
+        tokenizer = library.AutoTokenizer.from_pretrained(where)
+    if device is not None:
+        lm = lm.to(device)
+    module = CausalLM(_linear(lm)).eval().requires_grad_(False)
+    return module, _spec(lm.config, context), tokenizer
+
+
+def _spec(config: Any, context: int | None) -> TokenSpec:
+    longest = int(config.max_position_embeddings)
+    if context is not None and not 2 <= context <= longest:
+        raise UserError(f"the context is 2 to {longest} tokens for this model, not {context}")
+    return TokenSpec(
+        context=context or min(longest, _CONTEXT),
+        vocabulary=int(config.vocab_size),
+        fewer_heads=FAMILIES[config.model_type].grouped,
+    )
+
+
+def of_config(config: Any, dtype: torch.dtype = torch.float32) -> CausalLM:
+    """An untrained network of this configuration, on the CPU."""
+    with quiet():
+        lm = transformers().AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return CausalLM(_linear(lm)).eval().requires_grad_(False)
+
+
+def _turned(module: nn.Module, kind: type[nn.Module], make: Any) -> None:
+    """Replaces every layer of that kind, in place."""
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, kind):
+            parent, _, last = name.rpartition(".")
+            setattr(module.get_submodule(parent), last, make(layer))
+
+
+def _linear(lm: Any) -> Any:
+    """``lm`` with `torch.nn.Linear` in place of transformers' ``Conv1D``, in place."""
+    from transformers.pytorch_utils import Conv1D
+
+    def linear(layer: Any) -> nn.Linear:
+        inputs, outputs = layer.weight.shape
+        made = nn.Linear(inputs, outputs, device="meta")
+        made.weight = nn.Parameter(layer.weight.detach().T.contiguous(), requires_grad=False)
+        made.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+        return made
+
+    if lm.config.model_type == "gpt2":
+        _turned(lm, Conv1D, linear)
+    return lm
+
+
+def as_transformers(module: CausalLM) -> Any:
+    """``module.lm`` as its library makes it, to be written; a copy where layers must be turned back."""
+    lm = module.lm
+    if lm.config.model_type != "gpt2":
+        return lm
+    from transformers.pytorch_utils import Conv1D
+
+    def transposed(layer: Any) -> Any:
+        made = Conv1D(0, 0)
+        made.nf, made.nx = layer.weight.shape
+        made.weight = nn.Parameter(layer.weight.detach().T.contiguous(), requires_grad=False)
+        made.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+        return made
+
+    lm = copy.deepcopy(lm)
+    _turned(lm.transformer, nn.Linear, transposed)
+    return lm
+
+
+def shaped_like(module: CausalLM, state: dict[str, Tensor]) -> None:
+    """Gives every linear layer inside the blocks the shape that its weight has in ``state``, and a bias where there is one,
+    in place; the values come later.
+    """
+    for path, block in module.blocks():
+        for name, layer in block.named_modules():
+            weight = state.get(f"{path}.{name}.weight")
+            if isinstance(layer, nn.Linear) and weight is not None:
+                layer.out_features, layer.in_features = weight.shape
+                layer.weight = nn.Parameter(torch.empty_like(weight, dtype=layer.weight.dtype), requires_grad=False)
+                bias = state.get(f"{path}.{name}.bias")
+                made = None if bias is None else nn.Parameter(layer.weight.new_empty(bias.shape), requires_grad=False)
+                layer.register_parameter("bias", made)
+    set_heads(module)
+
+
+def set_heads(module: CausalLM) -> None:
+    """Puts the attentions' own numbers of heads in order after their layers were cut, and the configuration's widths where
+    all blocks have the same ones and it can express them: `save_pretrained` of ``module.lm`` then gives what transformers
+    alone opens.
+    """
+    family, config = module.family, module.lm.config
+    widths = set()
+    for _, block in module.blocks():
+        heads, groups, size = module.heads_of(block)
+        attention: Any = block.get_submodule(family.attention)
+        if hasattr(attention, "num_heads"):
+            attention.num_heads = heads
+        if hasattr(attention, "split_size"):
+            attention.split_size = heads * size
+        widths.add((heads, groups, size, int(block.get_submodule(family.down).in_features)))  # type: ignore[arg-type]
+    if len(widths) != 1:
+        return
+    heads, groups, size, neurons = widths.pop()
+    candidate = copy.deepcopy(config)
+    setattr(candidate, family.neurons, neurons)
+    if family.grouped:
+        candidate.num_attention_heads, candidate.num_key_value_heads, candidate.head_dim = heads, groups, size
+    if opens_alone(module, candidate):
+        for name in (family.neurons, "num_attention_heads", "num_key_value_heads", "head_dim"):
+            if hasattr(candidate, name):
+                setattr(config, name, getattr(candidate, name))
+
+
+def opens_alone(module: CausalLM, config: Any | None = None) -> bool:
+    """Whether transformers builds, from the configuration alone, a network whose weights have these names and shapes."""
+    with torch.device("meta"), quiet():
+        try:
+            twin = transformers().AutoModelForCausalLM.from_config(config or module.lm.config)
+        except ValueError:
+            return False
+    own = {name: tuple(value.shape) for name, value in module.lm.state_dict().items()}
+    return {name: tuple(value.shape) for name, value in _linear(twin).state_dict().items()} == own

@@ -1,0 +1,203 @@
+"""Sequential compensation of a language model, one decoder block at a time (theory, section 4, level 3).
+
+Two residual streams are kept for all samples, the unchanged network's and the changed one's. In each block the layers that read
+components, attention's projection and then the MLP's, are fitted to the inputs that the changed stream gives them; the
+target is what the unchanged layer gave, and, since it is added to the stream, what the stream has lost so far: ``Y +
+(stream_original − stream_modified)``. Only sums over rows are kept, ``E[x̂_S x̂_Sᵀ]`` and ``E[y x̂_Sᵀ]``: memory is that of
+one block, its double, and one layer's moments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._operators import Edit
+from .._paths import bias_of
+from ..fidelity import TAIL, fit_moments
+from ..models import CausalLM, onloaded
+from ..progress import Progress, silent
+from ..statistics import Stream, entered
+from ..study import Study
+from ..surgery import remaining_columns
+
+__all__ = ["sequential_blocks"]
+
+
+@torch.inference_mode()
+def sequential_blocks(
+    study: Study,
+    keep: Mapping[str, Sequence[int]],
+    module: CausalLM,
+    batches: Iterable[Tensor],
+    samples: int,
+    *,
+    centred: bool = False,
+    tail: float = TAIL,
+    drift: bool = True,
+    progress: Progress = silent,
+) -> tuple[dict[str, Edit], dict[str, float]]:
+    """New weights for every layer that reads components, in the coordinates of the unchanged network, and the ridge that each was
+    fitted with.
+
+    Args:
+        study: of ``module``; its structure says which layers read what.
+        keep: the components that stay of each group.
+        module: the unchanged network; it is left as it is.
+        batches: windows of tokens, (B, T) each, all but the last of one size.
+        samples: how many windows there are.
+        centred: whether a lost mean is put back as a constant.
+        tail: see `modhifi.fidelity.fit_rows`.
+        drift: whether a layer also makes up for what the stream has lost so far.
+        progress: see `modhifi.progress`.
+    """
+    original = entered(module, batches, samples)
+    changed = original.copy()
+    edits: dict[str, Edit] = {}
+    ridges: dict[str, float] = {}
+    blocks = module.blocks()
+    what = "compensating in sequence, block by block"
+    for number, (path, block) in enumerate(blocks):
+        progress(number, len(blocks), what)
+        pair = _Pair(module, number, block, _double(block), original, changed)
+        made_up = drift and pair.adds()
+        for part in (module.family.out, module.family.down):
+            name = f"{path}.{part}"
+            if name in study.structure.readers:
+                own = pair.layer(part).weight
+                stays = remaining_columns(study.structure, name, own, keep)
+                edits[name], ridges[name] = pair.fit(part, stays, centred, tail, made_up)
+        pair.forward()
+    progress(len(blocks), len(blocks), what)
+    return edits, ridges
+
+
+def _double(block: nn.Module) -> nn.Module:
+    """A copy of the block with its weights in memory."""
+    with contextlib.ExitStack() as stack:
+        for part in block.modules():
+            stack.enter_context(onloaded(part))
+        twin = copy.deepcopy(block)
+        if any(hasattr(part, "_hf_hook") for part in twin.modules()):
+            from accelerate.hooks import remove_hook_from_submodules
+
+            remove_hook_from_submodules(twin)
+    return twin
+
+
+@dataclass
+class _Pair:
+    """Block ``number`` as it was, ``block``, and as it becomes, ``twin``, with what goes into each."""
+
+    module: CausalLM
+    number: int
+    block: nn.Module
+    twin: nn.Module
+    original: Stream
+    changed: Stream
+
+    def layer(self, part: str) -> nn.Linear:
+        """The one that is changed."""
+        layer = self.twin.get_submodule(part)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def _seen(
+        self, block: nn.Module, stream: Stream, start: int
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Runs ``block`` on the samples from ``start`` on: what went in, and by layer its input and output, all (rows,
+        channels).
+        """
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+
+        def flat(values: Tensor) -> Tensor:
+            return values.reshape(-1, values.shape[-1]).float()
+
+        def note(part: str) -> Any:
+            def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                inputs[part], outputs[part] = flat(args[0]), flat(output)
+
+            return hook
+
+        states = stream.at(start)
+        family = self.module.family
+        hooks = [block.get_submodule(part).register_forward_hook(note(part)) for part in (family.out, family.down)]
+        try:
+            outputs[""] = flat(stream.run(self.number, block, states))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return flat(states), inputs, outputs
+
+    def adds(self) -> bool:
+        """Whether the two layers' outputs are added to the stream as they are. In OPT's smallest models a normalisation
+        follows.
+        """
+        family = self.module.family
+        for start in self.original.starts()[:1]:
+            states, _, outputs = self._seen(self.block, self.original, start)
+            total = states + outputs[family.out] + outputs[family.down]
+            rounding = 64 * torch.finfo(self.original.states.dtype).eps * float(total.abs().max())
+            return bool((total - outputs[""]).abs().max() <= rounding)
+        return False
+
+    def _rows(self, part: str, stays: Tensor, drift: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """(r, n) inputs that stay and (r, O) targets of the layer, batch by batch."""
+        out = self.module.family.out
+        bias = bias_of(self.layer(part)).float()
+        for start in self.original.starts():
+            states, _, outputs = self._seen(self.block, self.original, start)
+            changed, inputs, now = self._seen(self.twin, self.changed, start)
+            target = outputs[part] - bias
+            if drift:
+                target = target + states - changed
+                if part != out:  # the stream that the MLP's output is added to has attention's in it
+                    target = target + outputs[out] - now[out]
+            yield inputs[part][:, stays], target
+
+    def fit(self, part: str, stays: Tensor, centred: bool, tail: float, drift: bool) -> tuple[Edit, float]:
+        """Fits the layer, writes it into the twin, and gives the edit and its ridge."""
+        layer = self.layer(part)
+        exact = torch.float32 if layer.weight.device.type == "mps" else torch.float64
+        second: Tensor | float = 0.0
+        cross: Tensor | float = 0.0
+        mean_x: Tensor | float = 0.0
+        mean_y: Tensor | float = 0.0
+        count = 0
+        for x, y in self._rows(part, stays, drift):
+            second, cross = second + x.T @ x, cross + y.T @ x
+            mean_x, mean_y = mean_x + x.to(exact).sum(0), mean_y + y.to(exact).sum(0)
+            count += len(x)
+        assert isinstance(second, Tensor)
+        assert isinstance(cross, Tensor)
+        assert isinstance(mean_x, Tensor)
+        assert isinstance(mean_y, Tensor)
+        second, cross, mean_x, mean_y = (
+            second.to(exact) / count,
+            cross.to(exact) / count,
+            mean_x / count,
+            mean_y / count,
+        )
+        if centred:
+            second, cross = second - torch.outer(mean_x, mean_x), cross - torch.outer(mean_y, mean_x)
+        weight, ridge = fit_moments(second, cross, layer.weight[:, stays], tail)
+        new = torch.zeros(layer.weight.shape, dtype=weight.dtype, device=weight.device)
+        new[:, stays] = weight
+        shift = mean_y - weight @ mean_x if centred else torch.zeros_like(mean_y)
+        layer.weight.copy_(new)
+        if centred:
+            layer.bias = nn.Parameter((bias_of(layer) + shift.to(layer.weight)), requires_grad=False)
+        return Edit(new.cpu(), shift.cpu()), ridge
+
+    def forward(self) -> None:
+        """Both streams, behind this block."""
+        for block, stream in ((self.block, self.original), (self.twin, self.changed)):
+            for start in stream.starts():
+                stream.put(start, stream.run(self.number, block, stream.at(start)))

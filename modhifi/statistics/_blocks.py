@@ -1,0 +1,185 @@
+"""The pass over the data one decoder block at a time, for language models that are too large to look at whole.
+
+The inputs of the first block are kept for all samples; the block runs on them, its layers' moments are taken, and its
+outputs take their place as the inputs of the next. What is in memory at once are one block's moments and, of weights that
+accelerate keeps elsewhere, one block. The states themselves, samples · tokens · channels numbers in the network's own type,
+lie on the CPU, or in a file where they are more than `_IN_MEMORY` bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._operators import get_operator, observed
+from ..models import CausalLM, onloaded, place_of
+from ..progress import Progress, silent
+from ._collect import add_up, agree
+from ._moments import LayerSums, Moments
+
+__all__ = ["Stream", "collect_blocks", "entered"]
+
+_IN_MEMORY = 4 << 30
+
+
+class _LastBlockError(Exception):
+    """Raised behind the last block: what follows it is not needed."""
+
+
+@dataclass
+class Stream:
+    """What goes into one block: ``states`` (N, T, E) on the CPU, and what every block is called with besides, by size of the
+    batch and number of the block. `run` is a block's answer for the samples from ``start`` on.
+    """
+
+    states: Tensor
+    calls: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]
+    device: torch.device
+    batch: int
+
+    def starts(self) -> range:
+        return range(0, len(self.states), self.batch)
+
+    def at(self, start: int) -> Tensor:
+        """(B, T, E) where the network runs."""
+        return self.states[start : start + self.batch].to(self.device)
+
+    def run(self, number: int, block: nn.Module, states: Tensor) -> Tensor:
+        """(B, T, E): what block ``number`` makes of ``states`` of so many samples."""
+        args, kwargs = self.calls[len(states)][number]
+        output = block(states, *args, **kwargs)
+        return output if isinstance(output, Tensor) else output[0]
+
+    def put(self, start: int, states: Tensor) -> None:
+        self.states[start : start + len(states)] = states.to(self.states.device)
+
+    def copy(self) -> Stream:
+        return Stream(
+            _room(self.states.shape, self.states.dtype).copy_(self.states), self.calls, self.device, self.batch
+        )
+
+
+def _room(shape: Iterable[int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor on the CPU, in a file that is gone with it where it is large."""
+    size = torch.Size(shape)
+    if size.numel() * dtype.itemsize <= _IN_MEMORY:
+        return torch.empty(size, dtype=dtype)
+    handle, name = tempfile.mkstemp(prefix="modhifi.", suffix=".states")
+    os.close(handle)
+    try:
+        return torch.from_file(name, shared=True, size=size.numel(), dtype=dtype).reshape(size)
+    finally:
+        with contextlib.suppress(OSError):  # Windows keeps the name while the file is mapped
+            Path(name).unlink()
+
+
+@torch.inference_mode()
+def entered(module: CausalLM, batches: Iterable[Tensor], samples: int) -> Stream:
+    """Runs everything before the first block on all ``batches`` (B, T), ``samples`` in all, the first of them the largest."""
+    blocks = module.blocks()
+    device = place_of(module)
+    calls: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    states: Tensor | None = None
+    first: list[Tensor] = []
+
+    def stand_in(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        first[:] = [hidden]
+        seen.append((args, kwargs))
+        if len(seen) == len(blocks):
+            raise _LastBlockError
+        return hidden
+
+    before = [(block, block.__dict__.get("forward")) for _, block in blocks]
+    done = largest = 0
+    try:
+        for block, _ in before:
+            block.__dict__["forward"] = stand_in
+        for batch in batches:
+            seen.clear()
+            with contextlib.suppress(_LastBlockError):
+                module(batch.to(device))
+            calls.setdefault(len(batch), list(seen))
+            (hidden,) = first
+            if states is None:
+                states, largest = _room((samples, *hidden.shape[1:]), hidden.dtype), len(batch)
+            states[done : done + len(batch)] = hidden.to(states.device)
+            done += len(batch)
+    finally:
+        for block, own in before:
+            if own is None:
+                del block.__dict__["forward"]
+            else:
+                block.__dict__["forward"] = own
+    if states is None:
+        states, largest = torch.empty(0), 1
+    return Stream(states, calls, device, largest)
+
+
+def collect_blocks(
+    module: CausalLM,
+    layers: Mapping[str, Mapping[str, Tensor]],
+    batches: Iterable[Tensor],
+    samples: int,
+    *,
+    seed: int = 0,
+    numbers: range | None = None,
+    progress: Progress = silent,
+) -> Iterator[tuple[str, dict[str, Moments]]]:
+    """Each block's name and the moments of the inputs of its layers, block after block; those of an earlier one are not held
+    on to.
+
+    Arguments as `collect` has them; ``batches`` are windows of tokens (B, T), all but the last of one size. Every token is
+    looked at. Moments are dense whatever a layer's width: where every neuron is a component, the matrix of contributions
+    would be as large.
+    """
+    numbers = numbers or range(samples)
+    stream = entered(module, batches, len(numbers))
+    blocks = module.blocks()
+    for number, (path, block) in enumerate(blocks):
+        progress(number, len(blocks), "collecting statistics, block by block")
+        yield path, _one_block(module, stream, number, path, block, layers, samples, seed, numbers)
+    progress(len(blocks), len(blocks), "collecting statistics, block by block")
+
+
+def _one_block(
+    module: CausalLM,
+    stream: Stream,
+    number: int,
+    path: str,
+    block: nn.Module,
+    layers: Mapping[str, Mapping[str, Tensor]],
+    samples: int,
+    seed: int,
+    numbers: range,
+) -> dict[str, Moments]:
+    sums: dict[str, LayerSums] = {}
+    for name, groups in layers.items():
+        if name.startswith(f"{path}."):
+            layer = get_operator(module, name)
+            with onloaded(layer):
+                inputs = layer.weight.shape[1]
+                sums[name] = LayerSums(name, layer, groups, samples, seed, 0, inputs, every=True)
+    current = torch.zeros(0, dtype=torch.int64)
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    see: Callable[..., None] = lambda name, layer, x, y: sums[name].take(layer, x, y, current)  # noqa: E731
+    try:
+        with torch.inference_mode(), observed(module, list(sums), see):
+            for start in stream.starts():
+                states = stream.at(start)
+                current = torch.arange(numbers.start + start, numbers.start + start + len(states))
+                stream.put(start, stream.run(number, block, states))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+    add_up([value for one in sums.values() for value in one.sums.values()])
+    agree(list(sums.values()))
+    return {name: one.result() for name, one in sums.items()}

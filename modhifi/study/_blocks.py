@@ -1,0 +1,65 @@
+"""A language model's study, made one decoder block at a time: what is finished is put on the disk and looked at from there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .._operators import flat_weight, get_operator
+from ..errors import UserError
+from ..models import CausalLM, Model, onloaded
+from ..progress import Progress
+from ..statistics import collect_blocks, process_rank
+from ._layer import LayerStats
+from ._types import Study, layer_tensors, read_columns, read_layer
+
+__all__ = ["derive_blocks"]
+
+
+def derive_blocks(
+    study: Study,
+    model: Model,
+    batches: Iterable[Tensor],
+    samples: int,
+    numbers: range,
+    folder: Path | None,
+    progress: Progress,
+) -> None:
+    """Fills ``study`` with the layers of ``model`` and what follows from them. With a ``folder`` each block's layers are
+    written there as soon as they are known, and from then on mapped from the file, so that the moments of no more than one
+    block are in memory.
+
+    Raises `UserError` where a layer's input is not finite.
+    """
+    net = model.module
+    assert isinstance(net, CausalLM)
+    columns = {name: read_columns(study.structure, name) for name in study.structure.readers}
+    if folder is not None and process_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    for path, moments in collect_blocks(
+        net, columns, batches, samples, seed=study.data.seed, numbers=numbers, progress=progress
+    ):
+        if folder is not None and process_rank() > 0:
+            continue
+        for name in moments:
+            if not bool(torch.isfinite(moments[name].second).all()):
+                raise UserError(f"the input of {name} is not finite on this data; check the weights and their dtype")
+            layer = get_operator(net, name)
+            with onloaded(layer):
+                weight = flat_weight(layer).cpu().float().clone()
+            study.layers[name] = LayerStats(weight, moments[name], columns[name])
+        for group in study.groups:
+            if group.name.startswith(f"{path}."):
+                study.derive("full", study.centred, group.name, device=model.device)
+        for name in moments if folder is not None else ():
+            assert folder is not None
+            file = folder / f"{name}.safetensors"
+            safetensors.torch.save_file(layer_tensors(study.layers[name]), file)
+            about = study.layers[name].moments
+            study.layers[name] = read_layer(file, about.count, about.positions, columns[name])

@@ -1,0 +1,100 @@
+"""Language models are loaded from folders, told from what they are not, and may lie elsewhere than in memory."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import modhifi
+from modhifi import Data, Model, UserError
+from modhifi.models import fingerprint, reload
+from modhifi.models.language import FAMILIES, as_transformers, opens_alone
+
+Make = Callable[..., Model]
+
+
+def saved(model: Model, folder: Path) -> Path:
+    as_transformers(model.module).save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_transformers_wrote_is_loaded(family: str, language: Make, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = language(family)
+    folder = saved(model, tmp_path / "it")
+    loaded = modhifi.load_model(f"hf:{folder}", device="cpu", context=20)
+    assert loaded.fingerprint == model.fingerprint
+    assert loaded.spec == f"hf:{folder}"
+    assert loaded.tokens is not None
+    assert loaded.tokens.context == 20
+    assert loaded.tokenizer("né")["input_ids"] == list("né".encode())
+    assert opens_alone(loaded.module)
+    ids = loaded.example(2)
+    theirs = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
+    assert torch.allclose(loaded.module(ids), theirs, atol=1e-5)
+    assert reload(loaded.ref).input == loaded.input
+
+
+def test_bfloat16_stays_bfloat16(language: Make, tmp_path: Path) -> None:
+    folder = saved(language(dtype=torch.bfloat16), tmp_path / "it")
+    loaded = modhifi.load_model(f"hf:{folder}", device="cpu")
+    assert {value.dtype for value in loaded.module.parameters()} == {torch.bfloat16}
+    assert loaded.tokens is not None
+    assert loaded.tokens.context == 48  # as many as it takes
+
+
+def test_mistakes_are_told(language: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(language(), tmp_path / "it")
+    for context in (1, 49):
+        with pytest.raises(UserError, match="the context is 2 to 48 tokens"):
+            modhifi.load_model(f"hf:{folder}", context=context)
+    with pytest.raises(UserError, match="leave the weights file away"):
+        modhifi.load_model(f"hf:{folder}", folder / "model.safetensors")
+    with pytest.raises(UserError, match="takes tokens"):
+        modhifi.load_model(f"hf:{folder}", mean=(0, 0, 0), device="cpu")
+    with pytest.raises(UserError, match="a context is for language models"):
+        modhifi.load_model("digits-resnet20", context=8)
+    with pytest.raises(UserError, match="only language models"):
+        modhifi.load_model("digits-resnet20", device="map")
+    (folder / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(UserError, match="could not be loaded"):
+        modhifi.load_model(f"hf:{folder}")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    with pytest.raises(UserError, match="of the family bert; there is llama"):
+        modhifi.load_model(f"hf:{folder}")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"pip install 'modhifi\[llm\]'"):
+        modhifi.load_model(f"hf:{folder}")
+
+
+def test_weights_on_the_disk_are_read_and_analysed(language: Make, prose: Data, tmp_path: Path) -> None:
+    from accelerate import disk_offload
+
+    model = language()
+    expected = modhifi.analyze(model, prose, 24, constants=["directional"], constant_samples=2)
+    away = language()
+    disk_offload(away.module.lm, offload_dir=str(tmp_path / "disk"), execution_device=torch.device("cpu"))
+    assert all(value.is_meta for value in away.module.parameters())
+    assert fingerprint(away.module) == model.fingerprint
+    assert away.device == torch.device("cpu")
+    found = modhifi.statistics.collect_blocks(
+        away.module,
+        {name: dict(stats.groups) for name, stats in expected.layers.items()},
+        (rows for rows, _ in modhifi.data.windowed(prose.take(24), away).batches(away.input, 7)),
+        24,
+    )
+    moments = {name: one for _, block in found for name, one in block.items()}
+    for name, stats in expected.layers.items():
+        assert torch.allclose(moments[name].second, stats.moments.second, rtol=1e-4, atol=1e-6)
+    plan = modhifi.prune(expected, params=0.95, compensate="full")
+    with pytest.raises(UserError, match="outside this memory"):
+        modhifi.apply(plan, away)

@@ -1,0 +1,192 @@
+"""Plans for language models: equal widths, the published score, and compensation block by block."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import modhifi
+from modhifi import Data, Model, Study, UserError
+from modhifi._operators import get_operator
+from modhifi.data import windowed
+from modhifi.models.language import FAMILIES, opens_alone
+from modhifi.pruning import CHOLESKY, cholesky, score
+from modhifi.pruning._sequential_blocks import sequential_blocks
+
+Make = Callable[..., Model]
+
+
+def studied(model: Model, prose: Data) -> Study:
+    return modhifi.analyze(model, prose, 24, batch_size=10, constant_samples=2)
+
+
+@pytest.fixture
+def here(prose: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calibration text of these studies lies in no file."""
+    monkeypatch.setattr(
+        "modhifi.pruning._prune.calibration_data", lambda ref, model, *_: windowed(prose.take(ref.samples), model)
+    )
+
+
+def test_equal_widths_are_the_best_pair_that_fits(language: Make, prose: Data) -> None:
+    study = studied(language(num_attention_heads=8, num_key_value_heads=4), prose)
+    heads, neurons = ([group for group in study.groups if group.kind == kind] for kind in ("heads", "neurons"))
+
+    def error(groups: list[modhifi.components.Group], size: int) -> float:
+        total = 0.0
+        for group in groups:
+            (reader,) = group.consumers
+            local = study.errors(group.name, reader.layer, "greedy", "full", study.centred)[size]
+            total += study.constant(reader.layer, typical=True) ** 2 * local
+        return total
+
+    for ratio in (0.95, 0.85, 0.7):
+        found = modhifi.allocate(study, params=ratio)
+        pairs = []
+        for h, n in itertools.product(range(1, 5), range(1, 25)):
+            counts = {g.name: h for g in heads} | {g.name: n for g in neurons}
+            if study.cost(counts).params <= ratio * study.dense.params + 0.5:
+                pairs.append((error(heads, h) + error(neurons, n), (h, n)))
+        best = min(pairs)[0]
+        h, n = found.counts[heads[0].name], found.counts[neurons[0].name]
+        assert {*found.counts.values()} <= {h, n}
+        assert error(heads, h) + error(neurons, n) == pytest.approx(best)
+        assert found.cost.params <= ratio * study.dense.params + 0.5
+    multiple = modhifi.allocate(study, params=0.85, multiple=8)
+    assert multiple.counts[neurons[0].name] % 8 == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_transformers_cannot_express_stays_whole(family: str, language: Make, prose: Data) -> None:
+    model = language(family)
+    study = studied(model, prose)
+    assert study.centred == (family in ("gpt2", "opt"))
+    plan = modhifi.prune(study, params=0.9, compensate="full")
+    assert plan.settings.allocation == "width"
+    small = modhifi.apply(plan, model)
+    assert opens_alone(small.module)
+    assert plan.predicted["params"] == sum(value.numel() for value in small.module.parameters())
+    if family in ("gpt2", "opt"):
+        assert all(len(plan.groups[g.name].keep) == g.size for g in study.groups if g.kind == "heads")
+    free = modhifi.apply(modhifi.prune(study, params=0.9, allocation="global", compensate="none"), model)
+    widths = {len(kept.keep) for name, kept in free.plan.groups.items() if study.group(name).kind == "neurons"}
+    assert opens_alone(free.module) == (len(widths) == 1 and family not in ("gpt2", "opt"))
+
+
+def test_published_score_is_the_norm_of_cholesky_rows(language: Make, prose: Data) -> None:
+    study = studied(language(), prose)
+    for group in study.groups:
+        (reader,) = group.consumers
+        stats = study.layers[reader.layer]
+        w, h = stats.weight.double(), stats.moments.second.double()
+        columns = reader.columns(group.size)
+        q = torch.zeros(group.size, group.size, dtype=torch.float64)
+        for i, j in itertools.product(range(group.size), repeat=2):
+            a, b = torch.tensor(columns[i]), torch.tensor(columns[j])
+            q[i, j] = sum(w[o, a] @ h[a][:, b] @ w[o, b] for o in range(len(w)))
+        q *= stats.moments.positions
+        factor = torch.linalg.cholesky(q + 1e-4 * q.diagonal().mean() * torch.eye(len(q)))
+        expected = factor.square().sum(1)
+        assert torch.allclose(cholesky(study, group), expected, rtol=1e-3)
+    model = language()
+    score(study, CHOLESKY, model)
+    plan = modhifi.prune(study, params=0.9, score=CHOLESKY, compensate="none")
+    for group in study.groups:
+        kept = plan.groups[group.name].keep
+        rest = [i for i in range(group.size) if i not in kept]
+        values = cholesky(study, group)
+        assert not rest or values[kept].min() >= values[rest].max()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("drift", [True, False])
+def test_sequential_is_the_fit_to_what_the_changed_blocks_give(
+    family: str, drift: bool, language: Make, prose: Data
+) -> None:
+    model = language(family)
+    study = studied(model, prose)
+    keep = {g.name: list(range(0, g.size, 2)) for g in study.groups}
+    data = windowed(prose.take(24), model)
+    rows = torch.cat([rows for rows, _ in data.batches(model.input)])
+    batches = (part for part, _ in data.batches(model.input, 9))
+    edits, _ = sequential_blocks(study, keep, model.module, batches, 24, centred=study.centred, tail=0.0, drift=drift)
+    assert list(edits) == list(study.structure.readers)
+    # The same in double precision on the network whole, one layer after the other.
+    original, changed = language(family), language(family)
+    for one in (original, changed):
+        one.module.double()
+
+    def looked_at(one: Model, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Input and output of the layer, and the stream that its output is added to."""
+        path = name.rsplit(".", 2)[0]
+        block = one.module.get_submodule(path)
+        seen: dict[str, torch.Tensor] = {}
+        layers = [
+            one.module.get_submodule(f"{path}.{part}") for part in (one.module.family.out, one.module.family.down)
+        ]
+        hooks = [
+            block.register_forward_pre_hook(lambda _, args: seen.update(stream=args[0])),
+            layers[0].register_forward_hook(lambda _, args, out: seen.update(x0=args[0], y0=out)),
+            layers[1].register_forward_hook(lambda _, args, out: seen.update(x1=args[0], y1=out)),
+        ]
+        with torch.no_grad():
+            one.module(rows)
+        for hook in hooks:
+            hook.remove()
+        second = name.endswith(one.module.family.down)
+        stream = seen["stream"] + seen["y0"] if second else seen["stream"]
+        flat = [seen[f"x{int(second)}"], seen[f"y{int(second)}"], stream]
+        return tuple(value.flatten(0, -2) for value in flat)
+
+    for name, edit in edits.items():
+        ((group, reader),) = study.structure.readers[name]
+        stays = torch.tensor(reader.columns(group.size)[keep[group.name]].reshape(-1))
+        _, y, stream = looked_at(original, name)
+        x, _, now = looked_at(changed, name)
+        layer = get_operator(changed.module, name)
+        bias = 0.0 if layer.bias is None else layer.bias.detach()
+        target = y - bias + (stream - now if drift else 0.0)
+        x = x[:, stays]
+        if study.centred:
+            x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+        fitted = torch.linalg.lstsq(x, target, driver="gelsd").solution.T
+        weight = torch.zeros_like(layer.weight)
+        weight[:, stays] = fitted[:, : len(stays)]
+        now_made = x @ torch.cat([edit.weight[:, stays].double(), edit.shift.double()[:, None]], 1)[:, : x.shape[1]].T
+        assert torch.allclose(now_made, x @ fitted.T, rtol=1e-2, atol=2e-3 * float(target.abs().max()))
+        layer.weight.data.copy_(edit.weight)
+        if layer.bias is not None:
+            layer.bias.data.add_(edit.shift)
+
+
+def test_more_compensation_is_nearer_to_the_unchanged_network(language: Make, prose: Data, here: None) -> None:
+    model = language(intermediate_size=64)
+    study = studied(model, prose)
+    rows = torch.cat([rows for rows, _ in windowed(prose.take(24), model).batches(model.input)])
+
+    def away(compensate: str, **wish: object) -> float:
+        small = modhifi.apply(modhifi.prune(study, params=0.85, compensate=compensate, model=model, **wish), model)
+        with torch.no_grad():
+            return float((small.module(rows) - model.module(rows)).square().mean())
+
+    none, scalar, full, sequential = (away(level) for level in ("none", "scalar", "full", "sequential"))
+    assert sequential < full < none
+    assert full <= scalar * 1.01
+    assert sequential < away("none", score="random")
+
+
+def test_what_language_models_are_not_asked(language: Make, prose: Data, digits_study: Study) -> None:
+    study = studied(language(), prose)
+    with pytest.raises(UserError, match="no budget of latency"):
+        modhifi.allocate(study, latency=0.5)
+    with pytest.raises(UserError, match="equal widths in all blocks are for language models"):
+        modhifi.allocate(digits_study, flops=0.5, allocation="width")
+    with pytest.raises(UserError, match="--score cholesky"):
+        modhifi.pruning.published(study, params=0.9, model=language())
+    with pytest.raises(UserError, match="no classes to forget"):
+        modhifi.unlearn(study, ["a"], prose)
+    with pytest.raises(UserError, match="are estimated by directional"):
+        modhifi.analyze(language(), prose, 8, constants=["certified"])
