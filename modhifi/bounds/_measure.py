@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .._operators import Edit, edited
 from .._replay import Replay, batched
-from ..data import Data, DataRef, made_for
+from ..data import Data, DataRef, made_for, windowed
 from ..errors import UserError
 from ..lipschitz import Gains
 from ..models import Model, reload
@@ -147,6 +147,7 @@ def measure(
     if plan.model.fingerprint != study.model.fingerprint:
         raise UserError("the study and the plan were made for different weights")
     net = model or reload(study.model)
+    data = windowed(data, net)
     edits = plan_edits(study, plan)
     if not edits:
         raise UserError("the plan changes no layer, so there is nothing to bound")
