@@ -40,14 +40,19 @@ def _plan_download(session: Session, point: Point) -> None:
 
 def _model_download(session: Session, point: Point) -> None:
     st.markdown("**Changed network**")
-    extra = st.pills(
-        "Formats besides safetensors",
-        ["onnx", "pt2"],
-        selection_mode="multi",
-        format_func=_FORMATS.__getitem__,
-        key="formats",
-        persist_state="session",
-        help="The folder always holds safetensors and a manifest, so that the network can be loaded again by its path.",
+    text = point.evaluation.get("perplexity") is not None  # a language model is written as safetensors alone
+    extra = (
+        []
+        if text
+        else st.pills(
+            "Formats besides safetensors",
+            ["onnx", "pt2"],
+            selection_mode="multi",
+            format_func=_FORMATS.__getitem__,
+            key="formats",
+            persist_state="session",
+            help="The folder always holds safetensors and a manifest, so that the network can be loaded again by its path.",
+        )
     )
     formats = ["safetensors", *extra]
     archive = session.library.archive(session.source, point, formats)

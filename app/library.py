@@ -211,7 +211,7 @@ class Library:
 
     def _plan(self, study: modhifi.Study, model: Model, source: Source, choice: Choice, progress: Progress) -> Plan:
         if choice.method is not None:
-            method = modhifi.pruning.METHODS[choice.method]
+            method = (modhifi.pruning.METHODS | modhifi.pruning.LANGUAGE_METHODS)[choice.method]
             return method.plan(study, choice.budget, choice.remain, model=model, progress=progress)
         study.derive(choice.level, progress=progress)
         return modhifi.prune(
@@ -413,7 +413,7 @@ def _latencies(path: Path, changed: int) -> LatencyTable:  # noqa: ARG001 - ``ch
 
 def _load(data: LabelledData, labels: bool = True) -> Data:
     loaded = modhifi.load_data(data.data, root=data.root, split=data.split, samples=data.samples)
-    if labels and loaded.labels is None:
+    if labels and loaded.labels is None and loaded.text is None:
         raise UserError(f"{data.data} has no labels; choose labelled images to measure on")
     return loaded
 

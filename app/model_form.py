@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 from pydantic import ValidationError
 
-from modhifi.data import SYNTHETIC
+from modhifi.data import SHIPPED_TEXT, SYNTHETIC
 from modhifi.errors import UserError
 
 from .library import Library
@@ -22,6 +22,7 @@ MODELS = (
     "digits-resnet20",
     "cifar10-vgg8",
     "digits-vit",
+    "text-llama",
     "cifar10-resnet20",
     "cifar10-resnet56",
     "torchvision:vgg16_bn",
@@ -30,7 +31,7 @@ MODELS = (
     "timm:resnet18",
     "timm:resnet50",
 )
-DATA = ("digits", "cifar10", *SYNTHETIC)
+DATA = ("digits", "cifar10", SHIPPED_TEXT, *SYNTHETIC)
 
 _EXPECTED = (
     (
@@ -61,7 +62,8 @@ def model_form(library: Library) -> None:
                 persist_state="session",
                 accept_new_options=True,
                 help="`digits-resnet20`, `cifar10-vgg8`, `digits-vit` (part of the project), `cifar10-resnetN`, `timm:NAME`, "
-                "`torchvision:NAME`, or a folder that Export wrote. Type your own.",
+                "`torchvision:NAME`, language models `text-llama`, `hf:NAME` or `hf:FOLDER`, or a folder that Export wrote. Type "
+                "your own.",
             )
             st.text_input(
                 "Checkpoint",
@@ -95,7 +97,7 @@ def model_form(library: Library) -> None:
                 accept_new_options=True,
                 help="`digits`, `cifar10`, a folder of class folders, or a .parquet file or folder. Type your own. Without any "
                 "data: `dead-leaves` (overlapping shapes), `noise`, or `inversion`, images made from what the network's "
-                "BatchNorm remembers, with gradients of its input.",
+                "BatchNorm remembers, with gradients of its input. For language models `text:kjv` or `text:FILE`.",
             )
             st.text_input(
                 "Folder of the images",

@@ -13,10 +13,11 @@ from streamlit.delta_generator import DeltaGenerator
 import modhifi
 from modhifi.errors import UserError
 from modhifi.lipschitz import ESTIMATORS
-from modhifi.pruning import ALIGNED, BASELINES, METHODS, smallest_cost
+from modhifi.pruning import ALIGNED, BASELINES, CHOLESKY, LANGUAGE_METHODS, METHODS, smallest_cost
 from modhifi.study import SCORES
 
 from . import components as ui
+from . import language
 from .figures import TradeOff
 from .library import prune_point
 from .selection import WORDS, Choice, LabelledData
@@ -63,7 +64,9 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
         f"What is counted. FLOPs: {ui.FORMULAS['flops']} Parameters: {ui.FORMULAS['params']} Latency: the time of one forward "
         "pass on this machine, from a table of its layers at several widths; Measure corrects it by what it really takes."
     )
-    budget = ui.choice("Budget", {name: WORDS[name] for name in BUDGETS}, "budget", "flops", text)
+    tokens = language.is_language(study)
+    budgets = BUDGETS[:2] if tokens else BUDGETS
+    budget = ui.choice("Budget", {name: WORDS[name] for name in budgets}, "budget", "flops", text)
     table = session.library.latencies(session.source)
     if budget == "latency" and table is None:
         with room:
@@ -72,7 +75,7 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
     with st.popover("Score and widths", icon=":material/straighten:"):
         score = st.selectbox(
             "Score",
-            [*SCORES, *BASELINES],
+            [*SCORES, CHOLESKY, *BASELINES[:5]] if tokens else [*SCORES, *BASELINES],
             format_func=WORDS.__getitem__,
             key="score",
             bind="query-params",
@@ -93,7 +96,9 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
             bind="query-params",
             help="The Lipschitz constants that global spreading weighs the layers' errors by; *Bounds* shows them and adds more.",
         )
-        if table is None:
+        if tokens:
+            st.caption("A language model has no table of latencies; Measure tells its tokens a second.")
+        elif table is None:
             st.caption(
                 "The layers were not timed on this machine yet; with their times every plan shows its milliseconds."
             )
@@ -122,8 +127,13 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
         "every group. **Ranking** takes the lowest score of all, whatever it frees."
     )
     spreads = {name: WORDS[name] for name in ("global", "uniform", "ranking")}
-    spread = ui.choice("Spread over the layers", spreads, "allocation", "global", text)
-    recalibrate = st.toggle(
+    if tokens:
+        spreads = {"width": WORDS["width"]} | spreads
+        text = (
+            f"**Equal widths** keeps as much in every block, which transformers alone opens; the others do not. {text}"
+        )
+    spread = ui.choice("Spread over the layers", spreads, "allocation", next(iter(spreads)), text)
+    recalibrate = not tokens and st.toggle(
         "Re-estimate BatchNorm",
         key="bn",
         bind="query-params",
@@ -175,20 +185,22 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
 
 def compare_controls(session: Session, wish: Wish) -> None:
     """Which methods to measure at the budget of ``wish``, and the job that does it."""
-    known = [name for name, method in METHODS.items() if method.knows(wish.choice.budget)]
+    tokens = session.study is not None and language.is_language(session.study)
+    methods, first = (LANGUAGE_METHODS, language.COMPARED) if tokens else (METHODS, COMPARED)
+    known = [name for name, method in methods.items() if method.knows(wish.choice.budget)]
     left, right = st.columns([5, 1], gap="medium", vertical_alignment="bottom")
     with left:
         chosen = st.multiselect(
             "Compare at this budget",
             known,
-            [name for name in COMPARED if name in known],
-            format_func=lambda name: METHODS[name].title,
-            key="methods",
+            [name for name in first if name in known],
+            format_func=lambda name: methods[name].title,
+            key="language-methods" if tokens else "methods",
             persist_state="session",
             help="Every method makes its own plan for the same budget; each is measured and becomes a point and a row that can "
             "be exported.",
         )
-    choices = [Choice.of(METHODS[name], wish.choice.budget, wish.choice.remain) for name in chosen]
+    choices = [Choice.of(methods[name], wish.choice.budget, wish.choice.remain) for name in chosen]
     with right:
         st.button(
             "Compare",
@@ -310,7 +322,8 @@ def measured(points: list[Point], axis: str = "flops") -> list[TradeOff]:
         value, before = e.get(axis), e.get(f"{axis}_before")
         share = None if value is None or not before else value / before
         cost = "" if value is None else f" ({value:.2f} ms)" if axis == "latency_ms" else f" ({ui.compact(value)})"
-        found.append(TradeOff(point.id, point.label, share, e["accuracy"], cost))
+        worth = e["accuracy"] if e.get("perplexity") is None else e["perplexity"]
+        found.append(TradeOff(point.id, point.label, share, worth, cost))
     return found
 
 

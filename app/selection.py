@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 import modhifi
 from modhifi.errors import UserError
 from modhifi.plan import Budget, Compensation, Constants, Spread
-from modhifi.pruning import METHODS, Method
+from modhifi.pruning import LANGUAGE_METHODS, METHODS, Method
 from modhifi.unlearning import METHODS as FORGETTING
 
 __all__ = ["DEFAULT", "Choice", "Forgetting", "Compensation", "LabelledData", "Source", "WORDS", "digest", "distinct"]
@@ -41,6 +41,8 @@ WORDS: Mapping[str, str] = {
     "global": "Global",
     "uniform": "Uniform",
     "ranking": "Ranking",
+    "width": "Equal widths",
+    "cholesky": "Cholesky rows (published)",
     "flops": "FLOPs",
     "params": "Parameters",
     "latency": "Latency",
@@ -227,7 +229,7 @@ class Choice(_Frozen):
     def label(self) -> str:
         begin = f"{self.remain:.0%} {WORDS[self.budget]} · "
         if self.method is not None:
-            return begin + METHODS[self.method].title
+            return begin + (METHODS | LANGUAGE_METHODS)[self.method].title
         score = "" if self.score == "greedy" else f"{WORDS[self.score].lower()}, "
         weighed = "" if self.constants == "directional" else f" by {self.constants} constants"
         weighed = " without constants" if self.constants == "none" else weighed

@@ -10,6 +10,9 @@ from app.forget import curves_of, forget_controls, forgotten, in_words, living_o
 from modhifi.unlearning import METHODS
 
 session, study = ui.analysed()
+if not study.model.classes:
+    st.info("A language model has no classes to forget. Prune it, or choose a classifier on the Model page.")
+    st.stop()
 with st.container(border=True):
     chosen = forget_controls(session, study)
 ui.latest_job(session, "forget")

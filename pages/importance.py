@@ -60,6 +60,11 @@ with two, st.container(border=True):
     st.markdown("**Each component alone**", help=ui.FORMULAS["singleton"])
     ui.chart(figures.singletons(view.singletons, view.chosen), alt=view.singletons_in_words, key="singletons")
 classes = read_classes(study, name)
+if not study.model.classes:
+    st.caption(
+        "A language model has no classes, and text no pictures: what is told by class or shown in images is left out."
+    )
+    st.stop()
 with st.container(border=True):
     st.markdown("**Each component, class by class**", help=ui.FORMULAS["class"])
     if classes.names:

@@ -9,6 +9,7 @@ from app import figures, network
 from app.model_form import model_form
 from app.session import current, focus
 from app.tables import groups_table, skipped_table
+from modhifi.models import TokenSpec
 
 session = current()
 with st.expander("Choose another network or other images", expanded=session.study is None, icon=":material/add:"):
@@ -16,6 +17,7 @@ with st.expander("Choose another network or other images", expanded=session.stud
 session, study = ui.analysed()
 
 dense = study.dense
+tokens = study.model.input if isinstance(study.model.input, TokenSpec) else None
 ui.numbers(
     [
         ui.Number("Parameters", ui.compact(dense.params), ui.FORMULAS["params"]),
@@ -27,8 +29,16 @@ ui.numbers(
             "residual stream, hidden neurons, attention heads.",
         ),
         ui.Number("Components", str(sum(g.size for g in study.groups)), "All that could be removed, one by one."),
-        ui.Number("Classes", str(len(study.model.classes)), "What the network tells apart."),
-        ui.Number("Samples", str(study.data.samples), "Unlabelled images that the statistics were taken from."),
+        ui.Number("Vocabulary", str(tokens.vocabulary), "Tokens that the model tells apart.")
+        if tokens
+        else ui.Number("Classes", str(len(study.model.classes)), "What the network tells apart."),
+        ui.Number(
+            "Samples",
+            str(study.data.samples),
+            f"Windows of {tokens.context} tokens that the statistics were taken from."
+            if tokens
+            else "Unlabelled images that the statistics were taken from.",
+        ),
     ]
 )
 blocks = network.read_map(study)

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from app import components as ui
-from app import figures
+from app import figures, language
 from app.prune import AXES, axis_choice, compare_controls, measured, note_on, point_from_click, prune_controls
 from app.tables import points_table
 from modhifi.pruning import SHARES
@@ -71,12 +71,14 @@ with right:
         asked = {"flops": flops, "params": params} if plan else {}
         if plan is not None and plan.milliseconds is not None and wish.dense_ms:
             asked["latency_ms"] = plan.milliseconds / wish.dense_ms
-        dense = pruned[-1].evaluation["accuracy_before"] if pruned else None
+        tokens = language.is_language(study)
+        worth = "perplexity" if tokens else "accuracy"
+        dense = pruned[-1].evaluation[f"{worth}_before"] if pruned else None
         ui.chart(
-            figures.trade_off(
+            (language if tokens else figures).trade_off(
                 measured(pruned, axis), dense, asked.get(axis), session.plan.id if session.plan else None, AXES[axis]
             ),
-            alt=f"Accuracy against {AXES[axis]} of {len(pruned)} measured plans",
+            alt=f"{worth.capitalize()} against {AXES[axis]} of {len(pruned)} measured plans",
             key="trade-off",
             on_select=point_from_click,
             selection_mode="points",
@@ -88,7 +90,7 @@ else:
     point = ui.current_plan(session)
     ui.before_and_after(point)
     note_on(session, point)
-    table, columns = points_table(pruned)
+    table, columns = language.points_table(pruned) if tokens else points_table(pruned)
     st.dataframe(
         table, column_config=columns, hide_index=True, alt="Measured plans, the newest first, and the unchanged network"
     )

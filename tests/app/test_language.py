@@ -1,0 +1,71 @@
+"""The pages with a language model: perplexity in place of accuracy, and one line where something does not apply."""
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import language
+from app.figures import TradeOff
+from app.library import Library
+from app.selection import Choice, LabelledData, Source
+from app.store import Store
+from modhifi.pruning import LANGUAGE_METHODS
+
+LANGUAGE = Source(model="text-llama", data="text:kjv", samples=24)
+MAIN = Path(__file__).parents[2] / "app" / "main.py"
+
+
+@pytest.fixture
+def told(home: Path) -> Path:
+    """A cache with a study of the language model that ships, and one measured plan."""
+    shelf = Library(Store(home))
+    job = shelf.analyse(LANGUAGE)
+    assert job.wait(120)
+    assert job.state == "done", job.error
+    choice = Choice.of(LANGUAGE_METHODS["width-none"], "params", 0.8)
+    data = LabelledData(data="text:kjv", split="test", samples=2)
+    job = shelf.measure(LANGUAGE, choice, data)
+    assert job.wait(120)
+    assert job.state == "done", job.error
+    return home
+
+
+def words(app: AppTest) -> str:
+    parts = [*app.markdown, *app.caption, *app.info, *app.error, *app.subheader]
+    return "\n".join(str(part.value) for part in parts) + "\n".join(metric.label for metric in app.metric)
+
+
+def test_every_page(told: Path) -> None:
+    app = AppTest.from_file(str(MAIN), default_timeout=60)
+    app.query_params["study"] = LANGUAGE.label
+    app.run()
+    said = {}
+    for page in ("model", "importance", "bounds", "prune", "forget", "export"):
+        app.switch_page(f"../pages/{page}.py")
+        app.run()
+        app.run()
+        assert not app.exception, (page, app.exception)
+        assert not app.error, (page, app.error)
+        said[page] = words(app)
+        if page == "prune":
+            (table,) = [frame.value for frame in app.dataframe if "Perplexity" in frame.value]
+            assert table["Perplexity"].item() > 1
+            assert "Accuracy" not in table
+    assert "Vocabulary" in said["model"]
+    assert "no classes" in said["importance"]
+    assert "no classes to forget" in said["forget"]
+    assert "Perplexity" in said["prune"]
+    assert "Perplexity" in said["export"]
+
+
+def test_the_chart_has_perplexity_on_its_axis() -> None:
+    points = [TradeOff("a", "one", 0.8, 2.5, ""), TradeOff("b", "two", 0.7, 3.0, "")]
+    figure = language.trade_off(points, 2.4, 0.75, "a", "parameters")
+    assert figure.layout.yaxis.title.text == "perplexity"
+    low, high = figure.layout.yaxis.range
+    assert low < 2.4
+    assert high > 3.0
+    drawn = [y for trace in figure.data for y in trace.y]
+    assert sorted(drawn) == pytest.approx([2.4, 2.5, 3.0])
+    assert not any("accuracy" in trace.hovertemplate for trace in figure.data)
