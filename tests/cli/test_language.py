@@ -38,6 +38,11 @@ def test_round_trip(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert measured["perplexity_before"] < 4
     assert measured["perplexity"] > 0
     assert "accuracy" not in measured
+    bound = asked(
+        capsys, "bound", study, plan, "--data", "text:kjv", "--split", "test", "--samples", 3, "--no-held-out"
+    )
+    assert bound["measured"] <= bound["bound"] * 1.001
+    assert len(bound["rows"]) >= 5
     files = asked(capsys, "export", plan, "--out", out)["files"]
     assert {"config.json", "model.safetensors", "tokenizer.json", "plan.json", "manifest.json"} <= set(files)
     again = asked(

@@ -1,0 +1,190 @@
+"""Language models pruned without fine-tuning: perplexity by method, and memory by depth.
+
+    python benchmarks/language [--model text-llama] [--data text:kjv] [--samples 512] [--draws 3] [--tables quality,speed,memory]
+
+Prints what RESULTS.md beside it holds. Budgets are shares of the parameters in the decoder blocks (MLP and attention);
+embeddings and the output layer stay and are not counted. Memory is what the process holds beside files that are mapped
+(Linux), each depth in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import modhifi
+from modhifi import Data, Model, Study
+from modhifi.components import Cost
+from modhifi.evaluation import read
+from modhifi.models import TokenSpec, fingerprint
+from modhifi.pruning import LANGUAGE_METHODS
+
+SHARES = (0.8, 0.7)
+DEPTHS = (4, 8, 16)
+TABLES = ("quality", "speed", "memory")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="text-llama")
+    parser.add_argument("--data", default="text:kjv")
+    parser.add_argument("--data-root")
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--draws", type=int, default=3, help="of the calibration windows")
+    parser.add_argument("--windows", type=int, help="of the held-out text, from its beginning; all if left out")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--tables", default=",".join(TABLES))
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.memory_of:
+        print(peak(asked.memory_of, asked.whole))
+        return
+    tables = asked.tables.split(",")
+    if {"quality", "speed"} & {*tables}:
+        model = modhifi.load_model(asked.model, device=asked.device)
+        test = modhifi.load_data(asked.data, asked.data_root, "test", asked.windows)
+        calibration = modhifi.load_data(asked.data, asked.data_root, "calibration")
+        studies = [modhifi.analyze(model, calibration, asked.samples, seed=seed) for seed in range(asked.draws)]
+        if "quality" in tables:
+            quality(model, test, studies)
+        if "speed" in tables:
+            speed(model, test, studies[0])
+    if "memory" in tables:
+        memory()
+
+
+def of_blocks(study: Study, share: float) -> float:
+    """The share of all parameters that remains when ``share`` of those in MLP and attention does."""
+    structure = study.structure
+    inside = structure.model_copy(update={"other": Cost(params=0, flops=0)}).cost().params
+    return (study.dense.params - (1 - share) * inside) / study.dense.params
+
+
+def quality(model: Model, test: Data, studies: list[Study]) -> None:
+    dense = read(model, test)
+    assert model.tokens is not None
+    where = torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU"
+    context = model.tokens.context
+    print(
+        f"**{model.spec}, {studies[0].data.samples} calibration windows of {context} tokens, {where}; perplexity of"
+        f" {dense.tokens:,} held-out tokens, context {context}, stride {context // 2}; unchanged {dense.perplexity:.3f}**\n"
+    )
+    heads = " | ".join(f"at {share:.0%} | × unchanged" for share in SHARES)
+    print(f"| method | {heads} |\n|---|{'---|' * 2 * len(SHARES)}")
+    for method in LANGUAGE_METHODS.values():
+        cells = []
+        for share in SHARES:
+            found = []
+            for study in studies:
+                plan = method.plan(study, "params", of_blocks(study, share), model=model)
+                found.append(read(modhifi.apply(plan, model), test).perplexity)
+            mean, spread = statistics.mean(found), (max(found) - min(found)) / 2
+            around = f" ± {spread:.3f}" if len(found) > 1 else ""
+            cells += [f"{mean:.3f}{around}", f"{mean / dense.perplexity:.3f}"]
+        print(f"| {method.title} | {' | '.join(cells)} |", flush=True)
+    counts = modhifi.allocate(studies[0], params=of_blocks(studies[0], SHARES[0])).counts
+    kept = {(studies[0].group(name).kind, count, studies[0].group(name).size) for name, count in counts.items()}
+    print(
+        f"\nEqual widths at {SHARES[0]:.0%}: "
+        + ", ".join(f"{count} of {size} {kind}" for kind, count, size in sorted(kept))
+    )
+
+
+def speed(model: Model, test: Data, study: Study) -> None:
+    print("\n| parameters in the blocks | perplexity | tokens/s read | tokens/s written | seconds to decide |")
+    print("|---|---|---|---|---|")
+    for share in (1.0, *SHARES):
+        began = time.perf_counter()
+        remain = of_blocks(study, share)
+        changed = model if share == 1 else modhifi.apply(modhifi.prune(study, params=remain, model=model), model)
+        seconds = time.perf_counter() - began
+        e = modhifi.evaluate(changed, test)
+        speeds = f"{e.prefill_tokens_per_second:,.0f} | {e.decode_tokens_per_second:.0f}"
+        print(f"| {share:.0%} | {e.perplexity:.3f} | {speeds} | {seconds:.1f} |")
+    print(f"\nAnalysis {study.seconds:.1f} s, once for all plans.")
+
+
+def memory() -> None:
+    print("\n| decoder blocks | moments of all blocks, MB | block by block, peak MB | all held in memory, peak MB |")
+    print("|---|---|---|---|")
+    for depth in DEPTHS:
+        each = 2**-20 * 4 * (WIDTH**2 + CHANNELS**2)
+        peaks = []
+        for whole in (False, True):
+            command = [
+                sys.executable,
+                str(Path(__file__).parent),
+                "--memory-of",
+                str(depth),
+                *(["--whole"] if whole else []),
+            ]
+            # The allocator is to give back what is freed: what it keeps for itself is not the analysis's.
+            environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            peaks.append(float(done.stdout.split()[-1]))
+        print(f"| {depth} | {depth * each:.0f} | {peaks[0]:.0f} | {peaks[1]:.0f} |", flush=True)
+
+
+CHANNELS, WIDTH, CONTEXT, WINDOWS = 128, 2048, 64, 64
+
+
+def peak(depth: int, whole: bool) -> float:
+    """MB above what the process held before the analysis of a Llama of so many blocks, mapped files not counted."""
+    from transformers import LlamaConfig
+
+    from modhifi.models.language import of_config
+
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=CHANNELS,
+        intermediate_size=WIDTH,
+        num_hidden_layers=depth,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    module = of_config(config)
+    model = Model("random", module, TokenSpec(context=CONTEXT, vocabulary=256), (), None, fingerprint(module))
+    rows = torch.randint(256, (WINDOWS, CONTEXT))
+    data = Data("text:random", None, "test", lambda _: None, tuple(range(WINDOWS)), None, None, "", text="", rows=rows)
+    module(rows[:2])
+    before, seen, done = anonymous(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            seen.append(anonymous())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    with tempfile.TemporaryDirectory() as folder:
+        out = None if whole else Path(folder) / "study"
+        kept = modhifi.analyze(model, data, WINDOWS, batch_size=8, constants=["none"], out=out)
+        assert len(kept.layers) == 2 * depth
+    done.set()
+    thread.join()
+    return max(seen) - before
+
+
+def anonymous() -> float:
+    """MB that the process holds beside mapped files."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    main()
