@@ -40,7 +40,9 @@ with right:
                     "Latency",
                     "n/a" if plan.milliseconds is None else f"{plan.milliseconds:.2f} ms",
                     ui.FORMULAS["table_ms"],
-                    note="layers not timed yet" if wish.dense_ms is None else f"of {wish.dense_ms:.2f} ms",
+                    note=f"of {wish.dense_ms:.2f} ms"
+                    if wish.dense_ms is not None
+                    else ("Measure tells tokens/s" if language.is_language(study) else "layers not timed yet"),
                 ),
             ]
         )
