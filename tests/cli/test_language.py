@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_one_line(study: Path, tmp_path: Path, capsys: pyte
         (["unlearn", study, "--forget", "a", "--data", "text:kjv"], "no classes to forget"),
         (["analyze", "text-llama", "--data", "digits"], "give --data text:FILE"),
         (["analyze", "digits-resnet20", "--data", "text:kjv"], "text is for language models"),
-        (["analyze", "hf:nowhere/at-all", "--data", "text:kjv"], "could not be loaded"),
+        (["analyze", "hf:no/such/name/anywhere", "--data", "text:kjv"], "could not be loaded"),
     )
     for call, words in calls:
         assert main([*map(str, call), "--out", str(tmp_path / "x.json")]) == 2

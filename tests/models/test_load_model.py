@@ -57,7 +57,7 @@ def test_published_checkpoint_of_another_depth(shared: Path) -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    ["", "resnet", "cifar10-resnet21", "timm:", "hf:gpt2", "./no-such-folder", "torchvision", "timm:no_such_model"],
+    ["", "resnet", "cifar10-resnet21", "timm:", "hf:", "./no-such-folder", "torchvision", "timm:no_such_model"],
 )
 def test_unknown_spec(spec: str) -> None:
     with pytest.raises(UserError) as caught:
