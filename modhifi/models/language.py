@@ -141,7 +141,9 @@ def transformers() -> Any:
     try:
         import transformers as library
     except ImportError as error:
-        raise UserError("language models need transformers; install it with: pip install 'modhifi[llm]'") from error
+        raise UserError(
+            "language models need transformers; install it with: pip install transformers accelerate"
+        ) from error
     return library
 
 

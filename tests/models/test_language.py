@@ -12,8 +12,10 @@ import torch
 
 import modhifi
 from modhifi import Data, Model, UserError
+from modhifi.data import windowed
 from modhifi.models import fingerprint, reload
 from modhifi.models.language import FAMILIES, as_transformers, opens_alone
+from modhifi.pruning._sequential_blocks import sequential_blocks
 
 Make = Callable[..., Model]
 
@@ -72,7 +74,7 @@ def test_mistakes_are_told(language: Make, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="of the family bert; there is llama"):
         modhifi.load_model(f"hf:{folder}")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'modhifi\[llm\]'"):
+    with pytest.raises(UserError, match="pip install transformers accelerate"):
         modhifi.load_model(f"hf:{folder}")
 
 
@@ -86,15 +88,15 @@ def test_weights_on_the_disk_are_read_and_analysed(language: Make, prose: Data, 
     assert all(value.is_meta for value in away.module.parameters())
     assert fingerprint(away.module) == model.fingerprint
     assert away.device == torch.device("cpu")
-    found = modhifi.statistics.collect_blocks(
-        away.module,
-        {name: dict(stats.groups) for name, stats in expected.layers.items()},
-        (rows for rows, _ in modhifi.data.windowed(prose.take(24), away).batches(away.input, 7)),
-        24,
-    )
-    moments = {name: one for _, block in found for name, one in block.items()}
+    found = modhifi.analyze(away, prose, 24, constants=["none"], out=tmp_path / "study")
     for name, stats in expected.layers.items():
-        assert torch.allclose(moments[name].second, stats.moments.second, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(found.layers[name].moments.second, stats.moments.second, rtol=1e-4, atol=1e-6)
+        assert torch.equal(found.layers[name].weight, stats.weight)
+    keep = {group.name: list(range(0, group.size, 2)) for group in expected.groups}
+    rows = torch.cat([rows for rows, _ in windowed(prose.take(24), model).batches(model.input)])
+    edits = [sequential_blocks(expected, keep, one.module, rows.split(7), 24)[0] for one in (model, away)]
+    for name, edit in edits[0].items():
+        assert torch.allclose(edits[1][name].weight, edit.weight, rtol=1e-3, atol=1e-5)
     plan = modhifi.prune(expected, params=0.95, compensate="full")
     with pytest.raises(UserError, match="outside this memory"):
         modhifi.apply(plan, away)
