@@ -74,24 +74,26 @@ def trade_off(
     return figure
 
 
+def _row(plan: str, e: Mapping[str, Any], when: str, note: str) -> dict[str, Any]:
+    """What an evaluation says of the model after (``when`` empty) or ``_before``."""
+    return {
+        "Plan": plan,
+        "Perplexity": e[f"perplexity{when}"],
+        "× unchanged": e[f"perplexity{when}"] / e["perplexity_before"],
+        "Parameters": 100 * e[f"params{when}"] / e["params_before"],
+        "FLOPs": 100 * e[f"flops{when}"] / e["flops_before"],
+        "Read": e[f"prefill_tokens_per_second{when}"],
+        "Written": e[f"decode_tokens_per_second{when}"],
+        "Tokens": e["tokens"],
+        "Note": note,
+    }
+
+
 def points_table(points: Sequence[Point]) -> tuple[pd.DataFrame, Columns]:
-    """Measured plans of a language model, the newest first."""
-    rows = []
-    for point in reversed(points):
-        e = point.evaluation
-        rows.append(
-            {
-                "Plan": point.label,
-                "Perplexity": e["perplexity"],
-                "× unchanged": e["perplexity"] / e["perplexity_before"],
-                "Parameters": 100 * e["params"] / e["params_before"],
-                "FLOPs": 100 * e["flops"] / e["flops_before"],
-                "Read": e["prefill_tokens_per_second"],
-                "Written": e["decode_tokens_per_second"],
-                "Tokens": e["tokens"],
-                "Note": point.note,
-            }
-        )
+    """Measured plans of a language model, the newest first, and the unchanged model as the newest found it."""
+    rows = [_row(point.label, point.evaluation, "", point.note) for point in reversed(points)]
+    if points:
+        rows.append(_row("Unchanged model", points[-1].evaluation, "_before", ""))
     number = st.column_config.NumberColumn
     return pd.DataFrame(rows), {
         "Perplexity": number(format="%.3f"),

@@ -12,7 +12,7 @@ from modhifi.errors import UserError
 from modhifi.plan import Plan
 from modhifi.unlearning import METHODS
 
-from . import figures
+from . import figures, language
 from .forget import curves_of
 from .library import Library, commands
 from .prune import measured
@@ -46,9 +46,12 @@ def charts(plan: Plan, point: Point, points: Sequence[Point], bounds: Sequence[B
     """What the pages show of a measured plan, by title. ``points`` and ``bounds``: all that was measured for its study."""
     result = point.evaluation
     found: dict[str, go.Figure] = {}
+    text = result.get("perplexity") is not None
     if point.kind == "prune":
-        found["Accuracy against FLOPs of all measured plans"] = figures.trade_off(
-            measured([one for one in points if one.kind == "prune"]), result["accuracy_before"], None, point.id
+        same = measured([one for one in points if one.kind == "prune"])
+        worth = "perplexity" if text else "accuracy"
+        found[f"{worth.capitalize()} against FLOPs of all measured plans"] = (language if text else figures).trade_off(
+            same, result[f"{worth}_before"], None, point.id, "FLOPs"
         )
         kept, total = zip(*((len(group.keep), group.total) for group in plan.groups.values()), strict=True)
         found["Components that stay"] = figures.allocation(list(plan.groups), kept, total)
@@ -61,6 +64,8 @@ def charts(plan: Plan, point: Point, points: Sequence[Point], bounds: Sequence[B
         unit = METHODS[point.forgetting.method].strength
         found["The strength that was searched"] = figures.forgetting_curve(point.curve, point.strength or 0.0, unit)
         found["Relearning"] = figures.relearning(result["relearning_steps"], curves_of(point))
+    if text:
+        return found
     found["Accuracy of each class"] = figures.per_class(result["per_class"], point.forget)
     for title, name in (("Confusion before", "confusion_before"), ("Confusion after", "confusion")):
         found[title] = figures.confusion(np.array(result[name]), list(result["per_class"]))

@@ -95,8 +95,23 @@ def _costs(plan: Plan, evaluation: Evaluation | None) -> str:
     rows = []
     if evaluation is not None:
         e = evaluation
+        if e.perplexity is None:
+            rows.append(["Accuracy", percent(e.accuracy_before), percent(e.accuracy)])
+        else:
+            rows += [
+                [f"Perplexity of {number(e.tokens)} tokens", number(e.perplexity_before, 3), number(e.perplexity, 3)],
+                [
+                    "Tokens a second, read",
+                    number(e.prefill_tokens_per_second_before),
+                    number(e.prefill_tokens_per_second),
+                ],
+                [
+                    "Tokens a second, written",
+                    number(e.decode_tokens_per_second_before),
+                    number(e.decode_tokens_per_second),
+                ],
+            ]
         rows += [
-            ["Accuracy", percent(e.accuracy_before), percent(e.accuracy)],
             [
                 f"Latency, ms (batch {e.latency_batch}, {escape(e.device)})",
                 number(e.latency_ms_before, 2),
@@ -132,6 +147,8 @@ def _classes(e: Evaluation) -> str:
         [escape(name), number(row.samples), percent(row.before), percent(row.after)]
         for name, row in e.per_class.items()
     ]
+    if not rows:  # a language model
+        return ""
     return "<h2>Per class</h2>" + _table(["class", "images", "before", "after"], rows)
 
 

@@ -8,6 +8,7 @@ from streamlit.testing.v1 import AppTest
 from app import language
 from app.figures import TradeOff
 from app.library import Library
+from app.report import report
 from app.selection import Choice, LabelledData, Source
 from app.store import Store
 from modhifi.pruning import LANGUAGE_METHODS
@@ -50,13 +51,21 @@ def test_every_page(told: Path) -> None:
         said[page] = words(app)
         if page == "prune":
             (table,) = [frame.value for frame in app.dataframe if "Perplexity" in frame.value]
-            assert table["Perplexity"].item() > 1
+            plan, dense = table.to_dict("records")
+            assert plan["Perplexity"] > dense["Perplexity"] > 1
+            assert (dense["Plan"], dense["× unchanged"], dense["Parameters"]) == ("Unchanged model", 1, 100)
             assert "Accuracy" not in table
     assert "Vocabulary" in said["model"]
     assert "no classes" in said["importance"]
     assert "no classes to forget" in said["forget"]
     assert "Perplexity" in said["prune"]
     assert "Perplexity" in said["export"]
+    shelf = Library(Store(told))
+    (point,) = shelf.store.points(LANGUAGE.id)
+    page = report(shelf, LANGUAGE, point)
+    assert f"{point.evaluation['perplexity']:.3f}" in page
+    assert page.count("Plotly.newPlot") == 2
+    assert "ccuracy" not in page.replace(page[page.index("<script") : page.rindex("</script>")], "")
 
 
 def test_the_chart_has_perplexity_on_its_axis() -> None:
