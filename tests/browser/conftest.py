@@ -122,6 +122,7 @@ class Visitor:
 
     def ask_for(self, **fields: str) -> None:
         """Fills in the form on the Model page and presses Analyse."""
+        self.page.wait_for_timeout(1000)  # a form that closes, since its study is there now, is in sight for a moment
         if not self.page.get_by_role("button", name="Analyse", exact=True).is_visible():
             self.page.get_by_text("Choose another network or other images").click()
         for label, value in fields.items():
