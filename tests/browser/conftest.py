@@ -128,7 +128,7 @@ class Visitor:
         for label, value in fields.items():
             field = self.page.get_by_label(label.replace("_", " "), exact=True)
             field.fill(value)
-            field.press("Enter" if field.get_attribute("role") == "combobox" else "Tab")
+            field.press("Tab")
         self.press("Analyse")
 
     def go(self, title: str) -> None:

@@ -2,10 +2,14 @@
 
 import re
 from collections.abc import Callable
+from urllib.parse import quote
 
 import pytest
 
-from .conftest import Visitor
+from app.selection import Source
+from app.store import Store
+
+from .conftest import Server, Visitor
 
 
 def test_cancel_half_way_and_start_another(visit: Callable[..., Visitor]) -> None:
@@ -85,9 +89,13 @@ def test_a_click_in_the_overview_and_the_selectbox_do_the_same(visit: Callable[.
     page.get_by_role("heading", name=before).wait_for()
 
 
-def test_two_at_once_on_different_networks_and_a_link_from_one_to_a_third(visit: Callable[..., Visitor]) -> None:
-    one, other = visit().ready("prune"), visit("dark").ready()
-    other.ask_for(Network="digits-vit", Samples="64")
+def test_two_at_once_on_different_networks_and_a_link_from_one_to_a_third(
+    visit: Callable[..., Visitor], server: Server
+) -> None:
+    vit = Source(model="digits-vit", samples=64)
+    Store(server.home).remember(vit)
+    one, other = visit().ready("prune"), visit("dark").ready(f"?study={quote(vit.label)}")
+    other.press("Run the analysis")
     one.press("Measure")
     one.see("Note on this plan", seconds=180)
     other.see("Left whole", seconds=180)
