@@ -111,6 +111,7 @@ class Visitor:
 
     def open(self, path: str = "") -> None:
         self.page.goto(f"{self.url}/{path}")
+        self.page.get_by_role("heading").first.wait_for(timeout=60_000)  # before that nothing runs yet, or not any more
         self.settle()
 
     def ready(self, path: str = "") -> "Visitor":
