@@ -23,6 +23,7 @@ __all__ = [
     "Number",
     "analysed",
     "before_and_after",
+    "changed",
     "chart",
     "choice",
     "clicked",
@@ -265,21 +266,24 @@ def before_and_after(point: Point) -> None:
         row.append(points("Forget accuracy", e, "forget_accuracy", "Accuracy on the forgotten classes.", "down"))
         row.append(points("Retain accuracy", e, "retain_accuracy", "Accuracy on the other classes.", "up"))
     if point.kind == "prune" or not same:
-        row.append(_saved("FLOPs", e, "flops", compact(e["flops"])))
-        row.append(_saved("Parameters", e, "params", compact(e["params"])))
+        row.append(changed("FLOPs", e, "flops", compact(e["flops"]), FORMULAS["flops"]))
+        row.append(changed("Parameters", e, "params", compact(e["params"]), FORMULAS["params"]))
     if e["latency_ms"] is not None and e["latency_ms_before"] is not None:
         value, before = f"{e['latency_ms']:.2f} ms", f"{e['latency_ms_before']:.2f} ms before"
         # A network of the same shape takes the same time: a difference would be noise, and is not painted as a change.
         row.append(
             Number("Latency", value, FORMULAS["latency_ms"], note=before)
             if same
-            else _saved("Latency", e, "latency_ms", value)
+            else changed("Latency", e, "latency_ms", value, FORMULAS["latency_ms"])
         )
     numbers(row)
 
 
-def _saved(label: str, e: Mapping[str, Any], name: str, value: str) -> Number:
+def changed(
+    label: str, e: Mapping[str, Any], name: str, value: str, help_: str, good: Literal["up", "down"] = "down"
+) -> Number:
+    """A quantity of an evaluation, with its change in per cent."""
     change = f"{100 * (e[name] / e[f'{name}_before'] - 1):+.1f}"
     if float(change) == 0:
-        return Number(label, value, FORMULAS[name], note="unchanged")
-    return Number(label, value, FORMULAS[name], f"{change}%", "down")
+        return Number(label, value, help_, note="unchanged")
+    return Number(label, value, help_, f"{change}%", good)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -13,7 +13,7 @@ import modhifi
 from modhifi.models import TokenSpec
 
 from . import figures
-from .components import FORMULAS, Number, compact, numbers
+from .components import FORMULAS, changed, compact, numbers
 from .figures import TradeOff
 from .store import Point
 from .tables import Columns
@@ -28,13 +28,6 @@ def is_language(study: modhifi.Study) -> bool:
     return isinstance(study.model.input, TokenSpec)
 
 
-def _change(title: str, e: Mapping[str, Any], name: str, value: str, help_: str, good: Literal["up", "down"]) -> Number:
-    change = f"{100 * (e[name] / e[f'{name}_before'] - 1):+.1f}"
-    if float(change) == 0:
-        return Number(title, value, help_, note="unchanged")
-    return Number(title, value, help_, f"{change}%", good)
-
-
 def before_and_after(point: Point) -> None:
     """What a measured plan of a language model costs and saves."""
     e = point.evaluation
@@ -43,9 +36,9 @@ def before_and_after(point: Point) -> None:
         f" another; before: {e['perplexity_before']:.3f}."
     )
     row = [
-        _change("Perplexity", e, "perplexity", f"{e['perplexity']:.3f}", text, "down"),
-        _change("Parameters", e, "params", compact(e["params"]), FORMULAS["params"], "down"),
-        _change("FLOPs", e, "flops", compact(e["flops"]), FORMULAS["flops"], "down"),
+        changed("Perplexity", e, "perplexity", f"{e['perplexity']:.3f}", text, "down"),
+        changed("Parameters", e, "params", compact(e["params"]), FORMULAS["params"], "down"),
+        changed("FLOPs", e, "flops", compact(e["flops"]), FORMULAS["flops"], "down"),
     ]
     for title, name, help_ in (
         ("Read", "prefill_tokens_per_second", "Tokens a second that are read at once, a whole window."),
@@ -55,7 +48,7 @@ def before_and_after(point: Point) -> None:
             "Tokens a second that are written one by one, with the key-value cache.",
         ),
     ):
-        row.append(_change(title, e, name, f"{e[name]:,.0f}/s", help_, "up"))
+        row.append(changed(title, e, name, f"{e[name]:,.0f}/s", help_, "up"))
     numbers(row)
 
 
