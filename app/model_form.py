@@ -16,7 +16,10 @@ from .selection import DEFAULT, Source
 from .session import studies
 from .uploads import LARGEST, keep_checkpoint, keep_images
 
-__all__ = ["MODELS", "model_form", "source_from"]
+__all__ = ["FORM_OPEN", "MODELS", "model_form", "source_from"]
+
+FORM_OPEN = "form-open"
+"""Whether the form is unfolded, in the session's state."""
 
 MODELS = (
     "digits-resnet20",
@@ -51,7 +54,7 @@ _EXPECTED = (
 
 
 def model_form(library: Library) -> None:
-    """Draws the form. *Analyse* makes the study the current one and starts its analysis; a mistake is said in place."""
+    """Draws the form. *Analyse* makes the study the current one, starts its analysis and folds the form; a mistake is said in place."""
     with st.form("model", border=False):
         first, second = st.columns(2, gap="medium")
         with first:
@@ -155,6 +158,7 @@ def _begin(library: Library) -> None:
         st.session_state["form-problem"] = str(error)
         return
     library.analyse(source)
+    st.session_state[FORM_OPEN] = False
     st.session_state["study"] = next(words for words, known in studies(library).items() if known == source)
 
 

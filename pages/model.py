@@ -6,13 +6,20 @@ import streamlit as st
 
 from app import components as ui
 from app import figures, network
-from app.model_form import model_form
+from app.model_form import FORM_OPEN, model_form
 from app.session import current, focus
 from app.tables import groups_table, skipped_table
 from modhifi.models import TokenSpec
 
 session = current()
-with st.expander("Choose another network or other images", expanded=session.study is None, icon=":material/add:"):
+# Open from the start where nothing is there or on its way; after that only a person opens it, and a form that was sent closes.
+with st.expander(
+    "Choose another network or other images",
+    expanded=session.study is None and (session.job is None or session.job.state != "running"),
+    key=FORM_OPEN,
+    icon=":material/add:",
+    on_change="rerun",
+):
     model_form(session.library)
 session, study = ui.analysed()
 

@@ -123,13 +123,15 @@ class Visitor:
 
     def ask_for(self, **fields: str) -> None:
         """Fills in the form on the Model page and presses Analyse."""
-        self.page.wait_for_timeout(1000)  # a form that closes, since its study is there now, is in sight for a moment
         if not self.page.get_by_role("button", name="Analyse", exact=True).is_visible():
             self.page.get_by_text("Choose another network or other images").click()
+            self.page.get_by_role("button", name="Analyse", exact=True).wait_for()
+            self.page.wait_for_timeout(500)  # a list that is opened while the form still unfolds is closed again
+            self.settle()
         for label, value in fields.items():
             field = self.page.get_by_label(label.replace("_", " "), exact=True)
             field.fill(value)
-            field.press("Tab")
+            field.press("Enter" if field.get_attribute("role") == "combobox" else "Tab")
         self.press("Analyse")
 
     def go(self, title: str) -> None:

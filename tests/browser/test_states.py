@@ -14,16 +14,16 @@ from .conftest import Server, Visitor
 
 def test_cancel_half_way_and_start_another(visit: Callable[..., Visitor]) -> None:
     someone = visit().ready()
-    someone.ask_for(Samples="1297")
+    someone.ask_for(Network="torchvision:resnet18", Samples="504")  # a minute on one core: there is a half-way to see
     someone.see(re.compile(r"collecting statistics [1-9]\d?%"))
     someone.press("Cancel")
     someone.see("cancelled.")
-    someone.ask_for(Samples="480")
+    someone.ask_for(Network="digits-resnet20", Samples="480")
     someone.see("Left whole", seconds=120)
     assert someone.metric("Samples") == "480"
     cancelled = someone.page.get_by_role("combobox", name="Study")
     cancelled.click()
-    someone.page.get_by_role("option", name="1297").click()
+    someone.page.get_by_role("option", name="504").click()
     someone.settle()
     someone.see("is not analysed yet: run the analysis")
 
