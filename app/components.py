@@ -22,8 +22,6 @@ __all__ = [
     "FORMULAS",
     "Number",
     "analysed",
-    "before_and_after",
-    "changed",
     "chart",
     "choice",
     "clicked",
@@ -37,7 +35,6 @@ __all__ = [
     "latest_job",
     "numbers",
     "percent",
-    "points",
     "start",
 ]
 
@@ -238,52 +235,3 @@ def current_plan(session: Session, label: str = "Current plan") -> Point | None:
         help="The plan that Export hands over. A new measurement becomes the current plan.",
     )
     return plans.get(chosen)
-
-
-def points(
-    label: str, e: Mapping[str, Any], name: str, help_: str, good: Literal["up", "down"], digits: int = 1
-) -> Number:
-    """An accuracy of an evaluation, with its change in percentage points."""
-    value, before = e[name], e.get(f"{name}_before")
-    change = None if value is None or before is None else f"{100 * (value - before):+.{digits}f}"
-    if change is None or float(change) == 0:
-        return Number(label, percent(value, digits), help_, note=None if change is None else "unchanged")
-    return Number(label, percent(value, digits), help_, f"{change} points", good)
-
-
-def before_and_after(point: Point) -> None:
-    """What a measured plan costs and saves."""
-    e = point.evaluation
-    if e.get("perplexity") is not None:
-        from .language import before_and_after as of_language  # which draws with this module
-
-        of_language(point)
-        return
-    same = e["flops"] == e["flops_before"]
-    text = f"{FORMULAS['accuracy']} Here {e['samples']}; before: {percent(e['accuracy_before'], 2)}."
-    row = [points("Accuracy", e, "accuracy", text, "up", 2)]
-    if point.kind == "unlearn":
-        row.append(points("Forget accuracy", e, "forget_accuracy", "Accuracy on the forgotten classes.", "down"))
-        row.append(points("Retain accuracy", e, "retain_accuracy", "Accuracy on the other classes.", "up"))
-    if point.kind == "prune" or not same:
-        row.append(changed("FLOPs", e, "flops", compact(e["flops"]), FORMULAS["flops"]))
-        row.append(changed("Parameters", e, "params", compact(e["params"]), FORMULAS["params"]))
-    if e["latency_ms"] is not None and e["latency_ms_before"] is not None:
-        value, before = f"{e['latency_ms']:.2f} ms", f"{e['latency_ms_before']:.2f} ms before"
-        # A network of the same shape takes the same time: a difference would be noise, and is not painted as a change.
-        row.append(
-            Number("Latency", value, FORMULAS["latency_ms"], note=before)
-            if same
-            else changed("Latency", e, "latency_ms", value, FORMULAS["latency_ms"])
-        )
-    numbers(row)
-
-
-def changed(
-    label: str, e: Mapping[str, Any], name: str, value: str, help_: str, good: Literal["up", "down"] = "down"
-) -> Number:
-    """A quantity of an evaluation, with its change in per cent."""
-    change = f"{100 * (e[name] / e[f'{name}_before'] - 1):+.1f}"
-    if float(change) == 0:
-        return Number(label, value, help_, note="unchanged")
-    return Number(label, value, help_, f"{change}%", good)

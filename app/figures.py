@@ -20,14 +20,18 @@ from plotly.subplots import make_subplots
 from modhifi.lipschitz import Growth
 
 __all__ = [
+    "ACCURACY",
     "BLUE",
     "GREY",
     "ORANGE",
+    "PERPLEXITY",
     "Block",
+    "Measure",
     "Series",
     "Strip",
     "TradeOff",
     "allocation",
+    "band",
     "bound_scatter",
     "by_class",
     "confusion",
@@ -100,8 +104,32 @@ class TradeOff:
     id: str
     label: str
     share: float | None
-    accuracy: float
+    value: float
+    """What it is worth, in the unit of the `Measure` that is drawn."""
     cost: str = ""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What networks are compared by: the number ``name`` of an evaluation ``times`` so much. ``least`` and ``most`` bound the
+    axis, where the measure has bounds; it reaches ``margin`` at least beyond what is shown.
+    """
+
+    name: str
+    times: float
+    unit: str
+    digits: int
+    least: float
+    most: float | None
+    margin: float
+
+    def of(self, evaluation: Mapping[str, Any], when: str = "") -> float:
+        """As it is drawn; ``when`` is ``_before`` for the unchanged network."""
+        return self.times * float(evaluation[self.name + when])
+
+
+ACCURACY = Measure("accuracy", 100.0, "%", 2, 0.0, 100.0, 1.0)
+PERPLEXITY = Measure("perplexity", 1.0, "", 3, 1.0, None, 0.05)
 
 
 def overview(strips: Sequence[Strip], focus: str | None, eta: float, together: bool = False) -> go.Figure:
@@ -455,17 +483,7 @@ def growth(found: Growth) -> go.Figure:
         (found.low, found.high, BLUE, "largest"),
         (found.rms_low, found.rms_high, ORANGE, "root mean square"),
     ):
-        figure.add_scatter(
-            x=[*sizes, *reversed(sizes)],
-            y=[*high.tolist(), *reversed(low.tolist())],
-            fill="toself",
-            fillcolor=_faded(colour),
-            line={"width": 0},
-            mode="lines",
-            showlegend=False,
-            hoverinfo="skip",
-            name=f"{name}, 90%",
-        )
+        band(figure, sizes, low.tolist(), high.tolist(), colour, f"{name}, 90%")
     figure.add_scatter(
         x=sizes,
         y=found.maximum.tolist(),
@@ -488,6 +506,23 @@ def growth(found: Growth) -> go.Figure:
     top = float(max(found.high.max(), found.rms_high.max())) or 1.0
     figure.update_yaxes(title="gain", range=[0, 1.1 * top])
     return _finish(figure, 270)
+
+
+def band(
+    figure: go.Figure, x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str, name: str
+) -> None:
+    """The range from ``low`` to ``high``, to be drawn behind a curve of this colour."""
+    figure.add_scatter(
+        x=[*x, *reversed(x)],
+        y=[*high, *reversed(low)],
+        fill="toself",
+        fillcolor=_faded(colour),
+        line={"width": 0},
+        mode="lines",
+        showlegend=False,
+        hoverinfo="skip",
+        name=name,
+    )
 
 
 def _faded(colour: str) -> str:
@@ -601,30 +636,36 @@ def _powers(exponent: Array) -> dict[str, object]:
 
 
 def trade_off(
-    points: Sequence[TradeOff], dense: float | None, planned: float | None, chosen: str | None, axis: str = "FLOPs"
+    points: Sequence[TradeOff],
+    dense: float | None,
+    planned: float | None,
+    chosen: str | None,
+    axis: str = "FLOPs",
+    measure: Measure = ACCURACY,
 ) -> go.Figure:
-    """Accuracy against cost of the measured plans; ``dense`` is the accuracy before, ``planned`` the cost that the slider asks
-    for, ``axis`` what the cost is called.
+    """What measured plans are worth against what they cost; ``dense`` is the value before, ``planned`` the cost that the slider
+    asks for, ``axis`` what the cost is called.
 
     A click on a point gives ``customdata[0]``, its id.
     """
     points = [point for point in points if point.share is not None]
+    told = f"{measure.name} %{{y:.{measure.digits}f}}{measure.unit}<extra></extra>"
     figure = go.Figure()
     if dense is not None:
-        _line(figure, "dot", GREY, y=100 * dense)
+        _line(figure, "dot", GREY, y=dense)
         figure.add_scatter(
             x=[100],
-            y=[100 * dense],
+            y=[dense],
             mode="markers",
             name="dense",
             marker={"color": ORANGE, "size": 13, "symbol": "star"},
-            hovertemplate="dense network<br>accuracy %{y:.2f}%<extra></extra>",
+            hovertemplate=f"dense network<br>{told}",
         )
     if planned is not None:
         _line(figure, "dash", BLUE, x=100 * planned)
     figure.add_scatter(
         x=[100 * (p.share or 0.0) for p in points],
-        y=[100 * p.accuracy for p in points],
+        y=[p.value for p in points],
         mode="markers",
         name="measured",
         marker={
@@ -634,20 +675,19 @@ def trade_off(
             "line": {"width": [3 if p.id == chosen else 0 for p in points], "color": ORANGE},
         },
         customdata=[(p.id, p.label, p.cost) for p in points],
-        hovertemplate=f"%{{customdata[1]}}<br>{axis} %{{x:.1f}}%%{{customdata[2]}}<br>accuracy %{{y:.2f}}%<extra></extra>",
+        hovertemplate=f"%{{customdata[1]}}<br>{axis} %{{x:.1f}}%%{{customdata[2]}}<br>{told}",
     )
-    most = max([100.0, *(100 * (p.share or 0.0) for p in points)])
+    costliest = max([100.0, *(100 * (p.share or 0.0) for p in points)])
     figure.update_xaxes(
-        title=f"{axis} that remain{'s' if axis == 'latency' else ''}", ticksuffix="%", range=[0, 1.06 * most]
+        title=f"{axis} that remain{'s' if axis == 'latency' else ''}", ticksuffix="%", range=[0, 1.06 * costliest]
     )
-    shown = [100 * p.accuracy for p in points] + ([100 * dense] if dense is not None else [])
-    low, high = (min(shown), max(shown)) if shown else (0.0, 100.0)
-    margin = max(0.12 * (high - low), 1.0)
-    figure.update_yaxes(
-        title="accuracy",
-        ticksuffix="%",
-        range=[max(0.0, low - margin), min(high + margin, 100.0 + 0.08 * (high - low + margin))],
-    )
+    shown = [p.value for p in points] + ([dense] if dense is not None else [])
+    low, high = (min(shown), max(shown)) if shown else (measure.least, measure.most or 2.0)
+    margin = max(0.12 * (high - low), measure.margin)
+    top = high + margin
+    if measure.most is not None:
+        top = min(top, measure.most + 0.08 * (high - low + margin))
+    figure.update_yaxes(title=measure.name, ticksuffix=measure.unit, range=[max(measure.least, low - margin), top])
     if not shown:
         _say(figure, "Measured plans appear here")
     figure.update_layout(clickmode="event+select", dragmode=False)

@@ -14,6 +14,7 @@ from modhifi.unlearning import METHODS, Living, where_it_lives
 from . import components as ui
 from .components import FORMULAS, Number, percent
 from .library import forget_point
+from .outcome import points
 from .selection import Forgetting, LabelledData
 from .session import Session
 from .store import Point
@@ -168,9 +169,9 @@ def numbers_of(point: Point) -> list[Number]:
     e = point.evaluation
 
     return [
-        ui.points("Forget accuracy", e, "forget_accuracy", "Accuracy on the forgotten classes. Low is meant.", "down"),
-        ui.points("Retain accuracy", e, "retain_accuracy", "Accuracy on the other classes. High is meant.", "up"),
-        ui.points("Linear probe", e, "probe_accuracy", FORMULAS["probe"], "down"),
+        points("Forget accuracy", e, "forget_accuracy", "Accuracy on the forgotten classes. Low is meant.", "down"),
+        points("Retain accuracy", e, "retain_accuracy", "Accuracy on the other classes. High is meant.", "up"),
+        points("Linear probe", e, "probe_accuracy", FORMULAS["probe"], "down"),
         Number(
             "Membership inference",
             "n/a" if e["mia"] is None else f"{e['mia']:.3f}",

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from modhifi.multimodal import TITLES, Epoch, Run, Spread
 
-from .figures import BLUE, GREY, ORANGE, _faded, _finish
+from .figures import BLUE, GREY, ORANGE, _finish, band
 
 __all__ = ["accuracies", "alone_and_together", "coefficients", "competition", "modality_colours", "training"]
 
@@ -64,17 +64,7 @@ def _line(
     values = [[value(history[i]) for history in histories if len(history) > i] for i in range(longest)]
     epochs = list(range(1, longest + 1))
     if any(len(set(some)) > 1 for some in values):
-        figure.add_scatter(
-            x=[*epochs, *reversed(epochs)],
-            y=[*map(max, values), *reversed([*map(min, values)])],
-            fill="toself",
-            fillcolor=_faded(colour),
-            line={"width": 0},
-            mode="lines",
-            showlegend=False,
-            hoverinfo="skip",
-            name=f"{name}, all seeds",
-        )
+        band(figure, epochs, [*map(min, values)], [*map(max, values)], colour, f"{name}, all seeds")
     figure.add_scatter(
         x=epochs,
         y=[statistics.fmean(some) for some in values],

@@ -54,7 +54,9 @@ _EXPECTED = (
 
 
 def model_form(library: Library) -> None:
-    """Draws the form. *Analyse* makes the study the current one, starts its analysis and folds the form; a mistake is said in place."""
+    """Draws the form. *Analyse* makes the study the current one, starts its analysis and folds the form; a mistake is said in
+    place.
+    """
     with st.form("model", border=False):
         first, second = st.columns(2, gap="medium")
         with first:

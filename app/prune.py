@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from modhifi.study import SCORES
 
 from . import components as ui
 from . import language
-from .figures import TradeOff
+from .figures import Measure, TradeOff
 from .library import prune_point
 from .selection import WORDS, Choice, LabelledData
 from .session import Session, choose_plan, current, focus
@@ -315,15 +315,15 @@ def axis_choice() -> str:
     return chosen
 
 
-def measured(points: list[Point], axis: str = "flops") -> list[TradeOff]:
+def measured(points: Sequence[Point], measure: Measure, axis: str = "flops") -> list[TradeOff]:
+    """What `figures.trade_off` draws of measured plans; ``axis`` is the name of a cost in an evaluation."""
     found = []
     for point in points:
         e = point.evaluation
         value, before = e.get(axis), e.get(f"{axis}_before")
         share = None if value is None or not before else value / before
         cost = "" if value is None else f" ({value:.2f} ms)" if axis == "latency_ms" else f" ({ui.compact(value)})"
-        worth = e["accuracy"] if e.get("perplexity") is None else e["perplexity"]
-        found.append(TradeOff(point.id, point.label, share, worth, cost))
+        found.append(TradeOff(point.id, point.label, share, measure.of(e), cost))
     return found
 
 

@@ -12,7 +12,7 @@ from modhifi.errors import UserError
 from modhifi.plan import Plan
 from modhifi.unlearning import METHODS
 
-from . import figures, language
+from . import figures
 from .forget import curves_of
 from .library import Library, commands
 from .prune import measured
@@ -48,10 +48,10 @@ def charts(plan: Plan, point: Point, points: Sequence[Point], bounds: Sequence[B
     found: dict[str, go.Figure] = {}
     text = result.get("perplexity") is not None
     if point.kind == "prune":
-        same = measured([one for one in points if one.kind == "prune"])
-        worth = "perplexity" if text else "accuracy"
-        found[f"{worth.capitalize()} against FLOPs of all measured plans"] = (language if text else figures).trade_off(
-            same, result[f"{worth}_before"], None, point.id, "FLOPs"
+        measure = figures.PERPLEXITY if text else figures.ACCURACY
+        same = measured([one for one in points if one.kind == "prune"], measure)
+        found[f"{measure.name.capitalize()} against FLOPs of all measured plans"] = figures.trade_off(
+            same, measure.of(result, "_before"), None, point.id, measure=measure
         )
         kept, total = zip(*((len(group.keep), group.total) for group in plan.groups.values()), strict=True)
         found["Components that stay"] = figures.allocation(list(plan.groups), kept, total)

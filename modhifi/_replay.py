@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._stand_in import replaced
+
 __all__ = ["Replay", "batched"]
 
 _MEMORY = 1 << 30
@@ -108,28 +110,15 @@ class Replay:
             yield
 
 
-@contextlib.contextmanager
-def _calls_go_through(net: nn.Module, run: Callable[[nn.Module, Callable[..., Any], Any, Any], Any]) -> Iterator[None]:
+def _calls_go_through(
+    net: nn.Module, run: Callable[[nn.Module, Callable[..., Any], Any, Any], Any]
+) -> contextlib.AbstractContextManager[None]:
     """While open, ``run(module, forward, args, kwargs)`` stands in for the forward of every module of ``net`` but itself."""
-    before: list[tuple[nn.Module, Any]] = []
-    try:
-        for module in net.modules():
-            if module is net:
-                continue
-            forward = module.forward
 
-            def instead(*args: Any, module: nn.Module = module, forward: Any = forward, **kwargs: Any) -> Any:
-                return run(module, forward, args, kwargs)
+    def through(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: run(module, forward, args, kwargs)
 
-            before.append((module, module.__dict__.get("forward")))
-            module.__dict__["forward"] = instead
-        yield
-    finally:
-        for module, own in before:
-            if own is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = own
+    return replaced((one, "forward", through(one, one.forward)) for one in net.modules() if one is not net)
 
 
 def batched(

@@ -1,10 +1,13 @@
 """The device is chosen once, when a model is loaded; everything else follows the model's parameters."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from .errors import UserError
 
-__all__ = ["choose_device"]
+__all__ = ["choose_device", "full_precision"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -24,3 +27,14 @@ def choose_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {name!r} is not available here; use auto or cpu") from error
     return device
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """While open, CUDA multiplies float32 matrices as such, not rounded to TF32: moments are sums of very many products."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -5,6 +5,7 @@ import streamlit as st
 from app import components as ui
 from app.export import downloads
 from app.library import commands
+from app.outcome import before_and_after
 
 session, study = ui.analysed()
 point = ui.current_plan(session)
@@ -13,7 +14,7 @@ if point is None:
         "No plan yet: measure one on *Prune*, or let the network forget a class on *Forget*.", icon=":material/info:"
     )
     st.stop()
-ui.before_and_after(point)
+before_and_after(point)
 downloads(session, point)
 st.subheader("The same from the command line", anchor=False)
 st.caption("The downloaded plan is measured again by `python -m modhifi evaluate plan.zip`, with the same result.")

@@ -4,6 +4,7 @@ import streamlit as st
 
 from app import components as ui
 from app import figures, language
+from app.outcome import before_and_after
 from app.prune import AXES, axis_choice, compare_controls, measured, note_on, point_from_click, prune_controls
 from app.tables import points_table
 from modhifi.pruning import SHARES
@@ -74,13 +75,17 @@ with right:
         if plan is not None and plan.milliseconds is not None and wish.dense_ms:
             asked["latency_ms"] = plan.milliseconds / wish.dense_ms
         tokens = language.is_language(study)
-        worth = "perplexity" if tokens else "accuracy"
-        dense = pruned[-1].evaluation[f"{worth}_before"] if pruned else None
+        measure = figures.PERPLEXITY if tokens else figures.ACCURACY
         ui.chart(
-            (language if tokens else figures).trade_off(
-                measured(pruned, axis), dense, asked.get(axis), session.plan.id if session.plan else None, AXES[axis]
+            figures.trade_off(
+                measured(pruned, measure, axis),
+                measure.of(pruned[-1].evaluation, "_before") if pruned else None,
+                asked.get(axis),
+                session.plan.id if session.plan else None,
+                AXES[axis],
+                measure,
             ),
-            alt=f"{worth.capitalize()} against {AXES[axis]} of {len(pruned)} measured plans",
+            alt=f"{measure.name.capitalize()} against {AXES[axis]} of {len(pruned)} measured plans",
             key="trade-off",
             on_select=point_from_click,
             selection_mode="points",
@@ -90,7 +95,7 @@ if not pruned:
     st.caption("Nothing measured yet: press Measure, and the point appears in the chart.")
 else:
     point = ui.current_plan(session)
-    ui.before_and_after(point)
+    before_and_after(point)
     note_on(session, point)
     table, columns = language.points_table(pruned) if tokens else points_table(pruned)
     st.dataframe(

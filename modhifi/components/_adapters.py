@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._stand_in import replaced
 from ..models import CausalLM
 from ..models.language import set_heads
 from ._types import Slice
@@ -257,20 +258,10 @@ def _known(module: nn.Module) -> Iterator[tuple[Adapter, str, nn.Module]]:
                 yield adapter, name, part
 
 
-@contextlib.contextmanager
-def standing_in(module: nn.Module, sides: list[Tensor]) -> Iterator[None]:
+def standing_in(module: nn.Module, sides: list[Tensor]) -> contextlib.AbstractContextManager[None]:
     """While open, the known modules inside ``module`` run as their stand-ins."""
-    replaced: list[tuple[nn.Module, str]] = []
-    try:
-        for adapter, _, part in _known(module):
-            forward = adapter.stand_in(part, sides)
-            if forward is not None:
-                part.__dict__[adapter.method] = forward
-                replaced.append((part, adapter.method))
-        yield
-    finally:
-        for part, method in replaced:
-            del part.__dict__[method]
+    known = ((part, adapter.method, adapter.stand_in(part, sides)) for adapter, _, part in _known(module))
+    return replaced((part, method, forward) for part, method, forward in known if forward is not None)
 
 
 def extras(module: nn.Module) -> list[Extra]:

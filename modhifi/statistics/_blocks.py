@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from .._operators import get_operator, observed
+from .._stand_in import replaced
+from ..devices import full_precision
 from ..models import CausalLM, onloaded, place_of
 from ..progress import Progress, silent
 from ._collect import add_up, agree
@@ -98,11 +100,8 @@ def entered(module: CausalLM, batches: Iterable[Tensor], samples: int) -> Stream
             raise _LastBlockError
         return hidden
 
-    before = [(block, block.__dict__.get("forward")) for _, block in blocks]
     done = largest = 0
-    try:
-        for block, _ in before:
-            block.__dict__["forward"] = stand_in
+    with replaced((block, "forward", stand_in) for _, block in blocks):
         for batch in batches:
             seen.clear()
             with contextlib.suppress(_LastBlockError):
@@ -113,12 +112,6 @@ def entered(module: CausalLM, batches: Iterable[Tensor], samples: int) -> Stream
                 states, largest = _room((samples, *hidden.shape[1:]), hidden.dtype), len(batch)
             states[done : done + len(batch)] = hidden.to(states.device)
             done += len(batch)
-    finally:
-        for block, own in before:
-            if own is None:
-                del block.__dict__["forward"]
-            else:
-                block.__dict__["forward"] = own
     if states is None:
         states, largest = torch.empty(0), 1
     return Stream(states, calls, device, largest)
@@ -169,17 +162,12 @@ def _one_block(
                 inputs = layer.weight.shape[1]
                 sums[name] = LayerSums(name, layer, groups, samples, seed, 0, inputs, every=True)
     current = torch.zeros(0, dtype=torch.int64)
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
     see: Callable[..., None] = lambda name, layer, x, y: sums[name].take(layer, x, y, current)  # noqa: E731
-    try:
-        with torch.inference_mode(), observed(module, list(sums), see):
-            for start in stream.starts():
-                states = stream.at(start)
-                current = torch.arange(numbers.start + start, numbers.start + start + len(states))
-                stream.put(start, stream.run(number, block, states))
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+    with torch.inference_mode(), full_precision(), observed(module, list(sums), see):
+        for start in stream.starts():
+            states = stream.at(start)
+            current = torch.arange(numbers.start + start, numbers.start + start + len(states))
+            stream.put(start, stream.run(number, block, states))
     add_up([value for one in sums.values() for value in one.sums.values()])
     agree(list(sums.values()))
     return {name: one.result() for name, one in sums.items()}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .._files import atomic_file
 from .._operators import get_operator, observed
+from ..devices import full_precision
 from ..errors import Cancelled
 from ..progress import Progress, silent
 from . import _moments
@@ -140,12 +141,11 @@ def collect(
             partial.save(done, everything | {"positions": positions})
 
     current = torch.zeros(0, dtype=torch.int64)
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
     last = time.monotonic()
     try:
         with (
             torch.inference_mode(),
+            full_precision(),
             observed(module, layers, lambda name, layer, x, y: sums[name].take(layer, x, y, current)),
         ):
             for batch in batches(done) if done < len(numbers) else ():
@@ -165,8 +165,6 @@ def collect(
     except Cancelled:  # raised between batches, where the sums are whole
         keep()
         raise
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
     add_up(list(everything.values()))
     agree(list(sums.values()))
     found = Collected({name: one.result() for name, one in sums.items()}, counts)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import language
+from app import figures
 from app.figures import TradeOff
 from app.library import Library
 from app.report import report
@@ -70,11 +70,11 @@ def test_every_page(told: Path) -> None:
 
 def test_the_chart_has_perplexity_on_its_axis() -> None:
     points = [TradeOff("a", "one", 0.8, 2.5, ""), TradeOff("b", "two", 0.7, 3.0, "")]
-    figure = language.trade_off(points, 2.4, 0.75, "a", "parameters")
+    figure = figures.trade_off(points, 2.4, 0.75, "a", "parameters", figures.PERPLEXITY)
     assert figure.layout.yaxis.title.text == "perplexity"
     low, high = figure.layout.yaxis.range
-    assert low < 2.4
+    assert 1 <= low < 2.4
     assert high > 3.0
     drawn = [y for trace in figure.data for y in trace.y]
-    assert sorted(drawn) == pytest.approx([2.4, 2.5, 3.0])
-    assert not any("accuracy" in trace.hovertemplate for trace in figure.data)
+    assert sorted(drawn) == [2.4, 2.5, 3.0]
+    assert all("perplexity %{y:.3f}<" in trace.hovertemplate for trace in figure.data)
