@@ -129,7 +129,7 @@ def settled_in_words(gains: Gains, growth: modhifi.lipschitz.Growth) -> str:
         return "No sample has an error at this layer."
     return (
         f"From {gains.samples // 2} to {gains.samples} samples the largest is expected to grow by "
-        f"{growth.last_doubling:.0%}; the next image exceeds it with a probability of 1 in {gains.samples + 1}."
+        f"{growth.last_doubling:.0%}; the next sample exceeds it with a probability of 1 in {gains.samples + 1}."
     )
 
 
@@ -174,18 +174,18 @@ def in_words(bounds: Sequence[BoundPoint]) -> str:
     if broken:
         return f"{sentence}. In {broken} of {len(ratios)} plans it lies below: the estimated constants were too small."
     return (
-        f"{sentence}; every point lies on or above y = x. The constants are the largest gains seen on the same images."
+        f"{sentence}; every point lies on or above y = x. The constants are the largest gains seen on the same samples."
     )
 
 
 def held_out_in_words(report: modhifi.bounds.BoundReport) -> str:
-    """How far constants from other images can be trusted."""
+    """How far constants from other samples can be trusted."""
     held = report.held_out
     if held is None:
-        return "All images are the study's own: measure on others to see how often their constants are too small for new ones."
+        return "All samples are the study's own: measure on others to see how often their constants are too small for new ones."
     return (
-        f"With constants from {held.samples} calibration images instead, {held.layers:.2%} of the errors of a layer alone are "
-        f"above their bound (exchangeable images would give {held.expected:.2%}), and {held.plan:.2%} of the whole plan's."
+        f"With constants from {held.samples} calibration samples instead, {held.layers:.2%} of the errors of a layer alone are "
+        f"above their bound (exchangeable samples would give {held.expected:.2%}), and {held.plan:.2%} of the whole plan's."
     )
 
 

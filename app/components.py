@@ -211,11 +211,11 @@ def compensation(key: str, levels: Sequence[str] = ("scalar", "full"), default: 
 
 
 def labelled_data(session: Session, key: str, label: str, split: str) -> LabelledData:
-    """Which labelled images; folded away, because the default is the source of the study."""
+    """Which samples, images with their labels or text; folded away, because the default is the source of the study."""
     default = session.source.labelled
-    key = f"{key}-{session.source.digest}"  # another study has other images
+    key = f"{key}-{session.source.digest}"  # another study has other data
     with st.popover(label, icon=":material/label:"):
-        st.caption("Labelled images; those of the study's own source if nothing is changed.")
+        st.caption("Images with labels, or a text; those of the study's own source if nothing is changed.")
         data = st.text_input("Data", default.data, key=f"{key}-data", persist_state="session")
         root = st.text_input("Folder or file", default.root or "", key=f"{key}-root", persist_state="session")
         part = st.text_input("Split", split, key=f"{key}-split", persist_state="session")

@@ -43,7 +43,13 @@ st.html(
     " [role=tab][aria-selected=true] p {color: light-dark(#1F66C1, #7FB2F5)}</style>"
 )
 pages = [
-    page("model", "Model", "deployed_code", "One pass over unlabelled images: no labels, no loss, no gradients.", True),
+    page(
+        "model",
+        "Model",
+        "deployed_code",
+        "One pass over unlabelled images or text: no labels, no loss, no gradients.",
+        True,
+    ),
     page("importance", "Importance", "bar_chart_4_bars", "The fewest components that carry a layer are its HiFi set."),
     page(
         "bounds",

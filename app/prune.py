@@ -178,7 +178,7 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
         on_click=_measure,
         args=(session, wish),
         key="measure",
-        help="Carries the plan out on a copy and runs the labelled images through both: real accuracy and latency.",
+        help="Carries the plan out on a copy and runs the test samples through both: what it is really worth, and how fast.",
     )
     return wish
 

@@ -142,7 +142,7 @@ def bounds_table(bounds: Sequence[BoundPoint]) -> tuple[pd.DataFrame, Columns]:
         **{name: number(format="%.3g") for name in ("Predicted", "Bound", "Measured")},
         **{name: number(format="%.1f×") for name in ("Tightness", "By stage")},
         "Layers alone": number(format="%.1f×", help="Median tightness of the layers changed alone."),
-        "Broken": number(format="%.2f%%", help="Errors of a layer alone on images that its constant is not from."),
+        "Broken": number(format="%.2f%%", help="Errors of a layer alone on samples that its constant is not from."),
     }
 
 

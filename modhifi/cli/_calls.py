@@ -485,8 +485,8 @@ def bound(asked: argparse.Namespace, progress: Progress) -> Answer:
     held = report.held_out
     if held is not None:
         lines.append(
-            f"with the constants of {held.samples} calibration images instead: {percent(held.layers)} of the errors of a layer"
-            f" alone are above their bound, {percent(held.plan)} of the whole plan's; exchangeable images would give"
+            f"with the constants of {held.samples} calibration samples instead: {percent(held.layers)} of the errors of a layer"
+            f" alone are above their bound, {percent(held.plan)} of the whole plan's; exchangeable samples would give"
             f" {percent(held.expected)}"
         )
     text = "\n".join(lines)

@@ -171,11 +171,14 @@ def _provenance(plan: Plan, evaluation: Evaluation | None) -> str:
     rows = [
         ["Network", f"<code>{escape(plan.model.spec)}</code>"],
         ["Fingerprint of its weights (sha256)", f"<code>{plan.model.fingerprint}</code>"],
-        ["Decided on", f"{data.samples:,} images of {escape(data.spec)}, split {escape(data.split)}, seed {data.seed}"],
+        [
+            "Decided on",
+            f"{data.samples:,} samples of {escape(data.spec)}, split {escape(data.split)}, seed {data.seed}",
+        ],
     ]
     if evaluation is not None:
         measured = evaluation.data
         rows.append(
-            ["Measured on", f"{measured.samples:,} images of {escape(measured.spec)}, split {escape(measured.split)}"]
+            ["Measured on", f"{measured.samples:,} samples of {escape(measured.spec)}, split {escape(measured.split)}"]
         )
     return "<h2>Where it comes from</h2>" + _table(["", ""], rows)

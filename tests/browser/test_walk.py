@@ -188,7 +188,7 @@ def test_bounds_walk(visit: Callable[..., Visitor]) -> None:
     someone.press("Measure")
     someone.see("Layer by layer", seconds=180)
     someone.see("times the measured error")
-    someone.see("With constants from 128 calibration images instead")
+    someone.see("With constants from 128 calibration samples instead")
     # The last of the first estimator's points: the layer that writes the logits, which reads the last stream.
     first = page.locator(".js-plotly-plot").first.locator(".scatterlayer .trace").first.locator(".points path").last
     box = first.bounding_box()

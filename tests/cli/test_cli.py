@@ -126,7 +126,7 @@ def test_constants_and_what_they_bound(work: Path, capsys: pytest.CaptureFixture
     assert ask(capsys, *bound, "--no-held-out")["held_out"] is None
     assert main([str(word) for word in bound]) == 0
     text = capsys.readouterr().out
-    for part in ("swapped in by", "stage", "predicted before anything was run", "24 calibration images instead"):
+    for part in ("swapped in by", "stage", "predicted before anything was run", "24 calibration samples instead"):
         assert part in text
     assert "unknown estimator 'most'" in refused(capsys, "analyze", "digits-vit", "--constants", "most", "--out", study)
     no = refused(capsys, "prune", study, "--flops", 0.6, "--constants", "pairs", "--out", plan)
