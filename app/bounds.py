@@ -9,6 +9,7 @@ import streamlit as st
 
 import modhifi
 from modhifi.lipschitz import ESTIMATORS, Gains
+from modhifi.study import estimators_for
 
 from . import components as ui
 from .figures import Series
@@ -135,7 +136,7 @@ def settled_in_words(gains: Gains, growth: modhifi.lipschitz.Growth) -> str:
 
 def estimate_more(session: Session, study: modhifi.Study) -> None:
     """The estimators that an analysis leaves out, on demand; the study keeps what they find."""
-    missing = [name for name in ESTIMATORS if name not in study.estimators]
+    missing = [name for name in estimators_for(study.model.input) if name not in study.estimators]
     if not missing:
         return
     with st.popover("More", icon=":material/add:", help="Estimate the constants in other ways too."):

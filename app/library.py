@@ -28,7 +28,7 @@ from modhifi.models import Model
 from modhifi.plan import Plan
 from modhifi.progress import Progress, prefixed
 from modhifi.pruning import LatencyTable, machine_name
-from modhifi.study import CONSTANTS, ORDERS, Level, estimate
+from modhifi.study import ORDERS, Level, estimate, usual
 from modhifi.surgery import calibration_data
 
 from .jobs import Job, Jobs, Work
@@ -426,8 +426,9 @@ def commands(source: Source, plan: Plan, point: Point) -> str:
         analyze += [f"{option}={','.join(map(str, numbers))}"] if numbers else []
     analyze += ["--classes", "classes.txt"] if source.classes else []
     settings = plan.settings
-    if settings.constants not in (*CONSTANTS, "none"):
-        analyze += ["--constants", ",".join([*CONSTANTS, settings.constants])]
+    by_default, _ = usual(plan.model.input)
+    if settings.constants not in (*by_default, "none"):
+        analyze += ["--constants", ",".join([*by_default, settings.constants])]
     analyze += ["--samples", str(source.samples), "--seed", str(source.seed), "--out", "study"]
     if plan.kind == "unlearn":
         make = ["unlearn", "study", "--forget", ",".join(plan.forget), *_where(point.decided_on or source.labelled)]

@@ -13,7 +13,7 @@ from streamlit.delta_generator import DeltaGenerator
 import modhifi
 from modhifi.errors import UserError
 from modhifi.lipschitz import ESTIMATORS
-from modhifi.pruning import ALIGNED, BASELINES, CHOLESKY, LANGUAGE_METHODS, METHODS, smallest_cost
+from modhifi.pruning import ALIGNED, BASELINES, CHOLESKY, LANGUAGE_METHODS, METHODS, smallest_cost, usual_allocation
 from modhifi.study import SCORES
 
 from . import components as ui
@@ -109,30 +109,36 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
     multiple = ALIGNED if eight else 1
     history = overrides(session)
     by_hand, at_least = history.now
-    least = max(1, math.ceil(100 * smallest_cost(study, budget, by_hand, at_least, multiple, table)))
-    remain = st.slider(
-        f"{WORDS[budget]} that remain" + ("s" if budget == "latency" else ""),
-        min(least, 99),
-        100,
-        max(50, min(least, 99)),
-        1,
-        format="%d%%",
-        key="remain",
-        bind="query-params",
-        help="The fraction of the whole network's that stays; met to within one component.",
-    )
+    above = st.container()
     compensate = ui.compensation("compensate", ("scalar", "full", "sequential"), "sequential")
     text = (
         "**Global** takes next what raises the bound least for the budget it frees. **Uniform** takes the same share of "
         "every group. **Ranking** takes the lowest score of all, whatever it frees."
     )
-    spreads = {name: WORDS[name] for name in ("global", "uniform", "ranking")}
+    spreads, usual = {name: WORDS[name] for name in ("global", "uniform", "ranking")}, "global"
     if tokens:
         spreads = {"width": WORDS["width"]} | spreads
+        usual = usual_allocation(study)
         text = (
             f"**Equal widths** keeps as much in every block, which transformers alone opens; the others do not. {text}"
         )
-    spread = ui.choice("Spread over the layers", spreads, "allocation", next(iter(spreads)), text)
+    spread = ui.choice("Spread over the layers", spreads, "allocation", usual, text)
+    try:
+        least = max(1, math.ceil(100 * smallest_cost(study, budget, by_hand, at_least, multiple, table, spread)))
+    except UserError:  # said where the plan would be
+        least = 1
+    with above:  # how far it goes down depends on how it is spread
+        remain = st.slider(
+            f"{WORDS[budget]} that remain" + ("s" if budget == "latency" else ""),
+            min(least, 99),
+            100,
+            max(50, min(least, 99)),
+            1,
+            format="%d%%",
+            key="remain",
+            bind="query-params",
+            help="The fraction of the whole network's that stays; met to within one component.",
+        )
     recalibrate = not tokens and st.toggle(
         "Re-estimate BatchNorm",
         key="bn",

@@ -262,7 +262,7 @@ def prune(asked: argparse.Namespace, progress: Progress) -> Answer:
     else:
         model, latencies = None, None
         if asked.latency is not None:
-            model = reload(study.model, progress=progress)
+            model = reload(study.model, device=asked.device, progress=progress)
             latencies = _latencies(Path(asked.study), study, model, asked.latency_batch, progress)
         plan = modhifi.prune(
             study,
@@ -283,6 +283,7 @@ def prune(asked: argparse.Namespace, progress: Progress) -> Answer:
             latencies=latencies,
             latency_batch=asked.latency_batch,
             model=model,
+            device=asked.device,
             progress=progress,
         )
     plan.note = asked.note

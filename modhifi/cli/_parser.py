@@ -193,13 +193,17 @@ def build_parser() -> argparse.ArgumentParser:
     prune.add_argument(
         "--allocation",
         choices=("global", "uniform", "ranking", "width"),
-        help="default: global; of language models width, the same number in every block, which transformers alone opens",
+        help="default: global; of language models whose blocks are alike width, the same number in every block, which"
+        " transformers alone opens",
     )
     prune.add_argument(
         "--constants",
         choices=(*ESTIMATORS, "none"),
         default="directional",
         help="the study's Lipschitz constants that global allocation weighs by",
+    )
+    prune.add_argument(
+        "--device", default="auto", help="where the network runs if it must; as in analyze, language models also map"
     )
     prune.add_argument("--compensate", choices=("none", "scalar", "full", "sequential"), default="sequential")
     prune.add_argument("--no-drift", action="store_true", help="sequential: leave residual streams' losses as they are")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..data import Data, tokens_of
 from ..errors import UserError
 from ..models import CausalLM, Model, TokenSpec
+from ..models.language import check_context
 from ..progress import Progress, silent
 
 __all__ = ["Reading", "decode_speed", "perplexity", "read", "windows"]
@@ -120,11 +121,9 @@ def checked(model: Model, context: int | None, stride: int | None) -> tuple[int,
     if not isinstance(model.input, TokenSpec):
         raise UserError(f"{model.spec} takes images; perplexity is for language models")
     assert isinstance(model.module, CausalLM)
-    longest = int(model.module.lm.config.max_position_embeddings)
-    context = context or model.input.context
-    stride = stride or max(1, context // 2)
-    if not 2 <= context <= longest:
-        raise UserError(f"the context is 2 to {longest} tokens for {model.spec}, not {context}")
+    context = model.input.context if context is None else context
+    check_context(model.module.lm.config, context)
+    stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride < context:
         raise UserError(f"the stride is 1 to {context - 1} tokens with a context of {context}, not {stride}")
     return context, stride

@@ -116,8 +116,10 @@ def _write_about(model: Model, folder: Path, built_from: str) -> None:
     (folder / _MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def read_export(folder: Path, device: torch.device) -> Model:
-    """The network that `export` wrote into ``folder``, on ``device``. Raises `UserError` if it is missing or damaged."""
+def read_export(folder: Path, device: torch.device | None) -> Model:
+    """The network that `export` wrote into ``folder``, on ``device``; None, for language models, as in `language_model`.
+    Raises `UserError` if it is missing or damaged.
+    """
     from ..surgery import restructure
 
     path = folder / _MANIFEST
@@ -147,6 +149,8 @@ def read_export(folder: Path, device: torch.device) -> Model:
             plan=Plan.load(plan) if plan.exists() else None,
             tokenizer=tokenizer,
         )
+    if device is None:
+        raise UserError(f"{folder} takes images; only language models are spread over devices: choose one")
     state = read_checkpoint(folder / "model.safetensors")
     net = architecture(manifest.architecture, state).eval()
     example = torch.randn(1, *manifest.input.shape, generator=torch.Generator().manual_seed(0))

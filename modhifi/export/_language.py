@@ -8,7 +8,6 @@ what the configuration says and gives every layer the shape of its stored weight
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,22 @@ import torch
 
 from ..errors import UserError
 from ..models import CausalLM, Model
-from ..models.language import as_transformers, language_model, of_config, opens_alone, quiet, shaped_like, transformers
+from ..models.language import (
+    as_transformers,
+    language_model,
+    of_config,
+    open_tokenizer,
+    opens_alone,
+    quiet,
+    shaped_like,
+    transformers,
+)
 
 __all__ = ["read_language", "write_language"]
 
 _FREE = "architecture.json"
 _WEIGHTS = "model.safetensors"
+_GENERATION = "generation_config.json"
 
 
 def write_language(model: Model, folder: Path) -> None:
@@ -38,17 +47,23 @@ def write_language(model: Model, folder: Path) -> None:
         safetensors.torch.save_file(state, folder / _WEIGHTS, metadata={"format": "pt"})
         config = module.lm.config.to_json_string(use_diff=False)
         (folder / _FREE).write_text(config, encoding="utf-8")
+        if module.lm.generation_config is not None:
+            module.lm.generation_config.save_pretrained(folder)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
 
 
-def read_language(folder: Path, device: torch.device) -> tuple[CausalLM, Any]:
-    """The network that `write_language` wrote, on ``device``, and its tokenizer, None if it has none. Raises `UserError` if
-    the files do not go together.
+def read_language(folder: Path, device: torch.device | None) -> tuple[CausalLM, Any]:
+    """The network that `write_language` wrote, on ``device`` (None as in `language_model`), and its tokenizer, None if it has
+    none. Raises `UserError` if the files do not go together.
     """
     if not (folder / _FREE).exists():
         module, _, tokenizer = language_model(str(folder), device)
         return module, tokenizer
+    if device is None:
+        raise UserError(
+            f"the blocks of {folder} have widths of their own, so it is not spread over devices; choose one"
+        )
     library = transformers()
     try:
         with quiet():
@@ -57,9 +72,8 @@ def read_language(folder: Path, device: torch.device) -> tuple[CausalLM, Any]:
         module = of_config(config, next(iter(state.values())).dtype)
         shaped_like(module, state)
         module.load_state_dict(state)
+        if (folder / _GENERATION).exists():
+            module.lm.generation_config = library.GenerationConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder} is damaged: its weights do not fit its {_FREE}; export it again") from error
-    tokenizer = None
-    with quiet(), contextlib.suppress(Exception):  # of no use for what the network is
-        tokenizer = library.AutoTokenizer.from_pretrained(folder)
-    return module.to(device), tokenizer
+    return module.to(device), open_tokenizer(folder)

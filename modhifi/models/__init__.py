@@ -1,7 +1,7 @@
 """Models: specs, loading, the small networks of our own, checkpoints (contract: MODEL)."""
 
 from ._load import DEFAULT_MODEL, TEXT_MODEL, architecture, list_models, load_model, shipped_folder
-from ._offload import onloaded, place_of
+from ._offload import held, onloaded, place_of
 from ._reload import reload
 from ._types import InputSpec, Model, ModelRef, Step, TokenSpec, fingerprint
 from .checkpoints import read_checkpoint
@@ -20,6 +20,7 @@ __all__ = [
     "fingerprint",
     "list_models",
     "load_model",
+    "held",
     "onloaded",
     "place_of",
     "read_checkpoint",

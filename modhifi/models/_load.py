@@ -24,7 +24,7 @@ from .checkpoints import fill, read_checkpoint
 from .cifar_resnet import DEPTHS, cifar_resnet
 from .cifar_vgg import CifarVGG
 from .digits_vit import digits_vit
-from .language import FAMILIES, language_model
+from .language import FAMILIES, CausalLM, check_context, language_model
 
 __all__ = ["DEFAULT_MODEL", "TEXT_MODEL", "architecture", "list_models", "load_model", "shipped_folder"]
 
@@ -129,6 +129,8 @@ def load_model(
     if context is not None:
         if model.tokens is None:
             raise UserError(f"{spec} takes images; a context is for language models")
+        assert isinstance(model.module, CausalLM)
+        check_context(model.module.lm.config, context)
         model.input = model.tokens.model_copy(update={"context": context})
     if isinstance(model.input, InputSpec):
         model.input = _override_input(model.input, mean, std)
@@ -156,7 +158,7 @@ def _language_model(spec: str, name: str, target: torch.device | None, context: 
         from ..export import read_export
 
         # Written by this project: its plan comes with it, and its blocks may be of different widths.
-        return read_export(folder, target or torch.device("cpu"))
+        return read_export(folder, target)
     # The shipped one is so small that nothing is gained by computing in less than it was trained in.
     dtype = torch.float32 if spec == TEXT_MODEL else None
     module, given, tokenizer = language_model(name, target, context, dtype)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["onloaded", "place_of", "whole"]
+__all__ = ["held", "onloaded", "place_of", "whole"]
 
 
 @contextlib.contextmanager
@@ -21,6 +22,20 @@ def onloaded(module: nn.Module) -> Iterator[None]:
 
     with align_module_device(module):
         yield
+
+
+def held(module: nn.Module) -> nn.Module:
+    """The module itself, or a copy with all its weights in memory where accelerate would bring some of them at every call."""
+    if not any(getattr(getattr(part, "_hf_hook", None), "offload", False) for part in module.modules()):
+        return module
+    from accelerate.hooks import remove_hook_from_submodules
+
+    with contextlib.ExitStack() as stack:
+        for part in module.modules():
+            stack.enter_context(onloaded(part))
+        twin = copy.deepcopy(module)
+        remove_hook_from_submodules(twin)
+    return twin
 
 
 def whole(module: nn.Module, name: str, tensor: Tensor) -> Tensor:

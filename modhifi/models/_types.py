@@ -49,9 +49,9 @@ class TokenSpec(BaseModel):
 
     context: int = Field(ge=2, description="tokens of one sample")
     vocabulary: int = Field(ge=2)
-    fewer_heads: bool = Field(
-        default=True,
-        description="whether its configuration can say that there are fewer heads than the channels have room for",
+    head_counts: tuple[int, ...] = Field(
+        min_length=1,
+        description="numbers of key-value heads that its configuration can give all blocks, its own the last",
     )
 
     @property

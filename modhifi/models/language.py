@@ -25,8 +25,11 @@ __all__ = [
     "CausalLM",
     "Family",
     "as_transformers",
+    "check_context",
+    "head_counts",
     "language_model",
     "of_config",
+    "open_tokenizer",
     "opens_alone",
     "quiet",
     "set_heads",
@@ -36,6 +39,8 @@ __all__ = [
 
 # Windows longer than this are not looked at unless they are asked for.
 _CONTEXT = 1024
+# What a folder with a tokenizer has one of.
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,8 @@ def language_model(
         dtype: of the weights; the checkpoint's own by default.
 
     Raises:
-        UserError: if transformers is missing, nothing of that name can be had, it is of another family, or takes no such context.
+        UserError: if transformers is missing, nothing of that name can be had, it is of another family, takes no such context,
+            or its tokenizer does not open.
     """
     library = transformers()
     where = str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
@@ -190,13 +196,11 @@ def language_model(
     except UserError:
         raise
     except Exception as error:  # whatever the hub's client, the parser or the loader raise: there is no common class
-        detail = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        detail = _first_line(error)
         raise UserError(
             f"hf:{name} could not be loaded ({detail}); name a folder that save_pretrained wrote, or a model of the hub"
         ) from error
-    tokenizer = None
-    with quiet(), contextlib.suppress(Exception):  # a model is of use without one: it can be shown, not fed text
-        tokenizer = library.AutoTokenizer.from_pretrained(where)
+    tokenizer = open_tokenizer(where)
     if device is not None:
         lm = lm.to(device)
     module = CausalLM(_linear(lm)).eval().requires_grad_(False)
@@ -204,14 +208,72 @@ def language_model(
 
 
 def _spec(config: Any, context: int | None) -> TokenSpec:
-    longest = int(config.max_position_embeddings)
-    if context is not None and not 2 <= context <= longest:
-        raise UserError(f"the context is 2 to {longest} tokens for this model, not {context}")
+    context = min(int(config.max_position_embeddings), _CONTEXT) if context is None else context
+    check_context(config, context)
     return TokenSpec(
-        context=context or min(longest, _CONTEXT),
+        context=context,
         vocabulary=int(config.vocab_size),
-        fewer_heads=FAMILIES[config.model_type].grouped,
+        head_counts=head_counts(config),
     )
+
+
+def open_tokenizer(where: str | Path) -> Any:
+    """The tokenizer of a model's folder or name; None if the folder has none: such a model can be shown, not fed text.
+
+    Raises `UserError` for one that does not open.
+    """
+    folder = Path(where)
+    try:
+        with quiet():
+            return transformers().AutoTokenizer.from_pretrained(where)
+    except Exception as error:  # whatever the readers of many formats raise
+        if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZERS):
+            return None
+        detail = _first_line(error)
+        raise UserError(
+            f"the tokenizer of {where} does not open ({detail}); mend its files, or take them away"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__
+
+
+def head_counts(config: Any) -> tuple[int, ...]:
+    """The numbers of key-value heads, from 1 to those that it has, that a configuration like this one can give all blocks."""
+    family = FAMILIES[config.model_type]
+    if not family.grouped:
+        return (int(config.num_attention_heads),)
+    heads, groups = int(config.num_attention_heads), int(config.num_key_value_heads)
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    fewer = [kept for kept in range(1, groups) if is_valid(_with_heads(config, heads // groups * kept, kept, size))]
+    return (*fewer, groups)
+
+
+def _with_heads(config: Any, heads: int, groups: int, size: int) -> Any:
+    changed = copy.deepcopy(config)
+    changed.num_attention_heads, changed.num_key_value_heads, changed.head_dim = heads, groups, size
+    return changed
+
+
+def is_valid(config: Any) -> bool:
+    """Whether transformers takes the configuration when it is written and read: Llama's heads must divide the hidden size."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        if hasattr(config, "validate"):  # not in the first versions, which take anything
+            config.validate()
+    except StrictDataclassError:
+        return False
+    return True
+
+
+def check_context(config: Any, context: int) -> None:
+    """Raises `UserError` unless windows of so many tokens go into the model."""
+    longest = int(config.max_position_embeddings)
+    if not 2 <= context <= longest:
+        raise UserError(f"the context is 2 to {longest} tokens for this model, not {context}")
 
 
 def of_config(config: Any, dtype: torch.dtype = torch.float32) -> CausalLM:
@@ -241,6 +303,10 @@ def _linear(lm: Any) -> Any:
         return made
 
     if lm.config.model_type == "gpt2":
+        if any(hasattr(part, "_hf_hook") for part in lm.modules()):
+            raise UserError(
+                "GPT-2 models cannot be spread over devices: their layers are turned on loading; choose one"
+            )
         _turned(lm, Conv1D, linear)
     return lm
 
@@ -298,10 +364,8 @@ def set_heads(module: CausalLM) -> None:
     if len(widths) != 1:
         return
     heads, groups, size, neurons = widths.pop()
-    candidate = copy.deepcopy(config)
+    candidate = _with_heads(config, heads, groups, size) if family.grouped else copy.deepcopy(config)
     setattr(candidate, family.neurons, neurons)
-    if family.grouped:
-        candidate.num_attention_heads, candidate.num_key_value_heads, candidate.head_dim = heads, groups, size
     if opens_alone(module, candidate):
         for name in (family.neurons, "num_attention_heads", "num_key_value_heads", "head_dim"):
             if hasattr(candidate, name):
@@ -310,6 +374,8 @@ def set_heads(module: CausalLM) -> None:
 
 def opens_alone(module: CausalLM, config: Any | None = None) -> bool:
     """Whether transformers builds, from the configuration alone, a network whose weights have these names and shapes."""
+    if not is_valid(config or module.lm.config):
+        return False
     with torch.device("meta"), quiet():
         try:
             twin = transformers().AutoModelForCausalLM.from_config(config or module.lm.config)

@@ -1,6 +1,6 @@
 """ModHiFi-P: a study and a budget in, a plan out (theory, section 6), and the methods that it is compared with."""
 
-from ._allocate import Allocation, allocate, smallest_cost
+from ._allocate import Allocation, allocate, smallest_cost, usual_allocation
 from ._baselines import BASELINES, NEEDS_LABELS
 from ._compare import LANGUAGE_METHODS, METHODS, Compared, Comparison, Method, compare
 from ._latency import ALIGNED, LatencyTable, machine_name, measure_table
@@ -32,4 +32,5 @@ __all__ = [
     "score",
     "sensitivity",
     "smallest_cost",
+    "usual_allocation",
 ]

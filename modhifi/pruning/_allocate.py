@@ -6,8 +6,8 @@ one). The readers of one group all miss the same components, so their errors add
 of different groups are taken for uncorrelated, and their squares are added. On the lower convex hull of each group's curve
 the greedy choice is optimal. *Uniform*: every group keeps the same fraction. *Ranking*: the component with the lowest score
 of all groups leaves next, whatever it saves, as torch-pruning's global pruning does. *Width*, for language models: every
-block keeps the same number of neurons and of key-value heads, so that one configuration describes the result; of all such
-pairs that meet the budget the one with the least expected squared error of the output.
+block keeps the same number of neurons and of key-value heads, one that its configuration can express, so that it alone
+describes the result; of all such pairs that meet the budget the one with the least expected squared error of the output.
 
 Removing a component changes what its neighbours cost (a channel is written by one layer and read by the next), so costs are
 taken at the current widths. A layer that reads several groups is charged for each of them as if the others stayed whole. The
@@ -32,7 +32,7 @@ from ..plan import Budget, Compensation, Constants, Settings, Spread
 from ..study import Level, Study
 from ._latency import ALIGNED, LatencyLedger, LatencyTable
 
-__all__ = ["Allocation", "Wish", "allocate", "smallest_cost"]
+__all__ = ["Allocation", "Wish", "allocate", "smallest_cost", "usual_allocation"]
 
 # While the budget is far, one in so many of a group's components leaves in one step.
 _AT_ONCE = 32
@@ -82,10 +82,15 @@ def smallest_cost(
     floors: Mapping[str, int] | None = None,
     multiple: int = 1,
     latencies: LatencyTable | None = None,
+    allocation: Spread | None = None,
 ) -> float:
-    """The fraction of the budget that remains when every group that is not in ``overrides`` keeps as little as it may."""
-    counts = {g.name: _least(g, _unit(g, multiple), (floors or {}).get(g.name, 1)) for g in study.groups}
-    counts |= dict(overrides or {})
+    """The fraction of the budget that remains when every group that is not in ``overrides`` keeps as little as it may, in all
+    blocks alike if ``allocation`` is (by default, see `allocate`) ``width``. Raises `UserError` where it may not keep anything.
+    """
+    free = _free(study, overrides or {}, floors or {}, multiple)
+    counts = {one.group.name: one.least for one in free} | dict(overrides or {})
+    if (allocation or usual_allocation(study)) == "width":
+        counts |= {name: one.sizes[0] for one in _tied(study, free) for name in one.names}
     if budget == "latency":
         if latencies is None:
             raise ValueError("a budget of latency needs a table of latencies")
@@ -123,8 +128,8 @@ def allocate(
         multiple: groups that lose something keep a multiple of so many channels; 1 for any number.
         score: what says which components of a group stay: ``greedy`` (backward elimination), ``fidelity`` (singletons, Def. 3.1),
             ``row-sum``, ``removal-cost`` (see `Study.scores`), or one that was `Study.scored`.
-        allocation: ``global`` (the default), ``uniform``, ``ranking`` or ``width`` (of language models the default), see the
-            module's text.
+        allocation: ``global`` (the default), ``uniform``, ``ranking`` or ``width`` (the default of language models whose blocks
+            are alike), see the module's text.
         constants: which of the study's Lipschitz constants global allocation weighs local errors by, see `Study.constant`;
             ``none`` takes every layer's for 1.
         compensate: how the rest will make up for it: the level whose errors are predicted (``sequential``: those of ``full``).
@@ -140,8 +145,7 @@ def allocate(
     if multiple < 1:
         raise UserError(f"multiple is a number of channels, at least 1, not {multiple}")
     tokens = study.model.input if isinstance(study.model.input, TokenSpec) else None
-    if allocation is None:
-        allocation = "global" if tokens is None else "width"
+    allocation = allocation or usual_allocation(study)
     if allocation not in ("global", "uniform", "ranking", "width"):
         raise UserError(f"unknown allocation {allocation!r}; it is global, uniform, ranking or width")
     if tokens is None and allocation == "width":
@@ -166,9 +170,7 @@ def allocate(
     )
     counts = {group.name: fixed.get(group.name, group.size) for group in study.groups}
     if budget is not None:
-        if allocation == "width" and tokens is not None and not tokens.fewer_heads:
-            fixed = {group.name: group.size for group in study.groups if group.kind == "heads"} | fixed
-        smallest = smallest_cost(study, budget, fixed, least, multiple, latencies)
+        smallest = smallest_cost(study, budget, fixed, least, multiple, latencies, allocation)
         if ratio < smallest:
             kept = " with these overrides" if fixed else ""
             what = "the least that may stay" if least or multiple > 1 else "one component"
@@ -185,13 +187,19 @@ def allocate(
             ledger = _Ledger(study.structure, budget, counts)
             # Costs are whole numbers; the sums of them are not exact.
             limit = ratio * getattr(study.dense, budget) + 0.5
-        free = [_Free(group, _unit(group, multiple), least.get(group.name, 1)) for group in study.groups]
-        open_ = [one for one in free if one.group.name not in fixed]
+        free = _free(study, fixed, least, multiple)
         if allocation == "width":
-            counts |= _same_widths(study, budget, limit, counts, open_, settings, level)
+            counts |= _same_widths(study, budget, limit, counts, _tied(study, free), settings, level)
         else:
-            counts |= _spend(study, ledger, limit, open_, settings, level)
+            counts |= _spend(study, ledger, limit, free, settings, level)
     return _predict(study, counts, settings, level, latencies)
+
+
+def usual_allocation(study: Study) -> Spread:
+    """``width`` for a language model all of whose blocks are alike, otherwise ``global``."""
+    sizes = {kind: {group.size for group in study.groups if group.kind == kind} for kind in ("heads", "neurons")}
+    alike = isinstance(study.model.input, TokenSpec) and all(len(some) <= 1 for some in sizes.values())
+    return "width" if alike else "global"
 
 
 def _checked(study: Study, counts: Mapping[str, int]) -> dict[str, int]:
@@ -236,6 +244,40 @@ class _Free:
         """How many leave next, 0 if none may."""
         step = (left - 1) % self.unit + 1
         return step if left - step >= self.least else 0
+
+
+def _free(study: Study, fixed: Mapping[str, int], floors: Mapping[str, int], multiple: int) -> list[_Free]:
+    """The groups that are not set by hand."""
+    open_ = (group for group in study.groups if group.name not in fixed)
+    return [_Free(group, _unit(group, multiple), floors.get(group.name, 1)) for group in open_]
+
+
+@dataclass(frozen=True)
+class _Tied:
+    """Groups that keep the same number, which is one of ``sizes``, ascending."""
+
+    names: list[str]
+    sizes: list[int]
+
+
+def _tied(study: Study, free: list[_Free]) -> list[_Tied]:
+    """The ``free`` groups of each kind, heads and neurons, one of each a block. Raises `UserError` where no number suits all."""
+    tokens = study.model.input
+    found = []
+    for kind in dict.fromkeys(one.group.kind for one in free):
+        ones = [one for one in free if one.group.kind == kind]
+        most, least = min(one.group.size for one in ones), max(one.least for one in ones)
+        sizes = [size for size in range(least, most) if all(size % one.unit == 0 for one in ones)]
+        sizes += [most] if least <= most else []
+        if kind == "heads" and isinstance(tokens, TokenSpec):
+            sizes = [size for size in sizes if size in tokens.head_counts]
+        if not sizes:
+            raise UserError(
+                f"the {kind} of all blocks cannot keep the same number, at least {least} and at most {most}: lower the floors,"
+                " or choose another allocation (global)"
+            )
+        found.append(_Tied([one.group.name for one in ones], sizes))
+    return found
 
 
 def _layer_errors(
@@ -313,49 +355,40 @@ def _same_widths(
     budget: Budget,
     limit: float,
     counts: Mapping[str, int],
-    free: list[_Free],
+    sets: list[_Tied],
     settings: Settings,
     level: Level,
 ) -> dict[str, int]:
-    """What stays of the ``free`` groups when all that are of one kind and size keep the same number."""
-    tied: dict[tuple[str, int], list[_Free]] = {}
-    for one in free:
-        tied.setdefault((one.group.kind, one.group.size), []).append(one)
-    sets = list(tied.values())
+    """What stays of the groups when those of a set keep the same number."""
+    if not sets:
+        return {}
     errors = [
-        np.sum([_reached(study, one.group.name, settings, level) for one in ones], 0) for ones in sets
-    ]  # (size + 1,) each
-    sizes = [
-        [size for size in range(1, ones[0].group.size + 1) if size == ones[0].group.size or _may(ones, size)]
+        np.sum([_reached(study, name, settings, level)[: ones.sizes[-1] + 1] for name in ones.names], 0)
         for ones in sets
-    ]
+    ]  # (largest size + 1,) each
 
     def widths(chosen: tuple[int, ...]) -> dict[str, int]:
-        return {one.group.name: size for ones, size in zip(sets, chosen, strict=True) for one in ones}
+        return {name: size for ones, size in zip(sets, chosen, strict=True) for name in ones.names}
 
     def fits(chosen: tuple[int, ...]) -> bool:
         return float(getattr(study.cost({**counts, **widths(chosen)}), budget)) <= limit
 
     best: tuple[float, tuple[int, ...]] | None = None
     # All sizes of all sets but the finest; of that one the largest that fits, for errors fall with it.
-    finest = max(range(len(sets)), key=lambda index: len(sizes[index]))
-    others = [values if index != finest else [sizes[finest][0]] for index, values in enumerate(sizes)]
+    finest = max(range(len(sets)), key=lambda index: len(sets[index].sizes))
+    others = [ones.sizes if index != finest else ones.sizes[:1] for index, ones in enumerate(sets)]
     for some in itertools.product(*others):
 
         def at(size: int, some: tuple[int, ...] = some) -> tuple[int, ...]:
             return (*some[:finest], size, *some[finest + 1 :])
 
-        fitting = bisect.bisect_left(sizes[finest], True, key=lambda size: not fits(at(size)))
+        fitting = bisect.bisect_left(sets[finest].sizes, True, key=lambda size: not fits(at(size)))
         if fitting:
-            chosen = at(sizes[finest][fitting - 1])
-            error = float(sum(errors[index][size] for index, size in enumerate(chosen)))
+            chosen = at(sets[finest].sizes[fitting - 1])
+            error = float(sum(each[size] for each, size in zip(errors, chosen, strict=True)))
             best = min(best or (error, chosen), (error, chosen))
     assert best is not None, "the smallest widths of all were to fit"
     return widths(best[1])
-
-
-def _may(ones: list[_Free], size: int) -> bool:
-    return all(size % one.unit == 0 and size >= one.least for one in ones)
 
 
 def _reached(study: Study, group: str, settings: Settings, level: Level) -> np.ndarray:

@@ -45,7 +45,9 @@ class Method:
     def plan(
         self, study: Study, budget: Budget, remain: float, *, model: Model | None = None, progress: Progress = silent
     ) -> Plan:
-        """The plan of this method when ``remain`` of the budget stays. Raises as `prune` and `published` do."""
+        """The plan of this method when ``remain`` of the budget stays; a study without constants has every layer's taken for 1.
+        Raises as `prune` and `published` do.
+        """
         if not self.knows(budget):
             raise UserError(f"{self.title} knows no budget of {budget}; leave it away or compare at FLOPs")
         if self.published:
@@ -55,6 +57,7 @@ class Method:
             **{budget: remain},  # type: ignore[arg-type]
             score=self.score,
             allocation=self.allocation,
+            constants="directional" if "directional" in study.estimators else "none",
             compensate=self.compensate,
             drift=self.drift,
             recalibrate_bn=self.recalibrate_bn,

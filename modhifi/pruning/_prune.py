@@ -45,6 +45,7 @@ def prune(
     latencies: LatencyTable | None = None,
     latency_batch: int = 1,
     model: Model | None = None,
+    device: str = "auto",
     progress: Progress = silent,
     **wish: Unpack[Wish],
 ) -> Plan:
@@ -65,6 +66,7 @@ def prune(
         latency_batch: images in one forward pass, where latency is the budget.
         model: the network, if it is at hand. It is run for sequential compensation and for BatchNorm statistics, on the study's
             calibration images, which are loaded again, and for latency.
+        device: where it is loaded if it is not at hand but needed, as in `load_model`.
         progress: see `modhifi.progress`.
 
     Raises:
@@ -76,10 +78,10 @@ def prune(
         raise UserError(f"unknown compensation {compensate!r}; it is one of: {', '.join(levels)}")
     wanted = wish.get("score", "greedy")
     if not study.has_score(wanted):
-        model = model or reload(study.model)
+        model = model or reload(study.model, device=device)
         score(study, wanted, model, progress=progress)
     if wish.get("latency") is not None:
-        model = model or reload(study.model)
+        model = model or reload(study.model, device=device)
         decided, found = _for_latency(study, wish, model, latencies, latency_batch, progress)
     else:
         decided, found = allocate(study, latencies=latencies, **wish), {}
@@ -90,6 +92,7 @@ def prune(
         rectified=rectified,
         recalibrate_bn=recalibrate_bn,
         model=model,
+        device=device,
         progress=progress,
     )
     plan.predicted |= found
@@ -132,6 +135,7 @@ def make_plan(
     rectified: bool = True,
     recalibrate_bn: bool = False,
     model: Model | None = None,
+    device: str = "auto",
     progress: Progress = silent,
 ) -> Plan:
     """The plan of an allocation: `prune` without the deciding."""
@@ -147,7 +151,7 @@ def make_plan(
     ridges: dict[str, float] = {}
     net = model
     if in_sequence and touched:
-        net = net or reload(study.model)
+        net = net or reload(study.model, device=device)
         data = calibration_data(study.data, net, progress)
         if isinstance(net.module, CausalLM):
             assert net.tokens is not None

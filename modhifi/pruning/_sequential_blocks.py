@@ -9,7 +9,6 @@ one block, its double, and one layer's moments.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from .._operators import Edit
 from .._paths import bias_of
 from ..fidelity import TAIL, fit_moments
-from ..models import CausalLM, onloaded
+from ..models import CausalLM, held
 from ..progress import Progress, silent
 from ..statistics import Stream, entered
 from ..study import Study
@@ -65,7 +64,8 @@ def sequential_blocks(
     what = "compensating in sequence, block by block"
     for number, (path, block) in enumerate(blocks):
         progress(number, len(blocks), what)
-        pair = _Pair(module, number, block, _double(block), original, changed)
+        block = held(block)
+        pair = _Pair(module, number, block, copy.deepcopy(block), original, changed)
         made_up = drift and pair.adds()
         for part in (module.family.out, module.family.down):
             name = f"{path}.{part}"
@@ -76,19 +76,6 @@ def sequential_blocks(
         pair.forward()
     progress(len(blocks), len(blocks), what)
     return edits, ridges
-
-
-def _double(block: nn.Module) -> nn.Module:
-    """A copy of the block with its weights in memory."""
-    with contextlib.ExitStack() as stack:
-        for part in block.modules():
-            stack.enter_context(onloaded(part))
-        twin = copy.deepcopy(block)
-        if any(hasattr(part, "_hf_hook") for part in twin.modules()):
-            from accelerate.hooks import remove_hook_from_submodules
-
-            remove_hook_from_submodules(twin)
-    return twin
 
 
 @dataclass

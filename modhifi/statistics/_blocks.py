@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .._operators import get_operator, observed
 from .._stand_in import replaced
 from ..devices import full_precision
-from ..models import CausalLM, onloaded, place_of
+from ..models import CausalLM, held, place_of
 from ..progress import Progress, silent
 from ._collect import add_up, agree
 from ._moments import LayerSums, Moments
@@ -139,12 +139,11 @@ def collect_blocks(
     blocks = module.blocks()
     for number, (path, block) in enumerate(blocks):
         progress(number, len(blocks), "collecting statistics, block by block")
-        yield path, _one_block(module, stream, number, path, block, layers, samples, seed, numbers)
+        yield path, _one_block(stream, number, path, block, layers, samples, seed, numbers)
     progress(len(blocks), len(blocks), "collecting statistics, block by block")
 
 
 def _one_block(
-    module: CausalLM,
     stream: Stream,
     number: int,
     path: str,
@@ -154,16 +153,16 @@ def _one_block(
     seed: int,
     numbers: range,
 ) -> dict[str, Moments]:
+    block = held(block)
     sums: dict[str, LayerSums] = {}
     for name, groups in layers.items():
         if name.startswith(f"{path}."):
-            layer = get_operator(module, name)
-            with onloaded(layer):
-                inputs = layer.weight.shape[1]
-                sums[name] = LayerSums(name, layer, groups, samples, seed, 0, inputs, every=True)
+            layer = get_operator(block, name.removeprefix(f"{path}."))
+            sums[name] = LayerSums(name, layer, groups, samples, seed, 0, layer.weight.shape[1], every=True)
     current = torch.zeros(0, dtype=torch.int64)
-    see: Callable[..., None] = lambda name, layer, x, y: sums[name].take(layer, x, y, current)  # noqa: E731
-    with torch.inference_mode(), full_precision(), observed(module, list(sums), see):
+    see: Callable[..., None] = lambda name, layer, x, y: sums[f"{path}.{name}"].take(layer, x, y, current)  # noqa: E731
+    seen = [name.removeprefix(f"{path}.") for name in sums]
+    with torch.inference_mode(), full_precision(), observed(block, seen, see):
         for start in stream.starts():
             states = stream.at(start)
             current = torch.arange(numbers.start + start, numbers.start + start + len(states))

@@ -1,7 +1,7 @@
 """A study: what was observed once, from which everything else is decided in closed form."""
 
 from ._analyze import CLASS_SAMPLES, analyze
-from ._constants import CONSTANT_SAMPLES, CONSTANTS, estimate
+from ._constants import CONSTANT_SAMPLES, CONSTANTS, estimate, estimators_for, usual
 from ._layer import LayerStats, Level
 from ._tables import LEVELS, ORDERS, SCORES
 from ._types import STUDY_SCHEMA, Study, read_columns
@@ -19,5 +19,7 @@ __all__ = [
     "Study",
     "analyze",
     "estimate",
+    "estimators_for",
     "read_columns",
+    "usual",
 ]

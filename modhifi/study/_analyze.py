@@ -51,8 +51,8 @@ def analyze(
     `modhifi.statistics.collect_blocks`).
 
     With ``out``, a study of the same weights, data and settings that is already there is opened instead, and a run that was
-    interrupted goes on where it was. Where `torch.distributed` was started, its processes share the images, and the
-    first of them writes the study.
+    interrupted goes on where it was; of a language model it leaves nothing and starts anew. Where `torch.distributed` was
+    started, its processes share the images, and the first of them writes the study.
 
     Args:
         model: the network; it is not changed.
@@ -74,7 +74,7 @@ def analyze(
             or its input produces values that are not finite.
     """
     began = time.perf_counter()
-    named, many = usual(model)
+    named, many = usual(model.input)
     constants = tuple(dict.fromkeys(("directional", *(named if constants is None else constants))))
     if "none" in constants:
         constants = ()
@@ -110,8 +110,12 @@ def analyze(
         study = Study(model.ref, drawn.ref, structure, {}, {}, no_classes(structure), ridge, 0.0, key)
         # Blocks that are finished wait here; in memory only where nothing is to be written.
         waiting = None if target is None else target.with_name(f".{target.name}.parts")
-        derive_blocks(study, model, batches(0), len(drawn), numbers, waiting, progress)
-        return _finished(study, model, drawn, constants, constant_samples, began, target, waiting, progress)
+        try:
+            derive_blocks(study, model, batches(0), len(drawn), numbers, waiting, progress)
+            return _finished(study, model, drawn, constants, constant_samples, began, target, progress)
+        finally:
+            if waiting is not None and process_rank() == 0:
+                shutil.rmtree(waiting, ignore_errors=True)
     partial = None
     if target is not None:
         rank = f".{process_rank()}" if process_count() > 1 else ""
@@ -130,7 +134,7 @@ def analyze(
     derived = None
     if process_rank() == 0 or target is None:
         derived = _derive(model, drawn, structure, groups, found, ridge, key, progress)
-    whole = _finished(derived, model, drawn, constants, constant_samples, began, target, None, progress)
+    whole = _finished(derived, model, drawn, constants, constant_samples, began, target, progress)
     if partial is not None:
         partial.clear()
     return whole
@@ -144,7 +148,6 @@ def _finished(
     constant_samples: int,
     began: float,
     target: Path | None,
-    waiting: Path | None,
     progress: Progress,
 ) -> Study:
     """The first process (all, where nothing is written) estimates constants and writes the study; the others read it."""
@@ -155,8 +158,6 @@ def _finished(
         study.seconds = time.perf_counter() - began
         if target is not None:
             study.save(target)
-    if waiting is not None and first:
-        shutil.rmtree(waiting, ignore_errors=True)
     if process_count() > 1:
         torch.distributed.barrier()
     if not first:

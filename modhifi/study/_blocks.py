@@ -63,3 +63,5 @@ def derive_blocks(
             safetensors.torch.save_file(layer_tensors(study.layers[name]), file)
             about = study.layers[name].moments
             study.layers[name] = read_layer(file, about.count, about.positions, columns[name])
+            del about
+        del moments  # not to be held while the next block's are added up

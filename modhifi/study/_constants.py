@@ -10,11 +10,11 @@ from .._operators import Edit
 from ..data import Data
 from ..errors import UserError
 from ..lipschitz import ESTIMATORS, certified, directional, jacobian, moved_by, pairs, random, smallest_norms
-from ..models import Model
+from ..models import InputSpec, Model, TokenSpec
 from ..progress import Progress, prefixed, silent
 from ._types import Study
 
-__all__ = ["CONSTANTS", "CONSTANT_SAMPLES", "estimate", "usual"]
+__all__ = ["CONSTANTS", "CONSTANT_SAMPLES", "estimate", "estimators_for", "usual"]
 
 CONSTANTS = ("directional", "jacobian")
 CONSTANT_SAMPLES = 64
@@ -23,9 +23,14 @@ _WINDOWS = 8
 _OF_LANGUAGE = ("directional", "random", "pairs")
 
 
-def usual(model: Model) -> tuple[tuple[str, ...], int]:
-    """The estimators, and the number of samples, unless others are asked for."""
-    return (CONSTANTS, CONSTANT_SAMPLES) if model.tokens is None else (("directional",), _WINDOWS)
+def usual(given: InputSpec | TokenSpec) -> tuple[tuple[str, ...], int]:
+    """The estimators, and the number of samples, for a network that takes this, unless others are asked for."""
+    return (("directional",), _WINDOWS) if isinstance(given, TokenSpec) else (CONSTANTS, CONSTANT_SAMPLES)
+
+
+def estimators_for(given: InputSpec | TokenSpec) -> tuple[str, ...]:
+    """All that there are for a network that takes this."""
+    return _OF_LANGUAGE if isinstance(given, TokenSpec) else tuple(ESTIMATORS)
 
 
 def estimate(
@@ -44,14 +49,14 @@ def estimate(
 
     Raises `UserError` for an unknown estimator or no samples.
     """
-    named, many = usual(model)
+    named, many = usual(model.input)
     estimators, samples = named if estimators is None else estimators, samples or many
     if not estimators:
         return
     unknown = [name for name in estimators if name not in ESTIMATORS]
     if unknown:
         raise UserError(f"unknown estimator {unknown[0]!r}; one of {', '.join(ESTIMATORS)}")
-    if model.tokens is not None and not set(estimators) <= set(_OF_LANGUAGE):
+    if not set(estimators) <= set(estimators_for(model.input)):
         raise UserError(
             f"the constants of language models are estimated by {', '.join(_OF_LANGUAGE)}; leave the others away"
         )

@@ -273,6 +273,11 @@ class Study:
             raise UserError(f"unknown constants {estimator!r}; one of {', '.join([*ESTIMATORS, 'none'])}")
         known = self.certified if estimator == "certified" else self.gains.get(estimator, {})
         if layer not in known:
+            if not self.estimators:
+                raise UserError(
+                    f"this study has no constants; analyze with --constants {estimator}, or prune with --constants none, which"
+                    " takes every layer's for 1"
+                )
             have = ", ".join(self.estimators)
             raise UserError(
                 f"this study has no {estimator} constants, only {have}; analyze with --constants {estimator} too"

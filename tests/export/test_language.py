@@ -50,6 +50,34 @@ def test_equal_widths_open_with_transformers_alone(family: str, language: Make, 
     assert own.plan.groups == small.plan.groups
 
 
+def test_heads_that_the_configuration_cannot_say_are_written_as_free_widths(
+    language: Make, prose: Data, tmp_path: Path
+) -> None:
+    """Six query heads do not divide Llama's 32 channels; transformers refuses such a configuration, when it is written too."""
+    from transformers import AutoModelForCausalLM
+
+    for family, alone in (("llama", False), ("mistral", True)):
+        model = language(family, num_attention_heads=8, num_key_value_heads=4)
+        study = modhifi.analyze(model, prose, 24, constants=["none"])
+        three = {group.name: 3 for group in study.groups if group.kind == "heads"}
+        small = modhifi.apply(modhifi.prune(study, overrides=three, compensate="none", constants="none"), model)
+        out = modhifi.export(small, tmp_path / family)
+        assert (out / "config.json").exists() == alone
+        if alone:
+            AutoModelForCausalLM.from_pretrained(out)
+        ids = small.example(2)
+        assert torch.equal(modhifi.load_model(str(out), device="cpu").module(ids), small.module(ids))
+
+
+@pytest.mark.parametrize("allocation", ["width", "global"])
+def test_how_it_generates_goes_with_it(allocation: str, language: Make, prose: Data, tmp_path: Path) -> None:
+    model = language()
+    model.module.lm.generation_config.eos_token_id = [7, 9]
+    _, small = changed(model, prose, allocation)
+    own = modhifi.load_model(str(modhifi.export(small, tmp_path / "out")), device="cpu")
+    assert own.module.lm.generation_config.eos_token_id == [7, 9]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_free_widths_open_here(family: str, language: Make, prose: Data, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
@@ -74,6 +102,11 @@ def test_free_widths_open_here(family: str, language: Make, prose: Data, tmp_pat
 
 def test_damage_and_other_formats_are_told(language: Make, prose: Data, tmp_path: Path) -> None:
     _, small = changed(language(), prose, "global")
+    with pytest.raises(UserError, match="not spread over devices"):
+        modhifi.load_model(f"hf:{modhifi.export(small, tmp_path / 'free')}", device="map")
+    for context in (0, 1, 49):
+        with pytest.raises(UserError, match=f"the context is 2 to 48 tokens for this model, not {context}"):
+            modhifi.load_model(str(tmp_path / "free"), device="cpu", context=context)
     with pytest.raises(UserError, match="written as safetensors"):
         modhifi.export(small, tmp_path / "no", ["safetensors", "onnx"])
     out = modhifi.export(small, tmp_path / "out")

@@ -13,6 +13,7 @@ import torch
 import modhifi
 from modhifi import Data, Model, UserError
 from modhifi.data import windowed
+from modhifi.errors import Cancelled
 from modhifi.models import fingerprint, reload
 from modhifi.models.language import FAMILIES, as_transformers, opens_alone
 from modhifi.pruning._sequential_blocks import sequential_blocks
@@ -66,6 +67,13 @@ def test_mistakes_are_told(language: Make, tmp_path: Path, monkeypatch: pytest.M
         modhifi.load_model("digits-resnet20", context=8)
     with pytest.raises(UserError, match="only language models"):
         modhifi.load_model("digits-resnet20", device="map")
+    tokenizer = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(tokenizer[:100])
+    with pytest.raises(UserError, match=r"the tokenizer of .* does not open"):
+        modhifi.load_model(f"hf:{folder}", device="cpu")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    assert modhifi.load_model(f"hf:{folder}", device="cpu").tokenizer is None
     (folder / "model.safetensors").write_bytes(b"no")
     with pytest.raises(UserError, match="could not be loaded"):
         modhifi.load_model(f"hf:{folder}")
@@ -100,3 +108,55 @@ def test_weights_on_the_disk_are_read_and_analysed(language: Make, prose: Data, 
     plan = modhifi.prune(expected, params=0.95, compensate="full")
     with pytest.raises(UserError, match="outside this memory"):
         modhifi.apply(plan, away)
+
+
+def test_weights_on_the_disk_are_read_once_a_pass(
+    language: Make, prose: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import disk_offload
+    from accelerate.utils import OffloadedWeightsLoader
+
+    away = language()
+    disk_offload(away.module.lm, offload_dir=str(tmp_path / "disk"), execution_device=torch.device("cpu"))
+    read: list[str] = []
+    usual = OffloadedWeightsLoader.__getitem__
+
+    def counted(self: OffloadedWeightsLoader, key: str) -> torch.Tensor:
+        read.append(key)
+        return usual(self, key)
+
+    monkeypatch.setattr(OffloadedWeightsLoader, "__getitem__", counted)
+    found = []
+    for size in (24, 2):
+        read.clear()
+        modhifi.analyze(away, prose, 24, constants=["none"], batch_size=size)
+        found.append(sum(key.endswith("layers.1.mlp.gate_proj.weight") for key in read))
+    assert found[0] == found[1] > 0
+
+
+def test_a_spread_gpt2_is_refused(language: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import dispatch_model
+    from transformers import AutoModelForCausalLM
+
+    folder = saved(language("gpt2"), tmp_path / "it")
+    usual = AutoModelForCausalLM.from_pretrained
+
+    def spread(where: str, **options: object) -> object:
+        lm = usual(where, **{name: value for name, value in options.items() if name != "device_map"})
+        places = {"transformer.wte": "cpu", "transformer.wpe": "cpu", "transformer.ln_f": "cpu", "lm_head": "cpu"}
+        places |= {"transformer.h.0": "cpu", "transformer.h.1": "disk"}
+        return dispatch_model(lm, places, offload_dir=str(tmp_path / "disk"), main_device="cpu")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spread)
+    with pytest.raises(UserError, match="GPT-2 models cannot be spread over devices"):
+        modhifi.load_model(f"hf:{folder}", device="map")
+
+
+def test_an_analysis_that_fails_leaves_nothing(language: Make, prose: Data, tmp_path: Path) -> None:
+    def stopped(done: int, total: int, what: str) -> None:
+        if what.startswith("collecting") and done:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        modhifi.analyze(language(), prose, 24, constants=["none"], out=tmp_path / "study", progress=stopped)
+    assert list(tmp_path.iterdir()) == []

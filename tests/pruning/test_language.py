@@ -13,7 +13,7 @@ from modhifi import Data, Model, Study, UserError
 from modhifi._operators import get_operator
 from modhifi.data import windowed
 from modhifi.models.language import FAMILIES, opens_alone
-from modhifi.pruning import CHOLESKY, cholesky, score
+from modhifi.pruning import CHOLESKY, LANGUAGE_METHODS, cholesky, score, smallest_cost, usual_allocation
 from modhifi.pruning._sequential_blocks import sequential_blocks
 
 Make = Callable[..., Model]
@@ -31,8 +31,12 @@ def here(prose: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_equal_widths_are_the_best_pair_that_fits(language: Make, prose: Data) -> None:
-    study = studied(language(num_attention_heads=8, num_key_value_heads=4), prose)
+@pytest.mark.parametrize(("family", "counts"), [("llama", (1, 2, 4)), ("mistral", (1, 2, 3, 4))])
+def test_equal_widths_are_the_best_pair_that_fits(
+    family: str, counts: tuple[int, ...], language: Make, prose: Data
+) -> None:
+    """Of those that the configuration can say: Llama's query heads, two a key-value head, must divide its 32 channels."""
+    study = studied(language(family, num_attention_heads=8, num_key_value_heads=4), prose)
     heads, neurons = ([group for group in study.groups if group.kind == kind] for kind in ("heads", "neurons"))
 
     def error(groups: list[modhifi.components.Group], size: int) -> float:
@@ -46,9 +50,9 @@ def test_equal_widths_are_the_best_pair_that_fits(language: Make, prose: Data) -
     for ratio in (0.95, 0.85, 0.7):
         found = modhifi.allocate(study, params=ratio)
         pairs = []
-        for h, n in itertools.product(range(1, 5), range(1, 25)):
-            counts = {g.name: h for g in heads} | {g.name: n for g in neurons}
-            if study.cost(counts).params <= ratio * study.dense.params + 0.5:
+        for h, n in itertools.product(counts, range(1, 25)):
+            chosen = {g.name: h for g in heads} | {g.name: n for g in neurons}
+            if study.cost(chosen).params <= ratio * study.dense.params + 0.5:
                 pairs.append((error(heads, h) + error(neurons, n), (h, n)))
         best = min(pairs)[0]
         h, n = found.counts[heads[0].name], found.counts[neurons[0].name]
@@ -57,6 +61,60 @@ def test_equal_widths_are_the_best_pair_that_fits(language: Make, prose: Data) -
         assert found.cost.params <= ratio * study.dense.params + 0.5
     multiple = modhifi.allocate(study, params=0.85, multiple=8)
     assert multiple.counts[neurons[0].name] % 8 == 0
+    least = smallest_cost(study, "params")
+    few = {g.name: 1 for g in (*heads, *neurons)}
+    assert least == study.cost(few).params / study.dense.params
+    assert modhifi.allocate(study, params=least).counts == few
+
+
+def test_floors_and_what_is_set_by_hand_hold_for_equal_widths(language: Make, prose: Data) -> None:
+    study = studied(language(num_attention_heads=8, num_key_value_heads=4), prose)
+    heads, neurons = ([group.name for group in study.groups if group.kind == kind] for kind in ("heads", "neurons"))
+    found = modhifi.allocate(study, params=0.8, floors={neurons[0]: 14})
+    assert found.counts[neurons[0]] == found.counts[neurons[1]] >= 14
+    with pytest.raises(UserError, match=r"params 0\.3 cannot be reached"):
+        modhifi.allocate(study, params=0.3, floors={neurons[1]: 23})
+    by_hand = dict.fromkeys(neurons, 5) | dict.fromkeys(heads, 3)
+    assert modhifi.allocate(study, params=0.9, overrides=by_hand).counts == by_hand
+    with pytest.raises(UserError, match="cannot be reached"):
+        modhifi.allocate(study, params=0.5, overrides=dict.fromkeys(neurons, 24) | dict.fromkeys(heads, 4))
+    # Three of four cannot be said, so all four stay.
+    found = modhifi.allocate(study, params=0.95, floors={heads[0]: 3})
+    assert {found.counts[name] for name in heads} == {4}
+
+
+def test_blocks_that_differ_are_pruned_freely_unless_asked_otherwise(language: Make, prose: Data) -> None:
+    model = language(num_hidden_layers=3)
+    first = studied(model, prose)
+    neurons = [group.name for group in first.groups if group.kind == "neurons"]
+    uneven = modhifi.prune(first, overrides=dict(zip(neurons, (24, 19, 11), strict=True)), compensate="none")
+    study = studied(modhifi.apply(uneven, model), prose)
+    assert usual_allocation(first) == "width"
+    assert usual_allocation(study) == "global"
+    found = modhifi.allocate(study, params=0.95)
+    assert found.settings.allocation == "global"
+    equal = modhifi.allocate(study, params=0.95, allocation="width")
+    assert len({equal.counts[name] for name in neurons}) == 1
+    assert opens_alone(
+        modhifi.apply(
+            modhifi.prune(study, params=0.95, allocation="width", compensate="none"), modhifi.apply(uneven, model)
+        ).module
+    )
+    with pytest.raises(
+        UserError, match="the neurons of all blocks cannot keep the same number, at least 15 and at most 11"
+    ):
+        modhifi.allocate(study, params=0.95, allocation="width", floors={neurons[0]: 15})
+
+
+def test_a_study_without_constants_says_how_to_go_on(language: Make, prose: Data) -> None:
+    study = modhifi.analyze(language(), prose, 24, constants=["none"])
+    with pytest.raises(
+        UserError, match="no constants; analyze with --constants directional, or prune with --constants none"
+    ):
+        modhifi.prune(study, params=0.9, compensate="none")
+    assert modhifi.prune(study, params=0.9, compensate="none", constants="none").settings.constants == "none"
+    plan = LANGUAGE_METHODS["width-none"].plan(study, "params", 0.9)
+    assert plan.settings.constants == "none"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
