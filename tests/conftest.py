@@ -11,7 +11,7 @@ from torch import nn
 
 import modhifi
 from modhifi import Data, Model, Study
-from modhifi.models import InputSpec, TokenSpec, fingerprint
+from modhifi.models import InputSpec, fingerprint
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +96,7 @@ def language() -> Callable[..., Model]:
     from transformers import AutoConfig
 
     from assets.text_llama import byte_tokenizer
-    from modhifi.models.language import head_counts, of_config
+    from modhifi.models.language import of_config, token_spec
 
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 48}
     grouped = {"intermediate_size": 24, "num_key_value_heads": 2, "tie_word_embeddings": False}
@@ -118,8 +118,9 @@ def language() -> Callable[..., Model]:
             for name, value in module.named_parameters():
                 value.data.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.2)
         module = module.to(dtype)
-        spec = TokenSpec(context=context, vocabulary=256, head_counts=head_counts(config))
-        return Model(family, module, spec, (), None, fingerprint(module), tokenizer=byte_tokenizer())
+        return Model(
+            family, module, token_spec(config, context), (), None, fingerprint(module), tokenizer=byte_tokenizer()
+        )
 
     return make
 

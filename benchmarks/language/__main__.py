@@ -27,7 +27,7 @@ import modhifi
 from modhifi import Data, Model, Study
 from modhifi.components import Cost
 from modhifi.evaluation import read
-from modhifi.models import TokenSpec, fingerprint
+from modhifi.models import fingerprint
 from modhifi.pruning import LANGUAGE_METHODS
 
 SHARES = (0.8, 0.7)
@@ -144,7 +144,7 @@ def peak(depth: int, whole: bool) -> float:
     """MB above what the process held before the analysis of a Llama of so many blocks, mapped files not counted."""
     from transformers import LlamaConfig
 
-    from modhifi.models.language import of_config
+    from modhifi.models.language import of_config, token_spec
 
     config = LlamaConfig(
         vocab_size=256,
@@ -159,7 +159,7 @@ def peak(depth: int, whole: bool) -> float:
     )
     torch.manual_seed(0)
     module = of_config(config)
-    model = Model("random", module, TokenSpec(context=CONTEXT, vocabulary=256), (), None, fingerprint(module))
+    model = Model("random", module, token_spec(config, CONTEXT), (), None, fingerprint(module))
     rows = torch.randint(256, (WINDOWS, CONTEXT))
     data = Data("text:random", None, "test", lambda _: None, tuple(range(WINDOWS)), None, None, "", text="", rows=rows)
     module(rows[:2])

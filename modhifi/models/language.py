@@ -26,7 +26,6 @@ __all__ = [
     "Family",
     "as_transformers",
     "check_context",
-    "head_counts",
     "language_model",
     "of_config",
     "open_tokenizer",
@@ -34,6 +33,7 @@ __all__ = [
     "quiet",
     "set_heads",
     "shaped_like",
+    "token_spec",
     "transformers",
 ]
 
@@ -204,10 +204,11 @@ def language_model(
     if device is not None:
         lm = lm.to(device)
     module = CausalLM(_linear(lm)).eval().requires_grad_(False)
-    return module, _spec(lm.config, context), tokenizer
+    return module, token_spec(lm.config, context), tokenizer
 
 
-def _spec(config: Any, context: int | None) -> TokenSpec:
+def token_spec(config: Any, context: int | None = None) -> TokenSpec:
+    """What a model of this configuration takes; for ``context`` and what is raised see `language_model`."""
     context = min(int(config.max_position_embeddings), _CONTEXT) if context is None else context
     check_context(config, context)
     return TokenSpec(
