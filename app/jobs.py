@@ -113,6 +113,11 @@ class Jobs:
         with self._lock:
             return next((job for key, job in reversed(self._jobs.items()) if key.startswith(prefix)), None)
 
+    def running(self, prefix: str) -> list[Job]:
+        """Those that run or wait whose key starts with ``prefix``, in the order in which they were asked for."""
+        with self._lock:
+            return [job for key, job in self._jobs.items() if key.startswith(prefix) and job.state == "running"]
+
     def submit(self, key: str, title: str, lane: str, work: Work) -> Job:
         """The job for ``key``: the one that runs or is done, else a new one, which then waits for its lane.
 

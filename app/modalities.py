@@ -160,14 +160,16 @@ def _data() -> str:
 
 
 def watch() -> None:
-    """Draws the last job: its progress and its curves while it runs, one line if it failed."""
-    job = library().jobs.latest(_KEY)
-    if job is None:
-        return
-    ui.job_card(job)
-    if job.state == "running":
+    """Draws every job that runs or waits, with the curves of the first, and of the last one a line if it failed."""
+    jobs = library().jobs
+    running, last = jobs.running(_KEY), jobs.latest(_KEY)
+    for job in running:
+        ui.job_card(job)
+    if last is not None and last not in running:
+        ui.job_card(last)
+    if running:
         with st.container():
-            _live(job)
+            _live(running[0])
 
 
 @st.fragment(run_every=1.0)
@@ -177,7 +179,7 @@ def _live(job: Job) -> None:
     if run is None or job.state != "running":
         st.caption("The curves appear with the first epoch.")
         return
-    if not run.outcomes:
+    if not run.outcomes or run.alone[-1].accuracy is None:
         alone = run.alone[-1]
         last = f"{ui.percent(alone.history[-1].accuracy)} of validation" if alone.history else ""
         st.caption(f"{alone.modality} alone, seed {alone.seed + 1}, epoch {len(alone.history)}: {last}")
@@ -284,11 +286,13 @@ def in_words(run: Run) -> str:
     if "joint" not in summary:
         return "Train *Joint* beside it to see what the modulation changes."
     mono, strength = summary["joint"]["mono"], summary["joint"]["competition"]
-    strong, weak = (pick(run.modalities, key=lambda name: mono[name].mean) for pick in (max, min))
+    strong = max(run.modalities, key=lambda name: mono[name].mean)
+    weak = min((name for name in run.modalities if name != strong), key=lambda name: mono[name].mean)
     best = max((run.reference(name) for name in run.modalities), key=lambda one: one.mean if one else 0.0)
+    leans = "on no modality more" if mono[strong].mean == mono[weak].mean else f"on **{strong}**"
     said = (
-        f"Trained jointly, the model leans on **{strong}**: its part of the output answers {ui.percent(mono[strong].mean)} "
-        f"correctly, that of {weak} {ui.percent(mono[weak].mean)}."
+        f"Trained jointly, the model leans {leans}: the part of the output that is {strong}'s answers "
+        f"{ui.percent(mono[strong].mean)} correctly, that of {weak} {ui.percent(mono[weak].mean)}."
     )
     if best is not None and best.mean > summary["joint"]["accuracy"].mean:
         said += " It is worse than the better modality alone: the modalities compete."

@@ -28,17 +28,27 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def claim_folder(path: Path, marker: str) -> None:
+    """Raises what `atomic_folder` would: for work that takes long, before it begins."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; name a folder to write to")
+    if path.is_dir() and any(path.iterdir()) and not (path / marker).exists():
+        raise UserError(f"{path} holds other files (no {marker}); name an empty or new folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent} cannot be made ({error.strerror}); name another folder") from error
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"nothing may be written into {path.parent}; name another folder")
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
     """The same for a folder. An existing folder is replaced only if it holds ``marker``, the file that says it is ours.
 
     Raises `UserError` rather than overwrite a file, or a folder of something else.
     """
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; name a folder to write to")
-    if path.is_dir() and any(path.iterdir()) and not (path / marker).exists():
-        raise UserError(f"{path} holds other files (no {marker}); name an empty or new folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    claim_folder(path, marker)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield temporary

@@ -85,7 +85,9 @@ def compare(asked: argparse.Namespace, pool: ProcessPoolExecutor, **changed: Any
         wanted = settings(asked, fusion, methods, ALPHA, ENERGY).model_copy(update=changed)
         jobs.append(pool.submit(train, wanted, out=out))
     for job in jobs:
-        run = job.result()
+        run = attempt(job)
+        if run is None:
+            continue
         table(in_words(run), *rows(run))
         if run.rates:
             print(
@@ -123,10 +125,11 @@ def swept(
 
 
 def attempt(job: Future[Run]) -> Run | None:
-    """The run, or None if it diverged."""
+    """The run; None, and a line, if it diverged."""
     try:
         return job.result()
-    except Diverged:
+    except Diverged as error:
+        print(f"\n{error}", flush=True)
         return None
 
 

@@ -65,10 +65,13 @@ def _data(parser: argparse.ArgumentParser, split: str | None, default: str | Non
 
 
 def _share(text: str) -> tuple[str, float]:
-    name, equals, share = text.rpartition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not MODALITY=SHARE")
-    return name, float(share)
+    name, _, share = text.rpartition("=")
+    try:
+        return name, float(share)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not MODALITY=SHARE, with a share above 0 and up to 1 (image=0.5)"
+        ) from None
 
 
 def _multimodal(parser: argparse.ArgumentParser) -> None:

@@ -29,14 +29,23 @@ def competition_strength(fit_features: Tensor, fit_concept: Tensor, features: Te
     # of the fit would count for most where it moves.
     scale = len(seen) * float(seen.var(0, correction=0).mean()) or 1.0
     ridge = RidgeCV(scale * _RIDGES).fit(seen.numpy(), fit_concept.double().cpu().numpy())
-    found = ridge.predict(features.double().cpu().numpy())
-    return distance(torch.from_numpy(found), concept.double().cpu())
+    found = torch.from_numpy(ridge.predict(features.double().cpu().numpy()))
+    return distance(found.reshape(concept.shape), concept.cpu())
 
 
 def distance(found: Tensor, concept: Tensor) -> float:
-    """tr( (ĉ − c) Cov(c)⁺ (ĉ − c)ᵀ ) / (n·K) for (n, K) predictions and outputs; the mean as prediction gives 1 at full rank."""
+    """tr( (ĉ − c) Cov(c)⁺ (ĉ − c)ᵀ ) / (n·K) for (n, K) predictions and outputs; the mean as prediction gives 1 at full rank.
+
+    Directions in which the outputs, each with variance 1, differ by no more than their type's rounding (probabilities add up to
+    1) do not count.
+    """
+    # A covariance has the square of the rounding error, and sums of many.
+    rounding = min(1e-3, 1e4 * torch.finfo(concept.dtype).eps ** 2)
     found, concept = found.double(), concept.double()
-    error, centred = found - concept, concept - concept.mean(0)
-    covariance = centred.T @ centred / len(concept)
-    weighed = error @ torch.linalg.pinv(covariance, hermitian=True)
+    scale = concept.std(0, correction=0)
+    scale = torch.where(scale > 0, scale, 1.0)
+    error, centred = (found - concept) / scale, (concept - concept.mean(0)) / scale
+    correlation = centred.T @ centred / len(concept)
+    least = max(rounding, len(correlation) * torch.finfo(correlation.dtype).eps)
+    weighed = error @ torch.linalg.pinv(correlation, rtol=least, hermitian=True)
     return float((weighed * error).sum() / error.numel())

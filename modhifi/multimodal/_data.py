@@ -189,7 +189,7 @@ def audio_visual_digits(folder: Path, pairs: int | None = None, seed: int = 0) -
         sounds, spoken = recordings[split]
         if split == "train":
             # All images and all recordings are used alike, each by its own draw.
-            chosen = _draw(len(targets), pairs or len(targets), seed)
+            chosen = _draw(len(targets), len(targets) if pairs is None else pairs, seed)
             partner = _partners(targets[chosen], spoken, seed)
         else:
             # Each image that is judged meets several recordings: fewer chance effects of the pairing.
@@ -229,28 +229,34 @@ def _recordings(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
         except (pa.ArrowException, OSError, KeyError) as error:
             raise UserError(f"{path} is damaged or has no columns audio and label") from error
         for row in table:
-            named = _NAME.fullmatch(str(row["audio"]["path"])) if isinstance(row["audio"], dict) else None
+            audio = row["audio"] if isinstance(row["audio"], dict) else {}
+            named = _NAME.fullmatch(str(audio.get("path")))
             if named is None:
                 raise UserError(f"{path}: the path of a recording must say DIGIT_SPEAKER_NUMBER.wav")
             number = int(named[3])
             split = "test" if number < 5 else "validation" if number < 10 else "train"
-            rows[split].append((_waveform(row["audio"]["bytes"], f"{named[0]} of {path}"), int(row["label"])))
+            if row["label"] not in range(10):
+                raise UserError(f"{path}: the label of {named[0]} must be a number from 0 to 9, not {row['label']!r}")
+            rows[split].append((_waveform(audio.get("bytes"), f"{named[0]} of {path}"), row["label"]))
+    for split, numbers in (("test", "0 to 4"), ("validation", "5 to 9"), ("train", "10 and above")):
+        if not rows[split]:
+            raise UserError(f"{folder} has no recordings numbered {numbers}, which are those of the {split} split")
     return {
         split: (log_mel([sound for sound, _ in found]), torch.tensor([label for _, label in found]))
         for split, found in rows.items()
     }
 
 
-def _waveform(encoded: bytes, name: str) -> NDArray[np.float32]:
+def _waveform(encoded: bytes | None, name: str) -> NDArray[np.float32]:
     """Samples in −1..1 of a mono wav of 16 bits at 8 kHz."""
     try:
-        with wave.open(io.BytesIO(encoded)) as file:
+        with wave.open(io.BytesIO(encoded or b"")) as file:
             form = (file.getnchannels(), file.getsampwidth(), file.getframerate())
             frames = file.readframes(file.getnframes())
     except (wave.Error, EOFError, TypeError) as error:
         raise UserError(f"{name} is no wav file") from error
-    if form != (1, 2, RATE) or not frames:
-        raise UserError(f"{name} must be a mono wav of 16 bits at {RATE} Hz that is not empty")
+    if form != (1, 2, RATE) or not frames or len(frames) % 2:
+        raise UserError(f"{name} must be a mono wav of 16 bits at {RATE} Hz that is whole and not empty")
     return np.frombuffer(frames, dtype="<i2").astype(np.float32) / np.float32(32768)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-__all__ = ["Inputs", "call", "check", "named"]
+__all__ = ["Inputs", "call", "check", "check_targets", "named"]
 
 Inputs = Mapping[str, Tensor] | Sequence[Tensor]
 """A dict, or a tuple, of modalities, each (B, …); a model takes it as its only argument."""
@@ -28,6 +28,12 @@ def call(model: nn.Module, inputs: dict[str, Tensor], like: Inputs) -> Tensor:
     if not isinstance(output, Tensor) or output.ndim != 2:
         raise UserError("the model must give one tensor of logits (samples, classes) for a batch of modalities")
     return output
+
+
+def check_targets(targets: Tensor, classes: int) -> None:
+    """Raises `UserError` unless targets (B,) are class indices below ``classes``."""
+    if not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+        raise UserError(f"targets must be class indices from 0 to {classes - 1}")
 
 
 def check(inputs: dict[str, Tensor], targets: Tensor, modalities: Sequence[str] | None = None) -> None:

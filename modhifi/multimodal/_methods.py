@@ -17,7 +17,7 @@ compare with, need to know which parameters belong to which modality: ``model.en
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
-from ._inputs import Inputs, call, check, named
+from ._inputs import Inputs, call, check, check_targets, named
 from ._shapley import coalitions, mute, muted, shapley_values, share
 
 __all__ = ["AGM", "MSES", "MSLR", "OGMGE", "Diverged", "Joint"]
@@ -89,14 +89,14 @@ class AGM(Joint):
     see the random draws (dropout) of the first. In several processes the scores are of all of them together. Each call wants its
     backward pass before the next call, which changes BatchNorm's statistics in place.
 
-    ``baseline`` replaces a muted modality (zeros where it has none). ``alpha`` may be changed between batches. ``limit`` bounds
-    the exponent α (τ_m − r_m) on both sides.
+    ``baseline``, a dict or tuple like the inputs, replaces a muted modality (zeros where it has none). ``alpha`` may be changed
+    between batches. ``limit`` bounds the exponent α (τ_m − r_m) on both sides.
     """
 
     name = "agm"
     title = "AGM"
 
-    def __init__(self, alpha: float = 1.0, baseline: Mapping[str, Tensor] | None = None, limit: float = 7.0) -> None:
+    def __init__(self, alpha: float = 1.0, baseline: Inputs | None = None, limit: float = 7.0) -> None:
         super().__init__()
         if not alpha >= 0:
             raise UserError(f"alpha is how strongly gradients are modulated, 0 or more, not {alpha}")
@@ -118,10 +118,18 @@ class AGM(Joint):
             for present in coalitions(list(given)):
                 with draws.again():
                     outputs[present] = call(bare, mute(given, present, self.baseline), inputs)
-        if not 0 <= int(targets.min()) <= int(targets.max()) < outputs[everything].shape[1]:
-            raise UserError(f"targets must be class indices from 0 to {outputs[everything].shape[1] - 1}")
+        check_targets(targets, outputs[everything].shape[1])
         seen = {present: output.detach().float() for present, output in outputs.items()}
-        self._observe(shapley_values(seen, list(given)), targets)
+        try:
+            self._observe(shapley_values(seen, list(given)), targets)
+        except Diverged:
+            if bool(torch.isfinite(seen[everything]).all()):
+                present = next(names for names, output in seen.items() if not bool(torch.isfinite(output).all()))
+                absent = ", ".join(name for name in given if name not in present)
+                raise Diverged(
+                    f"the model's output is not finite with {absent} muted; give AGM a baseline that the model can take"
+                ) from None
+            raise
         factors = [share(present, self.coefficients) for present in outputs]
         return _Modulated.apply(factors, *outputs.values())  # type: ignore[no-any-return]
 
@@ -133,7 +141,9 @@ class AGM(Joint):
             torch.distributed.all_reduce(told)
         means = (told[:-1] / told[-1]).cpu().double()
         if not bool(torch.isfinite(means).all()):
-            raise Diverged("the model's output is not finite any more: training diverged; choose a lower learning rate")
+            raise Diverged(
+                "the model's output is not finite any more: training diverged; choose a lower learning rate or a smaller alpha"
+            )
         self.scores = dict(zip(values, means.tolist(), strict=True))
         self.batches += 1
         for name, score in self.scores.items():
@@ -215,6 +225,7 @@ class OGMGE(Joint):
         finally:
             for hook in hooks:
                 hook.remove()
+        check_targets(targets, output.shape[1])
         sums = torch.stack([logits[name].float().softmax(1).gather(1, targets[:, None]).sum() for name in given])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
@@ -262,8 +273,8 @@ class MSLR(Joint):
 
 
 class MSES(Joint):
-    """Modality-specific early stopping (Fujimori et al., 2020): an encoder is left as it is from the epoch on in which the loss
-    of its modality's own output on validation data has not improved for ``patience`` epochs.
+    """Modality-specific early stopping (Fujimori et al., 2020): an encoder is left as it is, its BatchNorm included, from the
+    epoch on in which the loss of its modality's own output on validation data has not improved for ``patience`` epochs.
     """
 
     name = "mses"
@@ -275,8 +286,26 @@ class MSES(Joint):
         self._best: dict[str, float] = {}
         self._waited: dict[str, int] = {}
 
+    def _stopped(self, model: nn.Module) -> list[nn.Module]:
+        stopped = [name for name, factor in self.coefficients.items() if factor == 0.0]
+        encoders = _parts(model, "encoders", self.coefficients, "MSES stops encoders") if stopped else {}
+        return [encoders[name] for name in stopped]
+
+    def forward(self, model: nn.Module, given: dict[str, Tensor], inputs: Inputs, targets: Tensor) -> Tensor:
+        with ExitStack() as stack:
+            for encoder in self._stopped(model):
+                stack.enter_context(muted(encoder))
+            return super().forward(model, given, inputs, targets)
+
+    def adjust(self, model: nn.Module) -> None:
+        for encoder in self._stopped(model):
+            for parameter in encoder.parameters():
+                parameter.grad = (
+                    None  # not zero: momentum and decay would go on. Nor is it frozen, which a wrapped model minds
+                )
+
     def end_epoch(self, model: nn.Module, losses: Mapping[str, float]) -> None:
-        encoders = _parts(model, "encoders", losses, "MSES stops encoders")
+        _parts(model, "encoders", losses, "MSES stops encoders")
         for name, loss in losses.items():
             if loss < self._best.get(name, float("inf")):
                 self._best[name], self._waited[name] = loss, 0
@@ -284,9 +313,6 @@ class MSES(Joint):
                 self._waited[name] = self._waited.get(name, 0) + 1
             if self._waited[name] >= self.patience:
                 self.coefficients[name] = 0.0
-                encoders[name].requires_grad_(False)
-                for parameter in encoders[name].parameters():
-                    parameter.grad = None  # otherwise momentum would go on
 
 
 def _parts(model: nn.Module, part: str, modalities: Mapping[str, Any], why: str) -> Mapping[str, nn.Module]:

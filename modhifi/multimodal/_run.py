@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -52,6 +52,11 @@ class Settings(_Record):
     rate: float = Field(default=0.03, gt=0)
     batch: int = Field(default=32, ge=2)
     decay: float = Field(default=1e-4, ge=0)
+
+    @field_validator("methods")
+    @classmethod
+    def _once(cls, methods: tuple[MethodName, ...]) -> tuple[MethodName, ...]:
+        return tuple(dict.fromkeys(methods))
 
     @classmethod
     def of(cls, **asked: Any) -> Settings:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import UserError
 from ._inputs import Inputs, call, named
 
 __all__ = ["coalitions", "mono_modal_outputs", "mute", "muted", "share", "shapley_values"]
@@ -68,15 +69,19 @@ def shapley_values(outputs: Mapping[Coalition, Tensor], modalities: Sequence[str
     return values
 
 
-def mute(
-    inputs: Mapping[str, Tensor], present: Collection[str], baseline: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """The same inputs with all modalities but ``present`` replaced: by zeros, or by ``baseline`` (a sample or a batch)."""
+def mute(inputs: Mapping[str, Tensor], present: Collection[str], baseline: Inputs | None = None) -> dict[str, Tensor]:
+    """The same inputs with all modalities but ``present`` replaced: by zeros, or by ``baseline`` (a sample or a batch each).
+
+    Raises `UserError` for a baseline of a modality that there is not.
+    """
+    baseline = {} if baseline is None else named(baseline)
+    if unknown := [name for name in baseline if name not in inputs]:
+        raise UserError(f"the baseline names {', '.join(unknown)}; the modalities are {', '.join(inputs)}")
     found = {}
     for name, one in inputs.items():
         if name in present:
             found[name] = one
-        elif baseline is not None and name in baseline:
+        elif name in baseline:
             found[name] = baseline[name].to(one).expand_as(one)
         else:
             found[name] = torch.zeros_like(one)
@@ -96,9 +101,7 @@ def muted(model: nn.Module) -> Iterator[None]:
             norm.training = True
 
 
-def mono_modal_outputs(
-    model: nn.Module, inputs: Inputs, baseline: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
+def mono_modal_outputs(model: nn.Module, inputs: Inputs, baseline: Inputs | None = None) -> dict[str, Tensor]:
     """φ_m (B, K) of each modality, ``f(∅)`` taken as 0; with BatchNorm in evaluation mode throughout."""
     given = named(inputs)
     with muted(model):

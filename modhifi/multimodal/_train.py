@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .._files import atomic_folder, write_json
+from .._files import atomic_folder, claim_folder, write_json
 from ..devices import choose_device
 from ..errors import UserError
 from ..progress import Progress, silent
 from ._competition import competition_strength
 from ._data import SPLITS, MultimodalData, Pairs, load_multimodal
-from ._inputs import check
+from ._inputs import check, check_targets
 from ._methods import AGM, MSES, MSLR, OGMGE, Diverged, Joint
 from ._networks import network
 from ._run import FILE, Alone, Epoch, MethodName, Outcome, Run, Settings
@@ -77,6 +77,8 @@ class _Training:
 
     def run(self, out: Path | str | None) -> Run:
         s = self.settings
+        if out is not None:
+            claim_folder(Path(out), FILE)
         self.progress(0, 0, "reading the data")
         data = self._data(0)
         self._start(data)
@@ -104,6 +106,7 @@ class _Training:
             pairs: Pairs = getattr(data, split)
             try:
                 check(pairs.inputs, pairs.targets, data.modalities)
+                check_targets(pairs.targets, len(data.classes))
             except UserError as error:
                 raise UserError(f"{split} data: {error}") from error
         if len(data.train.targets.unique()) < 2:
@@ -212,18 +215,23 @@ class _Training:
             torch.manual_seed(seed)
             net = network(s.fusion, data.shapes, len(data.classes), s.batch_norm).to(self.device)
         optimizer = torch.optim.SGD(method.parameter_groups(net, rate * s.rate), momentum=0.9, weight_decay=s.decay)
-        steps = max(1, len(data.train) // s.batch)
+        # Batches are of equal size as nearly as can be, at least as large as was asked for: no small one comes last.
+        size = math.ceil(len(data.train) / max(1, len(data.train) // s.batch))
+        steps = math.ceil(len(data.train) / size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.epochs * steps)
         history: list[Epoch] = []
         for _ in range(s.epochs):
             net.train()
             total = 0.0
             seen: list[dict[str, float]] = []
-            for part in torch.randperm(len(data.train), generator=generator).chunk(steps):
+            for part in torch.randperm(len(data.train), generator=generator).split(size):
                 self.progress(self.epochs_done, self.epochs_total, what)
                 batch = data.train.take(part.to(self.device))
                 optimizer.zero_grad()
-                output = method(net, batch.inputs, batch.targets) if together else net(batch.inputs)
+                try:
+                    output = method(net, batch.inputs, batch.targets) if together else net(batch.inputs)
+                except Diverged as error:
+                    raise Diverged(f"{what}: {error}") from error
                 loss = cross_entropy(output, batch.targets)
                 loss.backward()
                 method.adjust(net)
@@ -231,15 +239,16 @@ class _Training:
                 schedule.step()
                 total += float(loss.detach()) * len(part)
                 seen.append(method.coefficients)
-            if not math.isfinite(total):
-                raise Diverged(f"{what}: training diverged; choose a lower rate than {s.rate:g}")
             net.eval()
+            logits = _logits(net, data.validation)
+            if not (math.isfinite(total) and bool(torch.isfinite(logits).all())):
+                raise Diverged(f"{what}: training diverged; choose a lower rate than {s.rate:g}")
             targets = data.validation.targets
             mono = _mono(net, data.validation) if together else {}
             history.append(
                 Epoch(
                     loss=total / len(data.train),
-                    accuracy=accuracy(_logits(net, data.validation), targets),
+                    accuracy=accuracy(logits, targets),
                     mono={name: accuracy(values, targets) for name, values in mono.items()},
                     coefficients={name: statistics.fmean(one[name] for one in seen) for name in mono},
                 )

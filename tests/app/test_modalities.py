@@ -227,7 +227,9 @@ def test_what_the_numbers_say(tiny: Run) -> None:
 
     best = max(Spread.of([0.0]).mean, *(one.mean for m in ("left", "right") if (one := tiny.reference(m))))
     said = page.in_words(run(best - 0.05, 0.2, 0.8, 0.5))
-    assert "leans on **right**: its part of the output answers 80.0% correctly, that of left 20.0%" in said
+    assert (
+        "leans on **right**: the part of the output that is right's answers 80.0% correctly, that of left 20.0%" in said
+    )
     assert "the modalities compete" in said
     assert "With AGM left reaches 66.0%" in said
     assert "competition strength goes from 0.50 to 0.25" in said

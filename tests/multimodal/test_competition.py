@@ -43,6 +43,20 @@ def test_outputs_that_are_linearly_dependent() -> None:
     concept = data(50, 3)[1]
     concept = torch.cat([concept, concept[:, :1]], dim=1)
     assert distance(concept.mean(0).expand_as(concept), concept) == pytest.approx(3 / 4, rel=1e-6)
+    # Up to rounding only, as probabilities are.
+    for dtype in (torch.float64, torch.float32):
+        logits = data(2000, 3)[1].to(dtype) @ torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
+        chances = logits.softmax(1)
+        flat = chances.double().mean(0).expand_as(chances)
+        assert distance(flat, chances) == pytest.approx(3 / 4, rel=1e-6)
+        held = competition_strength(chances[:1000], chances[:1000], chances[1000:], chances[1000:])
+        assert held < 1e-6
+
+
+def test_one_output() -> None:
+    features, _ = data(400, 4)
+    concept = features[:, :1]
+    assert competition_strength(features[:200], concept[:200], features[200:], concept[200:]) < 1e-6
 
 
 def test_what_features_hold_costs_nothing_and_noise_costs_everything() -> None:

@@ -171,6 +171,11 @@ def test_any_folder_of_that_form(tmp_path: Path) -> None:
         (lambda r: r | {"audio": r["audio"] | {"path": "x.wav"}}, "DIGIT_SPEAKER_NUMBER"),
         (lambda r: r | {"label": 3}, "no recording of the digit"),
         (lambda r: {"sound": r["label"]}, "no columns audio and label"),
+        (lambda r: r | {"label": None}, "must be a number from 0 to 9, not None"),
+        (lambda r: r | {"label": "three"}, "must be a number from 0 to 9, not 'three'"),
+        (lambda r: r | {"audio": {"bytes": r["audio"]["bytes"]}}, "DIGIT_SPEAKER_NUMBER"),
+        (lambda r: r | {"audio": r["audio"] | {"bytes": r["audio"]["bytes"][:-1]}}, "whole and not empty"),
+        (lambda r: r | {"audio": r["audio"] | {"path": r["audio"]["path"].replace("_5.", "_4.")}}, "numbered 5 to 9"),
     ],
 )
 def test_damaged_recordings_are_one_line(tmp_path: Path, change, line: str) -> None:
@@ -188,8 +193,9 @@ def test_other_mistakes(tmp_path: Path) -> None:
         load_multimodal(degrade={"audio": 0.5})
     with pytest.raises(UserError, match="above 0"):
         load_multimodal(degrade={"left": 0.0})
-    with pytest.raises(UserError, match="too few"):
-        load_multimodal(pairs=1)
+    for some in (0, 1):
+        with pytest.raises(UserError, match="too few"):
+            load_multimodal(pairs=some)
     seed = next(s for s in range(200) if len(set(_labels(2, s))) == 1)
     with pytest.raises(UserError, match="one class only"):
         load_multimodal(pairs=2, seed=seed)

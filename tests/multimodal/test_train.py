@@ -156,6 +156,16 @@ def test_stopped_in_the_middle(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_training_whose_last_step_diverges_is_one_line() -> None:
+    settings = Settings(seeds=1, epochs=1, pairs=32, methods=("joint",), rate=1e15)
+    with pytest.raises(UserError, match=r"alone, seed 1 of 1: training diverged"):
+        train(settings)
+
+
+def test_a_method_that_is_named_twice_is_trained_once() -> None:
+    assert Settings(methods=("agm", "joint", "agm")).methods == ("agm", "joint")
+
+
 def test_a_training_that_diverges_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="diverged"):
         train(Settings(seeds=1, epochs=3, pairs=64, rate=1e6), out=tmp_path / "run")
@@ -164,8 +174,18 @@ def test_a_training_that_diverges_is_one_line(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds other files"):
-        train(Settings(seeds=1, epochs=1, pairs=32, methods=("joint",)), out=tmp_path)
+    (tmp_path / "precious.txt").chmod(0o444)
+    for out, line in (
+        (tmp_path, "holds other files"),
+        (tmp_path / "precious.txt", "is a file"),
+        (tmp_path / "precious.txt" / "run", "cannot be made"),
+    ):
+        with pytest.raises(UserError, match=line):
+            train(
+                Settings(seeds=1, epochs=1, pairs=32, methods=("joint",)),
+                out=out,
+                watch=lambda _: pytest.fail("trained"),
+            )
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
