@@ -13,7 +13,15 @@ from typing import Any
 
 from .errors import UserError
 
-__all__ = ["atomic_file", "atomic_folder", "file_sha256", "read_json", "write_json"]
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "claim_folder",
+    "claim_parent",
+    "file_sha256",
+    "read_json",
+    "write_json",
+]
 
 
 @contextlib.contextmanager
@@ -34,6 +42,11 @@ def claim_folder(path: Path, marker: str) -> None:
         raise UserError(f"{path} is a file; name a folder to write to")
     if path.is_dir() and any(path.iterdir()) and not (path / marker).exists():
         raise UserError(f"{path} holds other files (no {marker}); name an empty or new folder")
+    claim_parent(path)
+
+
+def claim_parent(path: Path) -> None:
+    """Makes the folder that ``path`` is to lie in; raises `UserError` where that or writing into it is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

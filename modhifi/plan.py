@@ -18,7 +18,7 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from torch import Tensor
 
-from ._files import atomic_file, read_json
+from ._files import atomic_file, claim_parent, read_json
 from .data import DataRef
 from .errors import UserError
 from .models import ModelRef
@@ -158,17 +158,26 @@ class Plan(_Frozen):
                 archive.writestr(f"{stem}.safetensors", blob, compress_type=zipfile.ZIP_STORED)
         return buffer.getvalue()
 
-    def save(self, path: str | Path) -> Path:
-        """Writes ``path`` (``.json``, with ``.safetensors`` beside it, or ``.zip`` with both inside), whole or not at all."""
+    @staticmethod
+    def claim(path: str | Path) -> Path:
+        """Raises the `UserError` that `save` would, for work that takes long, before it begins: a folder, another suffix, a place
+        that cannot be written to.
+        """
         path = Path(path)
         if path.is_dir():
             raise UserError(f"{path} is a folder; name a file such as {path / 'plan.json'}")
+        if path.suffix not in (".json", ".zip"):
+            raise UserError(f"a plan is written as .json or .zip, not {path.suffix or 'a name without suffix'}: {path}")
+        claim_parent(path)
+        return path
+
+    def save(self, path: str | Path) -> Path:
+        """Writes ``path`` (``.json``, with ``.safetensors`` beside it, or ``.zip`` with both inside), whole or not at all."""
+        path = self.claim(path)
         if path.suffix == ".zip":
             with atomic_file(path) as temporary:
                 temporary.write_bytes(self.to_zip(path.stem))
             return path
-        if path.suffix != ".json":
-            raise UserError(f"a plan is written as .json or .zip, not {path.suffix or 'a name without suffix'}: {path}")
         text, blob = self._encode(path.stem)
         if blob is not None:
             with atomic_file(path.with_suffix(".safetensors")) as temporary:

@@ -249,6 +249,7 @@ def _show_group(study: Study, name: str, eta: float, progress: Progress) -> Answ
 
 
 def prune(asked: argparse.Namespace, progress: Progress) -> Answer:
+    Plan.claim(asked.out)
     study = Study.load(asked.study)
     if asked.flops is None and asked.params is None and asked.latency is None and not asked.keep:
         raise UserError("say how much remains: --flops R, --params R, --latency R or --keep GROUP=COUNT")
@@ -410,6 +411,7 @@ def _bar(share: float) -> str:
 
 
 def unlearn(asked: argparse.Namespace, progress: Progress) -> Answer:
+    Plan.claim(asked.out)
     study = Study.load(asked.study)
     plan = modhifi.unlearn(
         study,

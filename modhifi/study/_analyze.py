@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .._files import claim_folder
 from .._format import by_reason, listed
 from .._operators import flat_weight, get_operator
 from ..components import Structure, structure_of
@@ -24,7 +25,7 @@ from ..surgery import verified
 from ._blocks import derive_blocks
 from ._constants import estimate, usual
 from ._layer import LayerStats
-from ._types import STUDY_SCHEMA, Study, read_columns
+from ._types import MANIFEST, STUDY_SCHEMA, Study, read_columns
 
 __all__ = ["CLASS_SAMPLES", "analyze"]
 
@@ -90,6 +91,8 @@ def analyze(
     if known is not None:
         progress(1, 1, "the same study is already there")
         return known
+    if target is not None and process_rank() == 0:
+        claim_folder(target, MANIFEST)
     progress(0, 1, "tracing the network")
     structure = structure_of(model)
     if not isinstance(model.module, CausalLM):  # whose groups are written down, not traced

@@ -31,10 +31,10 @@ from ..statistics import Moments
 from ._layer import LayerStats, Level
 from ._tables import ORDERS, SCORES, energy_key, error_key, order_key, ranked, score_key, tabulate, tabulate_order
 
-__all__ = ["STUDY_SCHEMA", "Study", "layer_tensors", "read_columns", "read_layer"]
+__all__ = ["MANIFEST", "STUDY_SCHEMA", "Study", "layer_tensors", "read_columns", "read_layer"]
 
 STUDY_SCHEMA = 4
-_MANIFEST, _TENSORS = "study.json", "study.safetensors"
+MANIFEST, _TENSORS = "study.json", "study.safetensors"
 
 
 @dataclass
@@ -316,7 +316,7 @@ class Study:
         for estimator, by_layer in self.gains.items():
             tensors |= {f"gain/{estimator}/{name}": gains.stacked() for name, gains in by_layer.items()}
         tensors |= {f"norm/{name}": norms for name, norms in self.norms.items()}
-        with atomic_folder(path, _MANIFEST) as folder:
+        with atomic_folder(path, MANIFEST) as folder:
             # Tensors that share memory would be refused; a table may be a view of another.
             safetensors.torch.save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / _TENSORS)
             for name, stats in self.layers.items() if apart else ():
@@ -340,7 +340,7 @@ class Study:
                 if apart
                 else {},
             }
-            (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return path
 
     @classmethod
@@ -351,9 +351,9 @@ class Study:
             raise UserError(
                 f"{path} is not a study's folder; make one with: modhifi analyze MODEL --data DATA --out {path}"
             )
-        if not (path / _MANIFEST).exists():
-            raise UserError(f"{path} is not a study: it has no {_MANIFEST}; make one with modhifi analyze")
-        raw = read_json(path / _MANIFEST, "a study")
+        if not (path / MANIFEST).exists():
+            raise UserError(f"{path} is not a study: it has no {MANIFEST}; make one with modhifi analyze")
+        raw = read_json(path / MANIFEST, "a study")
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if version != STUDY_SCHEMA:
             raise UserError(f"{path} has study schema {version}, this version reads {STUDY_SCHEMA}; analyze again")

@@ -279,6 +279,25 @@ def test_mistakes_with_plans_and_studies(work: Path, capsys: pytest.CaptureFixtu
     assert not list(tmp_path.iterdir())
 
 
+def test_what_cannot_be_written_is_told_before_the_work(
+    work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    monkeypatch.setattr("modhifi.study._analyze.structure_of", lambda _: pytest.fail("the work was begun"))
+    for name in ("prune", "unlearn"):
+        monkeypatch.setattr(f"modhifi.{name}", lambda *_, **__: pytest.fail("the work was begun"))
+    assert "holds other files" in refused(capsys, "analyze", "digits-resnet20", "--out", tmp_path)
+    assert "is a file" in refused(capsys, "analyze", "digits-resnet20", "--out", tmp_path / "mine.txt")
+    prune, unlearn = (
+        ["prune", work / "study", "--flops", 0.5, "--out"],
+        ["unlearn", work / "study", "--forget", 3, "--out"],
+    )
+    for command in (prune, unlearn):
+        assert "is a folder; name a file" in refused(capsys, *command, tmp_path)
+        assert "as .json or .zip" in refused(capsys, *command, tmp_path / "plan")
+        assert "cannot be made" in refused(capsys, *command, tmp_path / "mine.txt" / "plan.json")
+
+
 def test_a_plan_for_other_weights(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     state = load_file(ROOT / "assets" / "digits-resnet20.safetensors")
     state["linear.bias"] = state["linear.bias"] + 1
