@@ -313,10 +313,11 @@ def _measure(session: Session, wish: Wish) -> None:
 AXES = {"flops": "FLOPs", "params": "parameters", "latency_ms": "latency"}
 
 
-def axis_choice() -> str:
-    """Draws the choice of the cost that the measured plans are shown against."""
-    words = {name: title[0].upper() + title[1:] for name, title in AXES.items()}
-    text = "What accuracy is shown against, as a share of the unchanged network's."
+def axis_choice(study: modhifi.Study) -> str:
+    """Draws the choice of the cost that the measured plans are shown against; a language model's latency is not measured."""
+    known = [name for name in AXES if name != "latency_ms" or not language.is_language(study)]
+    words = {name: AXES[name][0].upper() + AXES[name][1:] for name in known}
+    text = "What accuracy or perplexity is shown against, as a share of the unchanged network's."
     chosen: str = ui.choice("Against", words, "against", "flops", text, hide_label=True)
     return chosen
 

@@ -19,34 +19,34 @@ with right:
         st.error(wish.problem, icon=":material/error:")
     if plan is not None:
         flops, params = plan.cost.flops / study.dense.flops, plan.cost.params / study.dense.params
-        ui.numbers(
-            [
-                ui.Number(
-                    "FLOPs",
-                    ui.percent(flops),
-                    ui.FORMULAS["flops"],
-                    note=f"{ui.compact(plan.cost.flops)} of {ui.compact(study.dense.flops)}",
-                ),
-                ui.Number(
-                    "Parameters",
-                    ui.percent(params),
-                    ui.FORMULAS["params"],
-                    note=f"{ui.compact(plan.cost.params)} of {ui.compact(study.dense.params)}",
-                ),
-                ui.Number(
-                    "Predicted fidelity", f"{plan.mean_fidelity:.4f}", ui.FORMULAS["fidelity"], note="over all groups"
-                ),
-                ui.Number("Predicted bound", f"{plan.bound:.3g}", ui.FORMULAS["bound"], note="RMS over the logits"),
+        row = [
+            ui.Number(
+                "FLOPs",
+                ui.percent(flops),
+                ui.FORMULAS["flops"],
+                note=f"{ui.compact(plan.cost.flops)} of {ui.compact(study.dense.flops)}",
+            ),
+            ui.Number(
+                "Parameters",
+                ui.percent(params),
+                ui.FORMULAS["params"],
+                note=f"{ui.compact(plan.cost.params)} of {ui.compact(study.dense.params)}",
+            ),
+            ui.Number(
+                "Predicted fidelity", f"{plan.mean_fidelity:.4f}", ui.FORMULAS["fidelity"], note="over all groups"
+            ),
+            ui.Number("Predicted bound", f"{plan.bound:.3g}", ui.FORMULAS["bound"], note="RMS over the logits"),
+        ]
+        if not language.is_language(study):
+            row.append(
                 ui.Number(
                     "Latency",
                     "n/a" if plan.milliseconds is None else f"{plan.milliseconds:.2f} ms",
                     ui.FORMULAS["table_ms"],
-                    note=f"of {wish.dense_ms:.2f} ms"
-                    if wish.dense_ms is not None
-                    else ("Measure tells tokens/s" if language.is_language(study) else "layers not timed yet"),
-                ),
-            ]
-        )
+                    note="layers not timed yet" if wish.dense_ms is None else f"of {wish.dense_ms:.2f} ms",
+                )
+            )
+        ui.numbers(row)
     job = ui.latest_job(session, "measure")
     points = session.points()
     pruned = [point for point in points if point.kind == "prune"]
@@ -70,7 +70,7 @@ with right:
                 )
     with two, st.container(border=True):
         st.markdown("**What it costs**", help=f"{ui.FORMULAS['accuracy']} Click a point to make it the current plan.")
-        axis = axis_choice()
+        axis = axis_choice(study)
         asked = {"flops": flops, "params": params} if plan else {}
         if plan is not None and plan.milliseconds is not None and wish.dense_ms:
             asked["latency_ms"] = plan.milliseconds / wish.dense_ms
