@@ -67,12 +67,13 @@ class Library:
         return self.jobs.get(f"analyse {source.id}")
 
     def analyse(self, source: Source) -> Job:
-        """Starts the one pass over the data, or joins the one that runs."""
+        """Starts the one pass over the data, or joins the one that runs. A study that is there already is opened, unless its
+        images have changed since.
+        """
         name = self.store.remember(source)
 
         def work(progress: Progress) -> str:
-            if self.store.has_study(name):
-                return name
+            # What is there is opened if weights, images and settings are the same: only the library knows.
             model = self._model(source, progress)
             data = modhifi.load_data(source.data, root=source.root, split=source.split)
             path = self.store.study_path(name)
@@ -81,8 +82,8 @@ class Library:
                 self._keep(self._studies, name, study, 3)
             return name
 
-        if not self._readable(source):
-            self.jobs.forget(f"analyse {name}")
+        self._readable(source)
+        self.again(f"analyse {name}")
         return self._once(f"analyse {name}", f"Analysis of {source.label}", source, work)
 
     def _readable(self, source: Source) -> bool:
@@ -137,7 +138,12 @@ class Library:
 
     def sensitivity(self, source: Source, choice: Choice) -> np.ndarray:
         """(groups, `modhifi.pruning.SHARES`): see `modhifi.pruning.sensitivity`; whatever the budget."""
-        return _sensitivity(self, source, choice.score, choice.level)
+        return _sensitivity(self, source, self._key(source), choice.score, choice.level)
+
+    def _key(self, source: Source) -> str:
+        """Of the study as it is now: its own, which says what it was made of."""
+        study = self.study(source)
+        return f"{source.id} {study.key} {' '.join(study.estimators)}" if study else ""
 
     def latencies(self, source: Source) -> LatencyTable | None:
         """How long the layers take on this machine, if they were timed; a table of another machine does not count."""
@@ -165,7 +171,8 @@ class Library:
 
     def allocation(self, source: Source, choice: Choice) -> modhifi.pruning.Allocation:
         """What a plan would keep and cost; milliseconds. Raises `UserError` for a wish that cannot be met."""
-        return _allocation(self, source, choice, self.latencies(source) is not None)
+        timed = self.store.latency_path(source.id).stat().st_mtime_ns if self.latencies(source) is not None else None
+        return _allocation(self, source, self._key(source), choice, timed)
 
     def measure(self, source: Source, choice: Choice, data: LabelledData) -> Job:
         """Makes the plan, carries it out and measures before and after; the result is the `Point` that was kept."""
@@ -232,6 +239,8 @@ class Library:
             study, model = self._study_and_model(source, progress)
             estimate(study, model, calibration_data(study.data, model, progress), estimators, progress=progress)
             study.save(self.store.study_path(source.id))
+            with self._lock:  # the pages may hold another copy, read before
+                self._keep(self._studies, source.id, study, 3)
 
         key = f"constants {source.id} {' '.join(estimators)}"
         self.again(key)
@@ -321,9 +330,10 @@ class Library:
                             archive.write(path, path.relative_to(folder))
             return target
 
-        return self._once(
-            f"build {source.id} {point.id} {point.made} {target.name}", f"Building {point.label}", source, work
-        )
+        key = f"build {source.id} {point.id} {point.made} {target.name}"
+        if not target.is_file():  # a note that was written since has taken it away
+            self.again(key)
+        return self._once(key, f"Building {point.label}", source, work)
 
     def plan_zip(self, source: Source, point: Point) -> bytes:
         return self.store.plan(source.id, point.id).to_zip()
@@ -331,15 +341,16 @@ class Library:
     # Inside jobs only
 
     def _model(self, source: Source, progress: Progress) -> Model:
+        key = f"{source.lane} {source.stamp}"
         with self._lock:
-            model = self._models.get(source.lane)
+            model = self._models.get(key)
         if model is None:
             progress(0, 0, "loading the network")
             model = modhifi.load_model(
                 source.model, source.weights, mean=source.mean, std=source.std, classes=source.classes
             )
             with self._lock:
-                self._keep(self._models, source.lane, model, 2)
+                self._keep(self._models, key, model, 2)
         return model
 
     def _study_and_model(self, source: Source, progress: Progress) -> tuple[modhifi.Study, Model]:
@@ -389,18 +400,26 @@ def forget_point(wish: Forgetting, data: LabelledData, test: LabelledData) -> st
     return f"forget-{wish.digest}-{data.digest}-{test.digest}"
 
 
-# The wish is made of names and numbers, and a study never changes under its name: an exact key.
+# The wish is made of names and numbers, and a study does not change under its key: an exact one.
 @lru_cache(maxsize=512)
-def _allocation(library: Library, source: Source, choice: Choice, timed: bool) -> modhifi.pruning.Allocation:
+def _allocation(
+    library: Library,
+    source: Source,
+    key: str,  # noqa: ARG001
+    choice: Choice,
+    timed: int | None,
+) -> modhifi.pruning.Allocation:
     study = library.study(source)
     if study is None:
         raise UserError("this network has no study yet; run the analysis on the Model page first")
     # With the table, if there is one, the milliseconds are predicted too.
-    return modhifi.pruning.allocate(study, **choice.arguments, latencies=library.latencies(source) if timed else None)
+    return modhifi.pruning.allocate(
+        study, **choice.arguments, latencies=None if timed is None else library.latencies(source)
+    )
 
 
 @lru_cache(maxsize=64)
-def _sensitivity(library: Library, source: Source, score: str, level: Level) -> np.ndarray:
+def _sensitivity(library: Library, source: Source, key: str, score: str, level: Level) -> np.ndarray:  # noqa: ARG001
     study = library.study(source)
     assert study is not None, "a page that asks for this has a study"
     return np.array(list(modhifi.pruning.sensitivity(study, score=score, compensate=level).values()))

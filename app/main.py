@@ -83,4 +83,9 @@ with right:
 with middle:
     if study is not None:
         choose_group(study)
-chosen.run()
+from modhifi.errors import UserError  # noqa: E402
+
+try:
+    chosen.run()
+except UserError as error:  # a file of the cache that is damaged, or that somebody took away
+    st.error(str(error), icon=":material/error:")

@@ -12,7 +12,7 @@ from modhifi.data import SHIPPED_TEXT, SYNTHETIC
 from modhifi.errors import UserError
 
 from .library import Library
-from .selection import DEFAULT, Source
+from .selection import DEFAULT, Source, stat_of
 from .session import studies
 from .uploads import LARGEST, keep_checkpoint, keep_images
 
@@ -168,12 +168,11 @@ def source_from(fields: dict[str, Any]) -> Source:
     """The `Source` of a filled-in form; `UserError` with one line for what is not right."""
     texts = {name: (str(fields.get(name) or "").strip() or None) for name in ("model", "weights", "data", "root")}
     for name in ("weights", "root"):
-        if texts[name]:
-            texts[name] = str(Path(str(texts[name])).expanduser().absolute())
+        texts[name] = _whole_path(str(texts[name])) if texts[name] else None
     if not texts["model"] or not texts["data"]:
         raise UserError("name a network and the images to analyse it with")
-    if Path(texts["data"]).expanduser().exists() and texts["data"] not in DATA:
-        texts["data"] = str(Path(texts["data"]).expanduser().absolute())
+    if stat_of(texts["data"]) is not None and texts["data"] not in DATA:
+        texts["data"] = _whole_path(texts["data"])
     read_as = {name: _three(label, fields.get(name)) for name, label, _, _ in _EXPECTED[:2]}
     others = {"samples": fields["samples"], "seed": fields["seed"], "classes": _listed(fields.get("classes"))}
     try:
@@ -181,6 +180,13 @@ def source_from(fields: dict[str, Any]) -> Source:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+
+
+def _whole_path(text: str) -> str:
+    try:
+        return str(Path(text).expanduser().absolute())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{text} is no path here ({error}); give one from the root of the disk") from error
 
 
 def _listed(text: object) -> tuple[str, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,7 +108,7 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
             st.caption(f"Milliseconds: timed on {table.machine}, {table.device}, batch {table.batch}.")
             st.button("Time again", on_click=ui.start, args=(session.library.time_layers, session.source))
     multiple = ALIGNED if eight else 1
-    history = overrides(session)
+    history = overrides(session, study)
     by_hand, at_least = history.now
     above = st.container()
     compensate = ui.compensation("compensate", ("scalar", "full", "sequential"), "sequential")
@@ -258,9 +259,31 @@ class History:
         self.at = min(len(self.steps) - 1, self.at + 1)
 
 
-def overrides(session: Session) -> History:
-    """Of this session for this study."""
-    found: History = st.session_state.setdefault(f"by-hand-{session.source.id}", History())
+def overrides(session: Session, study: modhifi.Study) -> History:
+    """Of this session for this study; at first what the address says (``?hand=``), which is kept up to date."""
+    key, mark = f"by-hand-{session.source.id}", f"{session.source.digest}:"
+    if key not in st.session_state:
+        told = st.query_params.get("hand", "")
+        first = _read_counts(told.removeprefix(mark), study) if told.startswith(mark) else ({}, {})
+        st.session_state[key] = History([({}, {}), first] if any(first) else [({}, {})], int(any(first)))
+    found: History = st.session_state[key]
+    by_hand, at_least = found.now
+    words = [f"{name}={count}" for name, count in by_hand.items()]
+    words += [f"{name}>{count}" for name, count in at_least.items()]
+    if words:
+        st.query_params["hand"] = mark + ",".join(words)
+    elif "hand" in st.query_params:
+        del st.query_params["hand"]
+    return found
+
+
+def _read_counts(text: str, study: modhifi.Study) -> tuple[dict[str, int], dict[str, int]]:
+    """Exact counts and floors as `overrides` writes them; what the study does not know is left out."""
+    found: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    sizes = {group.name: group.size for group in study.groups}
+    for name, sign, count in re.findall(r"([^,]+?)([=>])(\d{1,9})(?=,|$)", text):
+        if 1 <= int(count) <= sizes.get(name, 0):
+            found[sign == ">"][name] = int(count)
     return found
 
 
@@ -338,7 +361,10 @@ def note_on(session: Session, point: Point) -> None:
     """Draws the note of a plan, which is kept with it and goes where it goes."""
 
     def keep() -> None:
-        session.library.store.note(session.source.id, point.id, st.session_state[f"note-{point.id}"].strip())
+        try:
+            session.library.store.note(session.source.id, point.id, st.session_state[f"note-{point.id}"].strip())
+        except UserError as error:
+            st.toast(str(error), icon=":material/error:")
 
     st.text_input(
         "Note on this plan",

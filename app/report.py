@@ -68,7 +68,7 @@ def charts(plan: Plan, point: Point, points: Sequence[Point], bounds: Sequence[B
         return found
     found["Accuracy of each class"] = figures.per_class(result["per_class"], point.forget)
     for title, name in (("Confusion before", "confusion_before"), ("Confusion after", "confusion")):
-        found[title] = figures.confusion(np.array(result[name]), list(result["per_class"]))
+        found[title] = figures.confusion(np.array(result[name]), list(plan.model.classes))
     return found
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -18,7 +20,18 @@ from modhifi.plan import Budget, Compensation, Constants, Spread
 from modhifi.pruning import LANGUAGE_METHODS, METHODS, Method
 from modhifi.unlearning import METHODS as FORGETTING
 
-__all__ = ["DEFAULT", "Choice", "Forgetting", "Compensation", "LabelledData", "Source", "WORDS", "digest", "distinct"]
+__all__ = [
+    "DEFAULT",
+    "Choice",
+    "Forgetting",
+    "Compensation",
+    "LabelledData",
+    "Source",
+    "WORDS",
+    "digest",
+    "distinct",
+    "stat_of",
+]
 
 _Value = TypeVar("_Value")
 
@@ -61,10 +74,24 @@ class _Frozen(BaseModel):
 def distinct(
     values: Iterable[_Value], words: Callable[[_Value], str], tag: Callable[[_Value], str]
 ) -> dict[str, _Value]:
-    """The values by their words, in order; where two have the same words the tag is added."""
-    listed = list(values)
-    count = Counter(words(value) for value in listed)
-    return {words(v) if count[words(v)] == 1 else f"{words(v)} ({tag(v)})": v for v in listed}
+    """The values by their words, in order. Of several with the same words the last, which is the oldest, keeps them, so that an
+    address that names it goes on doing so; the tag is added to the others'.
+    """
+    listed, seen = list(values), Counter[str]()
+    named: list[tuple[str, _Value]] = []
+    for value in reversed(listed):
+        said = words(value)
+        named.append((said if not seen[said] else f"{said} ({tag(value)})", value))
+        seen[said] += 1
+    return dict(reversed(named))
+
+
+def stat_of(path: str) -> os.stat_result | None:
+    """Of what a person has typed; None if nothing is there, or nothing that may be looked at."""
+    try:
+        return Path(path).expanduser().stat()
+    except (OSError, RuntimeError, ValueError):  # no such user, a name that is too long, a zero byte
+        return None
 
 
 def digest(value: object) -> str:
@@ -116,18 +143,19 @@ class Source(_Frozen):
         return f"{self.model} {self.weights or ''} {digest(read_as) if any(read_as) else ''}".strip()
 
     @property
+    def stamp(self) -> str:
+        """Size and time of change of what was named by its path: another one for a file that was overwritten."""
+        found = [stat_of(path) for path in (self.weights, self.model) if path]
+        return "".join(f"{one.st_size} {one.st_mtime_ns} " for one in found if one is not None)
+
+    @property
     def id(self) -> str:
         """The name of its study in the cache and in the address.
 
         Depends on the choice, on the package's own code, and on size and time of change of a checkpoint that was
         named, so that a file that was overwritten is not answered for by the study of its predecessor.
         """
-        stamp = ""
-        for path in (self.weights, self.model):
-            if path and Path(path).expanduser().exists():
-                stat = Path(path).expanduser().stat()
-                stamp += f"{stat.st_size} {stat.st_mtime_ns} "
-        text = f"{self.model_dump_json()} {_code()} {stamp}"
+        text = f"{self.model_dump_json()} {_code()} {self.stamp}"
         readable = re.sub(r"[^a-z0-9]+", "-", Path(self.model).name.lower()).strip("-")[:32]
         return f"{readable}-{self.samples}-{digest(text)}"
 
@@ -141,9 +169,10 @@ class Source(_Frozen):
 
     def checked(self) -> Source:
         """Itself, if the files it names are there; `UserError` otherwise, before a job is started for nothing."""
-        if self.weights and not Path(self.weights).expanduser().is_file():
+        weights = stat_of(self.weights) if self.weights else None
+        if self.weights and (weights is None or stat.S_ISDIR(weights.st_mode)):
             raise UserError(f"no checkpoint at {self.weights}; give the path of a .safetensors, .pt, .pth or .th file")
-        if self.root and not Path(self.root).expanduser().exists():
+        if self.root and stat_of(self.root) is None:
             raise UserError(f"no data at {self.root}; give the folder (or .parquet file) that holds the images")
         return self
 

@@ -55,6 +55,9 @@ def choose_study() -> Session:
     """Draws the choice of the study (``?study=`` in the address), and starts the default on a first visit."""
     shelf = library()
     sources = studies(shelf)
+    asked = st.query_params.get("study", "")
+    if asked and asked not in sources:
+        st.toast(f"There is no study {asked!r} here; this is the default one.", icon=":material/link_off:")
     st.selectbox(
         "Study",
         list(sources),
@@ -87,8 +90,9 @@ def choose_group(study: modhifi.Study) -> None:
 
 def focus(study: modhifi.Study) -> str:
     """The name of the group that was chosen; the first one at first."""
-    name: str = st.session_state.get("group") or study.groups[0].name
-    return name
+    name: str = st.session_state.get("group") or ""
+    # That of another network may still be chosen where its study has come between the header and the page.
+    return name if any(group.name == name for group in study.groups) else study.groups[0].name
 
 
 def current() -> Session:
@@ -123,5 +127,6 @@ def _settle(session: Session) -> None:
 def studies(shelf: Library) -> dict[str, Source]:
     """What was ever analysed here, by the words that stand in the list and in the address; the default first."""
     # One entry a choice: a study of another version, or of a file that has changed since, is asked for anew.
-    known = {source.id: source for source in (DEFAULT, *shelf.store.sources().values())}
-    return distinct(known.values(), lambda source: source.label, lambda source: source.digest)
+    known = {source.id: source for source in (*shelf.store.sources().values(), DEFAULT)}
+    named = distinct(known.values(), lambda source: source.label, lambda source: source.digest)
+    return {DEFAULT.label: DEFAULT} | named

@@ -111,7 +111,7 @@ class Store:
     def remember(self, source: Source) -> str:
         """Writes down what was asked for; gives the study's name."""
         path = self.folder(source.id) / "source.json"
-        if not path.exists():
+        if source.id not in self.sources():  # or damaged
             write_json(path, source.model_dump())
         return source.id
 
@@ -138,10 +138,15 @@ class Store:
         return self.folder(study) / "points" / point
 
     def add_point(self, study: str, point: Point, plan: Plan) -> None:
+        """Takes the place of one of the same name, whose note stays."""
         folder = self.point_folder(study, point.id)
-        shutil.rmtree(folder, ignore_errors=True)  # an archive built from the plan's predecessor must not stay
+        before = next((one for one in self.points(study) if one.id == point.id), None)
+        if before is not None and not point.note:
+            point = point.model_copy(update={"note": before.note})
+            plan.note = before.note
         plan.save(folder / "plan.json")
         write_json(folder / "point.json", point.model_dump(mode="json"))
+        self._drop_archives(folder)
 
     def points(self, study: str, kind: Literal["prune", "unlearn"] | None = None) -> list[Point]:
         """In the order in which they were measured."""
@@ -159,7 +164,12 @@ class Store:
         plan.save(folder / "plan.json")
         known = Point.model_validate(read_json(folder / "point.json", "a record"))
         write_json(folder / "point.json", known.model_copy(update={"note": text}).model_dump(mode="json"))
-        for built in folder.glob("*.zip"):  # it holds the plan without the note
+        self._drop_archives(folder)
+
+    @staticmethod
+    def _drop_archives(folder: Path) -> None:
+        """Those that were built from the plan as it was."""
+        for built in folder.glob("*.zip"):
             built.unlink()
 
     def delete_point(self, study: str, point: str) -> None:

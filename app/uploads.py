@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import re
 import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from modhifi._files import atomic_file
@@ -102,7 +104,7 @@ def _unpack(name: str, content: io.BytesIO, folder: Path) -> None:
                             )
                         file.write(piece)
                 written += size
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError) as error:
         raise UserError(f"{name} is damaged or not a .zip that can be read ({error}); pack it again") from error
     except RuntimeError as error:  # zipfile's word for an encrypted member
         raise UserError(f"{name} is encrypted; send it without a password") from error

@@ -31,7 +31,7 @@ with st.container(border=True):
 point = forgotten(session)
 if point is not None:
     result = point.evaluation
-    classes = list(result["per_class"])
+    classes = list(study.model.classes)  # of which the test images may lack some
     ui.numbers(numbers_of(point))
     left, right = st.columns([1, 1], gap="medium")
     with left, st.container(border=True, height="stretch"):

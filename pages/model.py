@@ -12,14 +12,8 @@ from app.tables import groups_table, skipped_table
 from modhifi.models import TokenSpec
 
 session = current()
-# Open from the start where nothing is there or on its way; after that only a person opens it, and a form that was sent closes.
-with st.expander(
-    "Choose another network or other images",
-    expanded=session.study is None and (session.job is None or session.job.state != "running"),
-    key=FORM_OPEN,
-    icon=":material/add:",
-    on_change="rerun",
-):
+# Only a person opens it, and a form that was sent closes.
+with st.expander("Choose another network or other images", key=FORM_OPEN, icon=":material/add:", on_change="rerun"):
     model_form(session.library)
 session, study = ui.analysed()
 

@@ -1,13 +1,17 @@
 """What stands between the pages and modhifi: plans, archives, command lines; on the real library."""
 
 import io
+import json
+import os
 import shlex
 import zipfile
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 import modhifi
+from app.jobs import Job
 from app.library import Library, commands, prune_point
 from app.report import charts, report
 from app.selection import DEFAULT, Choice, LabelledData, Source
@@ -75,6 +79,112 @@ def test_the_archive_is_read_back_as_the_same_network(library: Library, tmp_path
     page = report(library, DEFAULT, point)
     assert page.count("Plotly.newPlot") == len(charts(library.store.plan(DEFAULT.id, point.id), point, [point], []))
     assert "modhifi prune study --flops 0.4" in page
+    library.store.note(DEFAULT.id, point.id, "agreed")  # which takes the archive away
+    assert library.archive(DEFAULT, point, ["safetensors"]) is None
+    assert library.build(DEFAULT, point, ["safetensors"]).wait(120)
+    path = library.archive(DEFAULT, point, ["safetensors"])
+    assert path is not None
+    with zipfile.ZipFile(path) as archive:
+        assert b"agreed" in archive.read("model/plan.json")
+
+
+def test_test_images_that_lack_most_classes(library: Library, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    data = modhifi.load_data("digits", split="test")
+    assert data.targets is not None
+    for number in range(60):
+        label = int(data.targets[number])
+        if label in (1, 3, 8):
+            (folder / str(label)).mkdir(parents=True, exist_ok=True)
+            data.read(data.order[number]).save(folder / str(label) / f"{number}.png")
+    few = LabelledData(data=str(folder), split=None)
+    job = library.measure(DEFAULT, Choice(remain=0.5, compensate="none"), few)
+    assert job.wait(120)
+    assert job.state == "done", job.error
+    point = job.result
+    drawn = charts(library.store.plan(DEFAULT.id, point.id), point, [point], [])
+    assert list(drawn["Confusion after"].data[0].x) == list("0123456789")
+    assert set(point.evaluation["per_class"]) == {"1", "3", "8"}
+    assert "Confusion after" in report(library, DEFAULT, point)
+
+
+def done(job: Job) -> object:
+    assert job.wait(120)
+    assert job.state == "done", job.error
+    return job.result
+
+
+def test_an_overwritten_checkpoint_and_a_folder_that_has_changed_are_analysed_anew(home: Path, tmp_path: Path) -> None:
+    library = Library(Store(home))
+    images = tmp_path / "images"
+    images.mkdir()
+    data = modhifi.load_data("digits", split="test")
+
+    def add(numbers: range) -> None:
+        for number in numbers:
+            data.read(data.order[number]).save(images / f"{number}.png")
+
+    def write(scale: float) -> None:
+        state = modhifi.load_model("digits-resnet20", device="cpu").module.state_dict()
+        save_file({name: scale * value for name, value in state.items()}, tmp_path / "net.safetensors")
+
+    add(range(20))
+    write(1.0)
+    asked = Source(weights=str(tmp_path / "net.safetensors"), data=str(images), samples=100)
+    done(library.analyse(asked))
+    first, same = library.study(asked), asked.id
+    assert first is not None
+    assert library.allocation(asked, Choice()) is library.allocation(asked, Choice())
+    add(range(20, 50))
+    done(library.analyse(asked))
+    second = library.study(asked)
+    assert second is not None
+    assert asked.id == same
+    assert (first.data.samples, second.data.samples) == (20, 50)
+    write(2.0)
+    done(library.analyse(asked))
+    third = library.study(asked)
+    assert third is not None
+    assert asked.id != same
+    assert third.model.fingerprint != second.model.fingerprint
+    done(library.measure(asked, Choice(compensate="none"), TEST))
+
+
+def test_times_that_are_taken_again_are_used(library: Library) -> None:
+    done(library.time_layers(DEFAULT))
+    table = library.latencies(DEFAULT)
+    assert table is not None
+    before = library.allocation(DEFAULT, Choice()).milliseconds
+    assert before is not None
+    path = library.store.latency_path(DEFAULT.id)
+    content = json.loads(path.read_text())
+    slower = {
+        key: _times_ten(value) if key not in ("batch", "schema_version") else value for key, value in content.items()
+    }
+    path.write_text(json.dumps(slower))
+    os.utime(path, ns=(1, 1))
+    after = library.allocation(DEFAULT, Choice()).milliseconds
+    assert after == pytest.approx(10 * before, rel=0.2)
+
+
+def _times_ten(value: object) -> object:
+    if isinstance(value, float):
+        return 10 * value
+    if isinstance(value, dict):
+        return {key: _times_ten(one) for key, one in value.items()}
+    return [_times_ten(one) for one in value] if isinstance(value, list) else value
+
+
+def test_constants_are_kept_even_where_another_copy_of_the_study_was_opened(library: Library) -> None:
+    for name in ("random", "pairs"):
+        job = library.estimate(DEFAULT, [name])
+        library._studies.clear()
+        library.study(DEFAULT)
+        done(job)
+        study = library.study(DEFAULT)
+        assert study is not None
+        assert name in study.estimators
+    assert {"random", "pairs"} <= {*modhifi.Study.load(library.store.study_path(DEFAULT.id)).estimators}
 
 
 def test_the_command_lines_are_understood_by_the_command_line(library: Library) -> None:

@@ -9,8 +9,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import modhifi
+from app.library import Library
 from app.selection import DEFAULT, Source
-from app.session import library
+from app.session import focus, library
+from app.store import Store
 from modhifi.errors import Cancelled, UserError
 from modhifi.progress import Progress
 
@@ -298,9 +300,18 @@ def test_a_group_set_by_hand_keeps_so_many_until_it_is_cleared(filled: Path) -> 
     press(app, "Redo")
     assert f"At least: {name} keeps 2" in words(app)
     assert next(b for b in app.button if b.label == "Redo").disabled
+    assert app.query_params["hand"] == f"{DEFAULT.digest}:{name}>2"
+    shared = open_page("prune", hand=f"{DEFAULT.digest}:{name}>2,nowhere=3,conv1=9999,layer3.0.conv1=7")
+    assert f"At least: {name} keeps 2" in words(shared)
+    assert "By hand: layer3.0.conv1 keeps 7" in words(shared)
+    press(shared, "Undo")
+    assert "keeps 2" not in words(shared)
+    other = open_page("prune", hand=f"elsewhere:{name}>2")
+    assert "keeps 2" not in words(other)
     press(app, "Clear all")
     assert f"{name} keeps" not in words(app)
     assert metric(app, "Parameters") == planned
+    assert "hand" not in app.query_params
 
 
 def test_a_budget_of_latency_asks_for_the_times_once(filled: Path) -> None:
@@ -459,6 +470,35 @@ def test_a_note_goes_where_the_plan_goes(filled: Path) -> None:
         app.button_group(key="against").set_value(axis)
         assert words_ in str(app.button_group(key="against").options)
         settled(app)
+
+
+def test_a_damaged_plan_is_one_line(filled: Path) -> None:
+    app = open_page("prune")
+    press(app, "Measure")
+    app = finish(app, "measure")
+    (point,) = library().store.points(DEFAULT.id)
+    (library().store.point_folder(DEFAULT.id, point.id) / "plan.json").write_text("{")
+    app.text_input(key=f"note-{point.id}").set_value("a note")
+    app = settled(app)
+    assert any("is damaged" in toast.value for toast in app.toast)
+    app.switch_page("../pages/export.py")
+    assert any("is damaged" in error.value for error in settled(app).error)
+
+
+def test_an_address_of_a_study_that_is_not_here_says_so(filled: Path) -> None:
+    app = AppTest.from_file(str(MAIN), default_timeout=60)
+    app.query_params["study"] = "elsewhere · digits, 3"
+    app.run()
+    assert any("no study 'elsewhere" in toast.value for toast in app.toast)
+    assert app.selectbox(key="study").value == DEFAULT.label
+
+
+def test_a_group_of_another_network_in_focus(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Library(Store(filled)).study(DEFAULT)
+    assert study is not None
+    for chosen, expected in (("blocks.3.attn.qkv", "conv1"), ("layer3.0.conv1", "layer3.0.conv1")):
+        monkeypatch.setattr("streamlit.session_state", {"group": chosen})
+        assert focus(study) == expected
 
 
 def test_a_shared_address_opens_the_same_view(filled: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.selection import DEFAULT, Choice, LabelledData, Source
+from app.model_form import source_from
+from app.selection import DEFAULT, Choice, LabelledData, Source, distinct
 from app.store import BoundPoint, Point, Store
 from modhifi.bounds import BoundReport
 from modhifi.data import DataRef
@@ -69,8 +70,36 @@ def test_a_point_measured_again_replaces_itself_and_what_was_built_from_it(store
     store.add_point(study, point(made=3.0), plan)
     assert [p.made for p in store.points(study)] == [3.0]
     assert not built.exists()
+    store.note(study, "prune-1", "agreed with Ada")
+    store.add_point(study, point(made=4.0), plan)
+    assert [(p.made, p.note) for p in store.points(study)] == [(4.0, "agreed with Ada")]
+    assert store.plan(study, "prune-1").note == "agreed with Ada"
     store.delete_point(study, "prune-1")
     assert store.points(study) == []
+
+
+def test_the_oldest_of_two_with_the_same_words_keeps_them() -> None:
+    said = distinct([3, 2, 13, 1], lambda value: str(value % 10), lambda value: f"number {value}")
+    assert said == {"3 (number 3)": 3, "2": 2, "3": 13, "1": 1}
+    assert list(said.values()) == [3, 2, 13, 1]
+
+
+def test_what_was_written_down_damaged_is_written_again(store: Store) -> None:
+    study = store.remember(DEFAULT)
+    (store.folder(study) / "source.json").write_text("{")
+    assert store.sources() == {}
+    store.remember(DEFAULT)
+    assert store.sources() == {study: DEFAULT}
+
+
+@pytest.mark.parametrize("path", ["~nobody-at-all/x", "a" * 5000, "a\0b"])
+def test_a_path_that_cannot_be_one_is_not_there(path: str) -> None:
+    asked = Source(weights=path)
+    assert asked.id
+    with pytest.raises(UserError, match="no checkpoint at"):
+        asked.checked()
+    with pytest.raises(UserError):
+        source_from({"model": "digits-resnet20", "data": "digits", "weights": path, "samples": 8, "seed": 0})
 
 
 def test_bounds_are_kept_from_much_that_remains_to_little(store: Store, plan: Plan) -> None:

@@ -82,6 +82,14 @@ def test_links_are_refused(store: Store) -> None:
         keep_images(store, "bad.zip", buffer)
 
 
+def test_a_damaged_member_is_told(store: Store) -> None:
+    whole = bytearray(zipped({"a.bmp": bytes(range(256)) * 40}).getvalue())
+    whole[40:60] = bytes(20)
+    with pytest.raises(UserError, match="pack it again"):
+        keep_images(store, "cut.zip", io.BytesIO(bytes(whole)))
+    assert left(store) == []
+
+
 def test_bombs_are_refused(store: Store) -> None:
     with pytest.raises(UserError, match="unpack to far more"):
         keep_images(store, "bomb.zip", zipped({"a.bmp": bytes(50 << 20)}))

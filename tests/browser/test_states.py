@@ -5,6 +5,7 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
+from playwright.sync_api import expect
 
 from app.selection import Source
 from app.store import Store
@@ -30,13 +31,16 @@ def test_cancel_half_way_and_start_another(visit: Callable[..., Visitor]) -> Non
 
 def test_reload_in_the_middle_finds_the_job_again(visit: Callable[..., Visitor]) -> None:
     someone = visit().ready()
-    someone.ask_for(Samples="490")
-    # On a busy machine the page may still wait for its turn when it was asked.
-    someone.page.wait_for_url(re.compile("study="), wait_until="commit")
+    someone.ask_for(Network="torchvision:resnet18", Samples="490")  # long enough to be found at it
+    someone.page.wait_for_url(re.compile("resnet18"), wait_until="commit")
     address = someone.page.url
     someone.page.reload()
-    someone.settle()
+    someone.see("This page fills as soon as")
     assert someone.page.url == address
+    someone.press("Cancel")
+    someone.see("cancelled.")
+    someone.ask_for(Network="digits-resnet20", Samples="490")
+    someone.page.reload()
     someone.see("Left whole", seconds=120)
     assert someone.metric("Samples") == "490"
 
@@ -77,15 +81,13 @@ def test_a_click_in_the_overview_and_the_selectbox_do_the_same(visit: Callable[.
     focus = page.get_by_role("combobox", name="Group in focus")
     before = focus.input_value()
     page.locator(".st-key-overview .bars .point path").last.click(force=True)
+    expect(focus).not_to_have_value(before)
     someone.settle()
-    page.wait_for_timeout(500)
     last = focus.input_value()
-    assert last != before
     page.get_by_role("heading", name=last).wait_for()
     focus.click()
     page.get_by_role("option").first.click()
-    someone.settle()
-    assert focus.input_value() == before
+    expect(focus).to_have_value(before)
     page.get_by_role("heading", name=before).wait_for()
 
 
@@ -112,7 +114,7 @@ def test_two_at_once_on_different_networks_and_a_link_from_one_to_a_third(
     other.settle()
     other.page.wait_for_url(re.compile("allocation=Uniform"), wait_until="commit")
     third = visit().ready(f"prune?{other.page.url.split('?')[1]}")
-    assert third.page.get_by_role("combobox", name="Group in focus").input_value() == focus.input_value()
+    expect(third.page.get_by_role("combobox", name="Group in focus")).to_have_value(focus.input_value())
     assert third.page.get_by_role("combobox", name="Study").input_value().startswith("digits-vit")
     assert third.page.get_by_role("radio", name="Uniform").get_attribute("aria-checked") == "true"
     third.go("Importance")
