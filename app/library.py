@@ -206,7 +206,7 @@ class Library:
         point = Point(
             id=prune_point(choice, data),
             kind="prune",
-            label=choice.label,
+            label=data.named(choice.label, source.labelled),
             measured_on=data,
             evaluation=evaluation.model_dump(mode="json"),
             choice=choice,
@@ -258,7 +258,13 @@ class Library:
                 measured = modhifi.bounds.measure(study, plan, images, samples=samples, model=model, progress=report)
                 self.store.add_bound(
                     source.id,
-                    BoundPoint(id=f"{choice.digest}-{data.digest}", choice=choice, measured_on=data, report=measured),
+                    BoundPoint(
+                        id=f"{choice.digest}-{data.digest}",
+                        label=data.named(choice.label, source.labelled),
+                        choice=choice,
+                        measured_on=data,
+                        report=measured,
+                    ),
                 )
             return len(choices)
 
@@ -290,7 +296,7 @@ class Library:
             point = Point(
                 id=point_id,
                 kind="unlearn",
-                label=wish.label,
+                label=test.named(wish.label, source.labelled),
                 measured_on=test,
                 decided_on=data,
                 evaluation=evaluation.model_dump(mode="json"),

@@ -114,6 +114,13 @@ class LabelledData(_Frozen):
     split: str | None = "test"
     samples: int | None = Field(default=None, ge=1)
 
+    def named(self, label: str, usual: LabelledData) -> str:
+        """``label``, with where it was measured if that is not as ``usual``."""
+        if self == usual:
+            return label
+        parts = [Path(self.data).name, *([f"in {Path(self.root).name}"] if self.root else []), self.split or ""]
+        return f"{label} · on {' '.join(part for part in parts if part)}"
+
 
 class Source(_Frozen):
     """A network and the unlabelled images that it is analysed with: all that a study depends on."""

@@ -71,14 +71,11 @@ class BoundPoint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
+    label: str
     choice: Choice
     measured_on: LabelledData
     report: BoundReport
     made: float = Field(default_factory=time.time)
-
-    @property
-    def label(self) -> str:
-        return self.choice.label
 
 
 class Store:

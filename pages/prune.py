@@ -43,7 +43,7 @@ with right:
                     "Latency",
                     "n/a" if plan.milliseconds is None else f"{plan.milliseconds:.2f} ms",
                     ui.FORMULAS["table_ms"],
-                    note="layers not timed yet" if wish.dense_ms is None else f"of {wish.dense_ms:.2f} ms",
+                    note="not timed yet" if wish.dense_ms is None else f"of {wish.dense_ms:.2f} ms",
                 )
             )
         ui.numbers(row)

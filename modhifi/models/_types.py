@@ -51,7 +51,7 @@ class TokenSpec(BaseModel):
     vocabulary: int = Field(ge=2)
     head_counts: tuple[int, ...] = Field(
         min_length=1,
-        description="numbers of key-value heads that its configuration can give all blocks, its own the last",
+        description="numbers of key-value heads that its configuration can give all blocks, ascending",
     )
 
     @property

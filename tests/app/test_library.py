@@ -105,6 +105,7 @@ def test_test_images_that_lack_most_classes(library: Library, tmp_path: Path) ->
     drawn = charts(library.store.plan(DEFAULT.id, point.id), point, [point], [])
     assert list(drawn["Confusion after"].data[0].x) == list("0123456789")
     assert set(point.evaluation["per_class"]) == {"1", "3", "8"}
+    assert point.label.endswith(" · on scans"), "where it was measured is told where that is not the usual place"
     assert "Confusion after" in report(library, DEFAULT, point)
 
 

@@ -119,7 +119,9 @@ def test_bounds_are_kept_from_much_that_remains_to_little(store: Store, plan: Pl
         grains={},
     )
     for remain in (0.3, 0.8):
-        bound = BoundPoint(id=f"b{remain}", choice=Choice(remain=remain), measured_on=LabelledData(), report=report)
+        bound = BoundPoint(
+            id=f"b{remain}", label="half", choice=Choice(remain=remain), measured_on=LabelledData(), report=report
+        )
         store.add_bound(study, bound)
     again = Store(store.root).bounds(study)
     assert [b.choice.remain for b in again] == [0.8, 0.3]
