@@ -127,6 +127,6 @@ def _settle(session: Session) -> None:
 def studies(shelf: Library) -> dict[str, Source]:
     """What was ever analysed here, by the words that stand in the list and in the address; the default first."""
     # One entry a choice: a study of another version, or of a file that has changed since, is asked for anew.
-    known = {source.id: source for source in (*shelf.store.sources().values(), DEFAULT)}
-    named = distinct(known.values(), lambda source: source.label, lambda source: source.digest)
+    known = {source.id: source for source in shelf.store.sources().values() if source != DEFAULT}
+    named = distinct([*known.values(), DEFAULT], lambda source: source.label, lambda source: source.digest)
     return {DEFAULT.label: DEFAULT} | named

@@ -123,9 +123,9 @@ class AGM(Joint):
         try:
             self._observe(shapley_values(seen, list(given)), targets)
         except Diverged:
-            if bool(torch.isfinite(seen[everything]).all()):
-                present = next(names for names, output in seen.items() if not bool(torch.isfinite(output).all()))
-                absent = ", ".join(name for name in given if name not in present)
+            wrong = [present for present, output in seen.items() if not bool(torch.isfinite(output).all())]
+            if wrong and everything not in wrong:
+                absent = ", ".join(name for name in given if name not in wrong[0])
                 raise Diverged(
                     f"the model's output is not finite with {absent} muted; give AGM a baseline that the model can take"
                 ) from None
@@ -298,11 +298,10 @@ class MSES(Joint):
             return super().forward(model, given, inputs, targets)
 
     def adjust(self, model: nn.Module) -> None:
+        # Not zero, with which momentum and decay would go on; nor frozen, which a model in several processes does not take.
         for encoder in self._stopped(model):
             for parameter in encoder.parameters():
-                parameter.grad = (
-                    None  # not zero: momentum and decay would go on. Nor is it frozen, which a wrapped model minds
-                )
+                parameter.grad = None
 
     def end_epoch(self, model: nn.Module, losses: Mapping[str, float]) -> None:
         _parts(model, "encoders", losses, "MSES stops encoders")

@@ -1,5 +1,6 @@
 """Every page in every state: nothing loaded, running, failed, done. In-process, without a browser."""
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 import modhifi
 from app.library import Library
 from app.selection import DEFAULT, Source
-from app.session import focus, library
+from app.session import focus, library, studies
 from app.store import Store
 from modhifi.errors import Cancelled, UserError
 from modhifi.progress import Progress
@@ -491,6 +492,17 @@ def test_an_address_of_a_study_that_is_not_here_says_so(filled: Path) -> None:
     app.run()
     assert any("no study 'elsewhere" in toast.value for toast in app.toast)
     assert app.selectbox(key="study").value == DEFAULT.label
+
+
+def test_the_default_keeps_its_name(filled: Path) -> None:
+    shelf = Library(Store(filled))
+    other = Source(mean=(0.1, 0.1, 0.1), std=(1, 1, 1))
+    assert other.label == DEFAULT.label
+    shelf.store.remember(other)
+    os.utime(filled / "studies" / other.id / "source.json", (1, 1))  # older than the default
+    found = studies(shelf)
+    assert list(found) == [DEFAULT.label, f"{DEFAULT.label} ({other.digest})"]
+    assert list(found.values()) == [DEFAULT, other]
 
 
 def test_a_group_of_another_network_in_focus(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
