@@ -20,7 +20,7 @@ def test_read_the_example_then_start_watch_and_cancel(visit: Callable[..., Visit
     page.locator(".st-key-competition .bars .point path").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
-    for label, value in (("Epochs", "500"), ("Seeds", "20"), ("Training pairs", "64")):
+    for label, value in (("Epochs", "60"), ("Seeds", "20"), ("Training pairs", "64")):
         field = page.get_by_label(label, exact=True)
         field.fill(value)
         field.press("Tab")
