@@ -82,17 +82,16 @@ class Library:
                 self._keep(self._studies, name, study, 3)
             return name
 
-        self._readable(source)
+        self._drop_if_damaged(source)
         self.again(f"analyse {name}")
         return self._once(f"analyse {name}", f"Analysis of {source.label}", source, work)
 
-    def _readable(self, source: Source) -> bool:
-        """Whether there is a study; a damaged one is thrown away."""
+    def _drop_if_damaged(self, source: Source) -> None:
+        """Throws a study away that cannot be read."""
         try:
-            return self.study(source) is not None
+            self.study(source)
         except UserError:
             shutil.rmtree(self.store.study_path(source.id))
-            return False
 
     def derive(
         self, source: Source, compensate: Level, group: str | None = None, score: str | None = None

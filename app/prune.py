@@ -116,14 +116,13 @@ def prune_controls(session: Session, study: modhifi.Study, room: DeltaGenerator)
         "**Global** takes next what raises the bound least for the budget it frees. **Uniform** takes the same share of "
         "every group. **Ranking** takes the lowest score of all, whatever it frees."
     )
-    spreads, usual = {name: WORDS[name] for name in ("global", "uniform", "ranking")}, "global"
+    spreads = {name: WORDS[name] for name in ("global", "uniform", "ranking")}
     if tokens:
         spreads = {"width": WORDS["width"]} | spreads
-        usual = usual_allocation(study)
         text = (
             f"**Equal widths** keeps as much in every block, which transformers alone opens; the others do not. {text}"
         )
-    spread = ui.choice("Spread over the layers", spreads, "allocation", usual, text)
+    spread = ui.choice("Spread over the layers", spreads, "allocation", usual_allocation(study), text)
     try:
         least = max(1, math.ceil(100 * smallest_cost(study, budget, by_hand, at_least, multiple, table, spread)))
     except UserError:  # said where the plan would be

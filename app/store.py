@@ -108,7 +108,7 @@ class Store:
     def remember(self, source: Source) -> str:
         """Writes down what was asked for; gives the study's name."""
         path = self.folder(source.id) / "source.json"
-        if source.id not in self.sources():  # or damaged
+        if _kept(Source, path) is None:  # not there, or damaged
             write_json(path, source.model_dump())
         return source.id
 
@@ -137,7 +137,7 @@ class Store:
     def add_point(self, study: str, point: Point, plan: Plan) -> None:
         """Takes the place of one of the same name, whose note stays."""
         folder = self.point_folder(study, point.id)
-        before = next((one for one in self.points(study) if one.id == point.id), None)
+        before = _kept(Point, folder / "point.json")
         if before is not None and not point.note:
             point = point.model_copy(update={"note": before.note})
             plan.note = before.note
@@ -147,7 +147,7 @@ class Store:
 
     def points(self, study: str, kind: Literal["prune", "unlearn"] | None = None) -> list[Point]:
         """In the order in which they were measured."""
-        read = [_read(Point, path, path.stat().st_mtime_ns) for path in self.folder(study).glob("points/*/point.json")]
+        read = [_kept(Point, path) for path in self.folder(study).glob("points/*/point.json")]
         return sorted((p for p in read if p is not None and kind in (None, p.kind)), key=lambda p: (p.made, p.id))
 
     def plan(self, study: str, point: str) -> Plan:
@@ -179,8 +179,16 @@ class Store:
 
     def bounds(self, study: str) -> list[BoundPoint]:
         """From much that remains to little."""
-        read = [_read(BoundPoint, path, path.stat().st_mtime_ns) for path in self.folder(study).glob("bounds/*.json")]
+        read = [_kept(BoundPoint, path) for path in self.folder(study).glob("bounds/*.json")]
         return sorted((b for b in read if b is not None), key=lambda b: (-b.choice.remain, b.made))
+
+
+def _kept(kind: type[_Record], path: Path) -> _Record | None:
+    """The record in this file; None if there is none, or a damaged one."""
+    try:
+        return _read(kind, path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return None
 
 
 @lru_cache(maxsize=512)
