@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: app test lint default-model clean
+.PHONY: app test check lint docs default-model clean
 
 # PORT=8600 chooses the port; with CI set no browser is opened.
 app: $(VENV)/.app
@@ -18,10 +18,19 @@ test: $(VENV)/.dev
 	bash tests/browser/install_chromium.sh
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
+# Before every commit: lint, types, layers and the fast tests, in about a minute.
+check: lint
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 -q -m fast
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# The documentation site, in build/site; a warning is an error.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 default-model: $(VENV)/.app
 	$(BIN)/python assets/digits_resnet20.py --out assets --seed 0

@@ -1,4 +1,4 @@
-"""What the Bounds page says, its controls, and what a click on a layer does."""
+"""The Bounds page: its controls, the data of its figures, and their summaries."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import streamlit as st
 
 import modhifi
-from modhifi.lipschitz import ESTIMATORS, Gains
-from modhifi.study import estimators_for
+from modhifi.lipschitz import Gains, estimators
+from modhifi.specs import PruningSpec
 
 from . import components as ui
 from .figures import Series
@@ -22,21 +22,21 @@ __all__ = [
     "bound_controls",
     "constants_shown",
     "estimate_more",
+    "convergence_summary",
+    "estimator_notes",
     "follow_click",
-    "held_out_in_words",
-    "in_words",
+    "held_out_summary",
     "layer_in_focus",
     "layer_points",
-    "look_into",
     "measured_bounds",
-    "settled_in_words",
+    "open_on_importance",
+    "scatter_summary",
     "series",
-    "what_they_say",
 ]
 
 _REMAINS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 STATISTICS = {"maximum": "Largest", "rms": "Root mean square", "quantile": "90% of samples"}
-"""What is drawn of each estimator's gains."""
+"""Statistics of the gains over samples, with their labels."""
 
 
 def constants_shown(study: modhifi.Study) -> list[str]:
@@ -46,7 +46,7 @@ def constants_shown(study: modhifi.Study) -> list[str]:
         study.estimators,
         selection_mode="multi",
         default=[name for name in study.estimators if name != "certified"],
-        format_func=lambda name: ESTIMATORS[name].heading,
+        format_func=lambda name: estimators()[name].heading,
         key="estimators",
         bind="query-params",
         label_visibility="collapsed",
@@ -55,7 +55,7 @@ def constants_shown(study: modhifi.Study) -> list[str]:
 
 
 def series(study: modhifi.Study, names: Sequence[str], statistic: str) -> list[Series]:
-    """What the chart of constants shows, layers in forward order; upper bounds have no statistics of samples."""
+    """Data of the chart of constants, layers in forward order. Upper bounds have no statistics over samples."""
     found = []
     for name in names:
         values: list[float | None]
@@ -63,7 +63,7 @@ def series(study: modhifi.Study, names: Sequence[str], statistic: str) -> list[S
             values = [study.certified[layer].value for layer in study.layers]
         else:
             values = [_statistic(study.gains[name][layer], statistic) for layer in study.layers]
-        found.append(Series(name, ESTIMATORS[name].title, values, upper=ESTIMATORS[name].claim == "upper"))
+        found.append(Series(name, estimators()[name].title, values, upper=estimators()[name].claim == "upper"))
     return found
 
 
@@ -71,90 +71,93 @@ def _statistic(gains: Gains, statistic: str) -> float:
     return gains.quantile() if statistic == "quantile" else float(getattr(gains, statistic))
 
 
-def what_they_say(study: modhifi.Study, names: Sequence[str], statistic: str) -> str:
-    """Lower, upper, or of the samples only: a line for each estimator in sight."""
+def estimator_notes(study: modhifi.Study, names: Sequence[str], statistic: str) -> str:
+    """What each estimator shown claims (lower bound, upper bound, or neither), one line each."""
     lines = []
     for name in names:
-        one = ESTIMATORS[name]
+        one = estimators()[name]
         if one.claim == "upper":
             ranges = any(upper.ranges for upper in study.certified.values())
-            more = " It holds while LayerNorms and attention stay in the ranges seen on the samples." if ranges else ""
+            more = (
+                " Valid while LayerNorm and attention stay within the ranges observed on the samples." if ranges else ""
+            )
             none = sorted({upper.reason for upper in study.certified.values() if upper.value is None})
-            less = f" For some layers none is known: {'; '.join(none)}." if none else ""
+            less = f" Not available for some layers: {'; '.join(none)}." if none else ""
             lines.append(f"**≤ {one.heading}.** {one.says}{more}{less}")
         elif statistic == "maximum":
             lines.append(f"**≥ {one.heading}.** {one.says}")
         else:
             lines.append(
-                f"**{one.heading}.** Holds for the samples only: neither a lower nor an upper bound of the constant."
+                f"**{one.heading}.** Describes these samples only: neither a lower nor an upper bound of the constant."
             )
     return "  \n".join(lines)
 
 
 def layer_in_focus(study: modhifi.Study) -> tuple[str, Gains]:
-    """Draws the choice of a layer, the keyboard's equal of a click in the figures, and of an estimator; what that saw."""
+    """Draws the choice of a layer and an estimator; returns the layer and the gains that the estimator found there."""
     left, right = st.columns([1.3, 1], gap="small")
     with left:
         group = focus(study)
         first = list(study.layers).index(study.group(group).consumers[0].layer)
-        # Another group in focus, another layer to begin with.
+        # The key depends on the group, so that a new group in focus preselects its own layer.
         layer: str = st.selectbox("Layer", list(study.layers), first, key=f"layer-{group}", persist_state="session")
     with right:
         name: str = st.selectbox(
             "Estimator",
             list(study.gains),
-            format_func=lambda name: ESTIMATORS[name].heading,
+            format_func=lambda name: estimators()[name].heading,
             key="settled-by",
             bind="query-params",
         )
     return layer, study.gains[name][layer]
 
 
-def look_into(study: modhifi.Study, layer: str) -> None:
-    """A callback: the largest group that the layer reads becomes the one in focus, and *Importance* shows it."""
+def open_on_importance(study: modhifi.Study, layer: str) -> None:
+    """Callback: puts the largest group that the layer reads into focus and opens *Importance*."""
     largest = max((group for group, _ in study.structure.readers[layer]), key=lambda group: group.size)
     st.session_state["group"] = largest.name
     st.session_state["then"] = "importance"
 
 
 def follow_click(study: modhifi.Study, chart: str) -> None:
-    """The callback of a chart with that key."""
+    """Callback of the chart with this key: opens the clicked layer on *Importance*."""
     layer = ui.clicked(chart)
     if layer is not None:
-        look_into(study, layer)
+        open_on_importance(study, layer)
 
 
-def settled_in_words(gains: Gains, growth: modhifi.lipschitz.Growth) -> str:
-    """Whether more samples are likely to change the estimate."""
+def convergence_summary(gains: Gains, growth: modhifi.lipschitz.Growth) -> str:
+    """Whether more samples are likely to change the estimate, in one sentence."""
     if not gains.samples:
-        return "No sample has an error at this layer."
+        return "No sample has an error at this layer, so there is no gain to estimate."
     return (
-        f"From {gains.samples // 2} to {gains.samples} samples the largest is expected to grow by "
-        f"{growth.last_doubling:.0%}; the next sample exceeds it with a probability of 1 in {gains.samples + 1}."
+        f"From {gains.samples // 2} to {gains.samples} samples, the largest gain is expected to grow by "
+        f"{growth.last_doubling:.0%}. The next sample exceeds it with a probability of 1 in {gains.samples + 1}."
     )
 
 
 def estimate_more(session: Session, study: modhifi.Study) -> None:
-    """The estimators that an analysis leaves out, on demand; the study keeps what they find."""
-    missing = [name for name in estimators_for(study.model.input) if name not in study.estimators]
+    """Draws the popover that runs the estimators the analysis omitted; the study keeps their results."""
+    missing = [name for name in estimators(language=not study.model.classes) if name not in study.estimators]
     if not missing:
         return
-    with st.popover("More", icon=":material/add:", help="Estimate the constants in other ways too."):
+    with st.popover("More", icon=":material/add:", help="Run further estimators."):
         wanted = st.multiselect(
-            "Estimate",
+            "Estimators to run",
             missing,
             default=missing,
-            format_func=lambda name: ESTIMATORS[name].heading,
-            help="Each takes half a forward pass of the samples for every layer; operator norms are found layer by layer.",
+            format_func=lambda name: estimators()[name].heading,
+            help="Each takes about half a forward pass over the samples per layer; operator norms are computed "
+            "layer by layer.",
         )
         for name in wanted:
-            st.caption(f"**{ESTIMATORS[name].heading}.** {ESTIMATORS[name].says}")
+            st.caption(f"**{estimators()[name].heading}.** {estimators()[name].says}")
         st.button(
             "Estimate",
             type="primary",
             disabled=not wanted,
             on_click=ui.start,
-            args=(session.library.estimate, session.source, tuple(wanted)),
+            args=(session.library.tasks.estimate, session.source, tuple(wanted)),
             key="estimate",
         )
 
@@ -163,35 +166,34 @@ def measured_bounds(session: Session) -> list[BoundPoint]:
     return session.library.store.bounds(session.source.id)
 
 
-def in_words(bounds: Sequence[BoundPoint]) -> str:
-    """What the scatter shows, one sentence."""
+def scatter_summary(bounds: Sequence[BoundPoint]) -> str:
+    """The scatter plot in one or two sentences."""
     ratios = [b.report.tightness for b in bounds if b.report.tightness is not None]
     if not ratios:
-        return "Nothing measured yet: choose how much remains and press Measure."
+        return "No measurements yet. Choose the FLOPs that remain, then press *Measure*."
     low, high = min(ratios), max(ratios)
     broken = sum(r < 1 for r in ratios)
     times = f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
     sentence = f"The bound is {times} times the measured error"
     if broken:
-        return f"{sentence}. In {broken} of {len(ratios)} plans it lies below: the estimated constants were too small."
-    return (
-        f"{sentence}; every point lies on or above y = x. The constants are the largest gains seen on the same samples."
-    )
+        return f"{sentence}. It is exceeded in {broken} of {len(ratios)} plans: the estimated constants are too small."
+    return f"{sentence}; every point lies on or above y = x. Constants are the largest gains on the same samples."
 
 
-def held_out_in_words(report: modhifi.bounds.BoundReport) -> str:
-    """How far constants from other samples can be trusted."""
+def held_out_summary(report: modhifi.bounds.BoundReport) -> str:
+    """How often errors exceed bounds whose constants come from other samples."""
     held = report.held_out
     if held is None:
-        return "All samples are the study's own: measure on others to see how often their constants are too small for new ones."
+        return "All test samples are calibration samples: measure on others to see how often constants are too small for them."
     return (
-        f"With constants from {held.samples} calibration samples instead, {held.layers:.2%} of the errors of a layer alone are "
-        f"above their bound (exchangeable samples would give {held.expected:.2%}), and {held.plan:.2%} of the whole plan's."
+        f"With constants from {held.samples} calibration samples instead, {held.layers:.2%} of single-layer errors "
+        f"exceed their bound ({held.expected:.2%} is expected if samples are exchangeable), and {held.plan:.2%} of "
+        "the whole plan's errors."
     )
 
 
 def bound_controls(session: Session) -> None:
-    """What to measure, and the job that does it."""
+    """Draws what to measure, *Measure*, and the job."""
     left, middle, other, right = st.columns([2.6, 2.1, 0.9, 0.8], gap="small", vertical_alignment="bottom")
     with left:
         remains = st.pills(
@@ -202,13 +204,15 @@ def bound_controls(session: Session) -> None:
             format_func=lambda value: f"{value:.0%}",
             key="bound-remains",
             persist_state="session",
-            help="One plan for each, made in closed form, carried out and measured.",
+            help="Makes and measures one plan for each fraction of the FLOPs.",
         )
     with middle:
         compensate = ui.compensation("bound-compensation", ("scalar", "full", "sequential"), "full")
     with other:
-        data = ui.labelled_data(session, "bounds", "Measured on", "test")
-    choices = [Choice(remain=value, compensate=compensate) for value in sorted(remains, reverse=True)]
+        data = ui.labelled_data(session, "bounds", "Test data", "test")
+    choices = [
+        Choice(spec=PruningSpec.of(flops=value, compensate=compensate)) for value in sorted(remains, reverse=True)
+    ]
     with right:
         st.button(
             "Measure",
@@ -217,14 +221,14 @@ def bound_controls(session: Session) -> None:
             width="stretch",
             disabled=not choices,
             on_click=ui.start,
-            args=(session.library.measure_bounds, session.source, choices, data, 128),
+            args=(session.library.tasks.measure_bounds, session.source, choices, data, 128),
             key="bound-measure",
         )
     ui.latest_job(session, "bounds")
 
 
 def layer_points(bounds: Sequence[BoundPoint]) -> Mapping[str, list[Any]]:
-    """Every layer of every plan alone: columns for the scatter."""
+    """Columns for the scatter plot: every layer of every plan, modified alone."""
     rows = [(b, row) for b in bounds for row in b.report.rows if row.measured > 0]
     return {
         "layer": [row.layer for _, row in rows],

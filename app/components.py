@@ -1,4 +1,4 @@
-"""Pieces that several pages draw: a job's progress, numbers with their meaning, choices that recur."""
+"""Elements that several pages share: progress of jobs, numbers with help texts, and recurring controls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modhifi.study import Level
 
 from .formulas import FORMULAS
 from .jobs import Job
-from .selection import WORDS, LabelledData
+from .selection import LABELS, LabelledData
 from .session import Session, current
 from .store import Point
 
@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Number:
-    """A number with what it means. ``delta`` is how it changed, ``good`` which way is better; a ``note`` is neutral."""
+    """A number with its help text. ``delta`` is its change, ``good`` the direction that is better; a ``note`` is neutral."""
 
     label: str
     value: str
@@ -52,7 +52,7 @@ class Number:
 
 
 def numbers(row: Sequence[Number]) -> None:
-    """A row of numbers in equal cards."""
+    """Draws a row of numbers in cards of equal size."""
     with st.grid(len(row), min_column_width=130, gap="small"):
         for number in row:
             st.metric(
@@ -68,19 +68,19 @@ def numbers(row: Sequence[Number]) -> None:
 
 
 def chart(figure: go.Figure, alt: str, key: str, **options: Any) -> Any:
-    """The figure, without Plotly's row of buttons."""
+    """Draws a figure without Plotly's toolbar."""
     return st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False, "scrollZoom": False}, **options)
 
 
 def clicked(chart: str) -> str | None:
-    """What the selected mark of the chart with this key says it is (``customdata[0]``); None if none is selected."""
+    """``customdata[0]`` of the selected mark in the chart with this key; None if nothing is selected."""
     event = st.session_state.get(chart)
     points = [point for point in event["selection"]["points"] if point.get("customdata")] if event else []
     return str(points[0]["customdata"][0]) if points else None
 
 
 def focus_from_click(chart: str) -> None:
-    """A chart's callback: the clicked group becomes the one in focus."""
+    """Callback of a chart: puts the clicked group into focus."""
     group = clicked(chart)
     if group is not None:
         st.session_state["group"] = group
@@ -91,7 +91,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def compact(value: float) -> str:
-    """1234567 as 1.23 M."""
+    """Formats 1234567 as 1.23 M."""
     for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g}{unit}"
@@ -101,16 +101,16 @@ def compact(value: float) -> str:
 # Jobs
 
 
-def start(ask: Callable[..., Job], *arguments: Any) -> None:
-    """A button's callback: asks for a job and leaves it to itself."""
-    ask(*arguments)
+def start(task: Callable[..., Job], *arguments: Any) -> None:
+    """Callback of a button: starts a job in the background."""
+    task(*arguments)
 
 
 def job_card(job: Job) -> None:
-    """Progress and a way to stop it while it runs; its one line if it failed; nothing once it is done."""
+    """Draws progress and *Cancel* while a job runs, its error if it failed, and nothing once it is done."""
     if job.state == "running":
-        # The container belongs to the page, not to the fragment: when a slow server has not yet sent the page as the
-        # fragment runs again, Streamlit drops what the fragment drew first, and the browser would miss its place.
+        # The container belongs to the page and not to the fragment. If the fragment runs again before a slow server has sent
+        # the page, Streamlit drops the fragment's first output, and the browser could not place the next one.
         with st.container():
             _poll(job)
     elif job.state == "error":
@@ -120,7 +120,7 @@ def job_card(job: Job) -> None:
 
 
 def latest_job(session: Session, kind: str) -> Job | None:
-    """Draws and gives the last job of this kind for the study; a reloaded page finds it again."""
+    """Draws and returns the latest job of this kind for the study, also after the page was reloaded."""
     job = session.library.jobs.latest(f"{kind} {session.source.id} ")
     if job is not None:
         job_card(job)
@@ -128,16 +128,16 @@ def latest_job(session: Session, kind: str) -> Job | None:
 
 
 def derived(session: Session, compensate: Level, group: str | None = None, score: str | None = None) -> bool:
-    """Whether the curves of this compensation are there, of one group or all (and in the order of one score); if not, draws the
-    job that derives them.
+    """Whether the study has the curves for this compensation, of one group or all, in its own orders or that of one score. If
+    not, draws the job that derives them.
     """
-    job = session.library.derive(session.source, compensate, group, score)
-    # A small study is through before a person would see the progress.
+    job = session.library.tasks.derive(session.source, compensate, group, score)
+    # A small study is done before anybody could read the progress.
     if job is None or (job.wait(0.5) and job.state == "done"):
         return True
     job_card(job)
     if job.state != "running":
-        st.button("Derive again", on_click=session.library.again, args=(job.key,), key=f"again {job.key}")
+        st.button("Derive again", on_click=session.library.tasks.discard, args=(job.key,), key=f"again {job.key}")
     return False
 
 
@@ -159,63 +159,64 @@ def _poll(job: Job) -> None:
 
 
 def analysed() -> tuple[Session, modhifi.Study]:
-    """The study of this page; while there is none, says in one line what to do and ends the page."""
+    """The session and its study. Without a study, shows how to get one and ends the page."""
     session = current()
     if session.study is None:
-        _say_what_is_missing(session)
+        _show_missing_study(session)
         st.stop()
     return session, session.study
 
 
-def _say_what_is_missing(session: Session) -> None:
+def _show_missing_study(session: Session) -> None:
     job = session.job
     if session.problem:
         st.error(session.problem, icon=":material/error:")
     if job is not None:
         job_card(job)
     if job is not None and job.state == "running":
-        st.caption("This page fills as soon as the analysis is through; you may look around meanwhile.")
+        st.caption("This page fills when the analysis is done. You can visit other pages meanwhile.")
         return
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"**{session.source.label}** is not analysed yet: run the analysis, or choose another on *Model*.")
+        st.markdown(f"**{session.source.label}** is not analysed yet. Run the analysis, or choose another study.")
         st.button(
             "Run the analysis",
             type="primary",
             icon=":material/play_arrow:",
             on_click=start,
-            args=(session.library.analyse, session.source),
+            args=(session.library.tasks.analyse, session.source),
         )
 
 
 # Choices
 
 
-def choice(label: str, words: Mapping[str, str], key: str, default: str, help_: str, hide_label: bool = False) -> Any:
-    """One of a few named values, all in sight; the address carries it under ``key``."""
+def choice(label: str, options: Mapping[str, str], key: str, default: str, help_: str, hide_label: bool = False) -> Any:
+    """Draws a segmented control, ``options`` from value to label; the address carries the choice under ``key``."""
     return st.segmented_control(
         label,
-        list(words),
+        list(options),
         default=default,
         key=key,
         bind="query-params",
         required=True,
-        format_func=words.__getitem__,
+        format_func=options.__getitem__,
         label_visibility="collapsed" if hide_label else "visible",
         help=help_,
     )
 
 
 def compensation(key: str, levels: Sequence[str] = ("scalar", "full"), default: str = "full") -> Any:
-    words = {"none": "None"} | {level: WORDS[level] for level in levels}
-    return choice("Compensation", words, key, default, FORMULAS["compensation"])
+    """Draws the choice of the compensation level."""
+    options = {"none": "None"} | {level: LABELS[level] for level in levels}
+    return choice("Compensation", options, key, default, FORMULAS["compensation"])
 
 
 def labelled_data(session: Session, key: str, label: str, split: str) -> LabelledData:
-    """Which samples, images with their labels or text; folded away, because the default is the source of the study."""
+    """Draws the choice of labelled images or text in a popover; the default is the study's own source."""
     default = session.source.labelled
-    key = f"{key}-{session.source.digest}"  # another study has other data
+    key = f"{key}-{session.source.digest}"  # every study has data of its own
     with st.popover(label, icon=":material/label:"):
-        st.caption("Images with labels, or a text; those of the study's own source if nothing is changed.")
+        st.caption("Labelled images, or text for a language model. The default is the study's own source.")
         data = st.text_input("Data", default.data, key=f"{key}-data", persist_state="session")
         root = st.text_input("Folder or file", default.root or "", key=f"{key}-root", persist_state="session")
         part = st.text_input("Split", split, key=f"{key}-split", persist_state="session")
@@ -223,7 +224,7 @@ def labelled_data(session: Session, key: str, label: str, split: str) -> Labelle
 
 
 def current_plan(session: Session, label: str = "Current plan") -> Point | None:
-    """The measured plan that the address names as ``?plan=``, the newest at first; None if nothing was measured yet."""
+    """Draws the choice of a measured plan (``?plan=`` in the address), by default the newest; None if there is none."""
     plans = session.plans()
     if not plans:
         return None
@@ -232,6 +233,6 @@ def current_plan(session: Session, label: str = "Current plan") -> Point | None:
         list(plans),
         key="plan",
         bind="query-params",
-        help="The plan that Export hands over. A new measurement becomes the current plan.",
+        help="*Export* uses this plan. A new measurement becomes the current plan.",
     )
     return plans.get(chosen)

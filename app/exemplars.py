@@ -1,4 +1,4 @@
-"""What excites a component: the images that it answers most strongly, and where in them (integrated gradients, captum)."""
+"""Top-activating images of a component, and the pixels responsible (integrated gradients, captum)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from PIL import Image, ImageColor
 from torch import Tensor
 
 import modhifi
-from modhifi._operators import get_operator
 from modhifi.data import Data
-from modhifi.models import InputSpec, Model
+from modhifi.layers import get_operator
+from modhifi.models import Model
 from modhifi.progress import Progress
+from modhifi.specs import InputSpec
 
 from .figures import ORANGE
 
@@ -31,21 +32,23 @@ _SIDE = 160
 
 @dataclass(frozen=True)
 class Exemplar:
-    """One image: as the network sees it, and again with what excites the component marked; both PNG. ``energy``: the component's
-    mean squared activation there, as a multiple of that over all images. ``answer``: what the network says it is.
+    """One image as the network sees it, and again with the pixels marked that activate the component; both PNG.
+
+    ``energy``: the component's mean squared activation on it, as a multiple of the mean over all images; ``predicted``: the
+    predicted class.
     """
 
     image: bytes
     marked: bytes
     energy: float
-    answer: str
+    predicted: str
 
 
 def exemplars(
     study: modhifi.Study, model: Model, data: Data, group: str, component: int, progress: Progress
 ) -> list[Exemplar]:
-    """The `COUNT` images of ``data`` in which the component has most energy at the first layer that reads it, the strongest
-    first.
+    """The `COUNT` images of ``data`` on which the component has the most energy at the first layer that reads it, in descending
+    order.
     """
     consumer = study.group(group).consumers[0]
     layer = get_operator(model.module, consumer.layer)
@@ -65,23 +68,23 @@ def exemplars(
     handle = layer.register_forward_pre_hook(watch)
     try:
         found: list[Tensor] = []
-        answers: list[Tensor] = []
+        predictions: list[Tensor] = []
         with torch.no_grad():
             for batch, _ in data.batches(model.input, _BATCH):
-                progress(len(found) * _BATCH, len(data), "looking for what excites it")
+                progress(len(found) * _BATCH, len(data), "finding top-activating images")
                 energy, logits = run(batch.to(model.device))
                 found.append(energy.cpu())
-                answers.append(logits.argmax(1).cpu())
-        strength, answer = torch.cat(found), torch.cat(answers)
+                predictions.append(logits.argmax(1).cpu())
+        strength, predicted = torch.cat(found), torch.cat(predictions)
         best = torch.argsort(strength, descending=True)[:COUNT]
         images = torch.cat([next(data.part(i, i + 1).batches(model.input))[0] for i in best.tolist()])
         attribution = IntegratedGradients(lambda batch: run(batch)[0])
         marks = []
         for done, image in enumerate(images):
-            progress(done, len(images), "looking where")
+            progress(done, len(images), "attributing to pixels")
             image = image[None].to(model.device)
             marks.append(attribution.attribute(image, n_steps=_STEPS, internal_batch_size=_STEPS).detach().abs().sum(1))
-        progress(len(images), len(images), "looking where")
+        progress(len(images), len(images), "attributing to pixels")
     finally:
         handle.remove()
     whole = float(strength.mean())
@@ -90,14 +93,14 @@ def exemplars(
             image=_png(picture),
             marked=_png(_overlaid(picture, mark[0].cpu().double().numpy())),
             energy=float(strength[index]) / whole if whole > 0 else 0.0,
-            answer=study.model.classes[int(answer[index])],
+            predicted=study.model.classes[int(predicted[index])],
         )
         for picture, mark, index in zip(_pixels(images, model), marks, best.tolist(), strict=True)
     ]
 
 
 def _pixels(images: Tensor, model: Model) -> list[NDArray[np.float64]]:
-    """(H, W, 3) in 0 to 255 each: the normalisation undone."""
+    """The images before normalisation, (H, W, 3) each, 0 to 255."""
     spec = model.input
     assert isinstance(spec, InputSpec)
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (spec.mean, spec.std))
@@ -106,7 +109,7 @@ def _pixels(images: Tensor, model: Model) -> list[NDArray[np.float64]]:
 
 
 def _overlaid(picture: NDArray[np.float64], mark: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The picture in grey, and the marks upon it as strong as they are; the strongest hundredth is all orange."""
+    """The picture in grey, overlaid with orange in proportion to the attribution; its top percentile is fully orange."""
     top = float(np.quantile(mark, 0.99)) or float(mark.max()) or 1.0
     weight = np.clip(mark / top, 0.0, 1.0)[:, :, None]
     grey = picture.mean(2, keepdims=True)

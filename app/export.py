@@ -1,8 +1,10 @@
-"""The three downloads of a plan."""
+"""The three downloads of a plan: the plan itself, the modified network, and a report."""
 
 from __future__ import annotations
 
 import streamlit as st
+
+from modhifi.export import formats
 
 from . import components as ui
 from .report import report
@@ -11,11 +13,9 @@ from .store import Point
 
 __all__ = ["downloads"]
 
-_FORMATS = {"safetensors": "safetensors", "onnx": "ONNX", "pt2": "torch.export"}
-
 
 def downloads(session: Session, point: Point) -> None:
-    """Draws plan, changed network and report side by side."""
+    """Draws the three downloads side by side."""
     cards = st.columns(3, gap="medium", border=True)
     for card, draw in zip(cards, (_plan_download, _model_download, _report_download), strict=True):
         with card, st.container(height="stretch"):
@@ -24,11 +24,11 @@ def downloads(session: Session, point: Point) -> None:
 
 def _plan_download(session: Session, point: Point) -> None:
     st.markdown("**Plan**")
-    st.caption("What stays, the new weights and the settings: `plan.zip` with a JSON and a safetensors file.")
+    st.caption("Components kept, new weights and settings: `plan.zip` with a JSON and a safetensors file.")
     st.space("stretch")
     st.download_button(
         "Download the plan",
-        lambda: session.library.plan_zip(session.source, point),
+        lambda: session.library.queries.plan_zip(session.source, point),
         "plan.zip",
         "application/zip",
         icon=":material/download:",
@@ -39,29 +39,30 @@ def _plan_download(session: Session, point: Point) -> None:
 
 
 def _model_download(session: Session, point: Point) -> None:
-    st.markdown("**Changed network**")
-    text = point.evaluation.get("perplexity") is not None  # a language model is written as safetensors alone
+    st.markdown("**Pruned network**" if point.kind == "prune" else "**Edited network**")
+    text = point.evaluation.get("perplexity") is not None  # language models are exported as safetensors only
     extra = (
         []
         if text
         else st.pills(
-            "Formats besides safetensors",
-            ["onnx", "pt2"],
+            "Additional formats",
+            [name for name in formats() if name != "safetensors"],
             selection_mode="multi",
-            format_func=_FORMATS.__getitem__,
+            format_func=lambda name: formats()[name].title,
             key="formats",
             persist_state="session",
-            help="The folder always holds safetensors and a manifest, so that the network can be loaded again by its path.",
+            help="The folder always contains safetensors and a manifest, so the network can be loaded again by its "
+            "path.",
         )
     )
-    formats = ["safetensors", *extra]
-    archive = session.library.archive(session.source, point, formats)
+    chosen = ["safetensors", *extra]
+    archive = session.library.queries.archive(session.source, point, chosen)
     if archive is None:
         st.button(
             "Build the network",
             icon=":material/build:",
             on_click=ui.start,
-            args=(session.library.build, session.source, point, formats),
+            args=(session.library.tasks.build, session.source, point, chosen),
             width="stretch",
             key="build",
         )
@@ -82,7 +83,7 @@ def _model_download(session: Session, point: Point) -> None:
 def _report_download(session: Session, point: Point) -> None:
     st.markdown("**Report**")
     st.caption(
-        "One page that stands alone: what was done, what it cost, with the charts. Opens in any browser, without a server."
+        "One self-contained HTML page with settings, results and charts. Opens in any browser, without a server."
     )
     st.space("stretch")
     st.download_button(

@@ -1,4 +1,4 @@
-"""The Forget page's controls, tables and words."""
+"""The Forget page: its controls, tables and summaries."""
 
 from __future__ import annotations
 
@@ -9,36 +9,44 @@ import streamlit as st
 
 import modhifi
 from modhifi.evaluation import Evaluation, forgetting_table, verdict
-from modhifi.unlearning import METHODS, Living, where_it_lives
+from modhifi.unlearning import Living, unlearning_methods, where_it_lives
 
 from . import components as ui
 from .components import FORMULAS, Number, percent
-from .library import forget_point
-from .outcome import points
+from .outcome import accuracy_number
 from .selection import Forgetting, LabelledData
 from .session import Session
 from .store import Point
+from .tasks import forget_point
 
-__all__ = ["curves_of", "forget_controls", "forgotten", "in_words", "living_of", "numbers_of", "report_of"]
+__all__ = [
+    "attack_numbers",
+    "attack_table",
+    "class_specific_components",
+    "current_forget_plan",
+    "forget_controls",
+    "relearning_curves",
+    "verdict_list",
+]
 
 
 def forget_controls(session: Session, study: modhifi.Study) -> list[str]:
-    """Draws the classes, how to forget, the two sources of labelled images, and *Forget*; gives the chosen classes."""
+    """Draws classes, method, calibration and test data, and *Forget*; returns the chosen classes."""
     classes = list(study.model.classes)
     left, right = st.columns([3, 1], gap="medium", vertical_alignment="bottom")
     with left:
-        words = "What the network should no longer know. At least one class must stay."
+        text = "The classes that the network should forget. At least one class must remain."
         if len(classes) <= 20:
             chosen: Sequence[str] = st.pills(
-                "Classes to forget", classes, selection_mode="multi", key="classes", bind="query-params", help=words
+                "Classes to forget", classes, selection_mode="multi", key="classes", bind="query-params", help=text
             )
         else:
-            chosen = st.multiselect("Classes to forget", classes, key="classes", bind="query-params", help=words)
+            chosen = st.multiselect("Classes to forget", classes, key="classes", bind="query-params", help=text)
         with st.container(horizontal=True):
-            wish = _method(tuple(chosen))
-            labelled = ui.labelled_data(session, "decide", "Decided on", "calibration")
-            test = ui.labelled_data(session, "test", "Measured on", "test")
-    point = forget_point(wish, labelled, test)
+            request = _method(tuple(chosen))
+            labelled = ui.labelled_data(session, "decide", "Calibration data", "calibration")
+            test = ui.labelled_data(session, "test", "Test data", "test")
+    point = forget_point(request, labelled, test)
     known = any(p.id == point for p in session.points())
     with right:
         st.button(
@@ -48,27 +56,30 @@ def forget_controls(session: Session, study: modhifi.Study) -> list[str]:
             width="stretch",
             disabled=not 0 < len(chosen) < len(classes),
             on_click=_forget,
-            args=(session, wish, labelled, test, point),
+            args=(session, request, labelled, test, point),
             key="forget",
         )
     if len(chosen) == len(classes):
-        st.caption("All classes are chosen; leave at least one.")
+        st.caption("All classes are selected; deselect at least one.")
     return list(chosen)
 
 
 def _method(classes: tuple[str, ...]) -> Forgetting:
-    """Draws the method and its knobs, folded away."""
+    """Draws the method and its options in a popover."""
     with st.popover("Method", icon=":material/tune:"):
         method = st.selectbox(
             "Method",
-            list(METHODS),
-            format_func=lambda name: METHODS[name].title + (" (needs gradients)" if METHODS[name].gradients else ""),
+            list(unlearning_methods()),
+            format_func=lambda name: (
+                unlearning_methods()[name].title
+                + (" (needs gradients)" if unlearning_methods()[name].gradients else "")
+            ),
             key="method",
             bind="query-params",
         )
-        st.caption(METHODS[method].about)
+        st.caption(unlearning_methods()[method].about)
         target = st.slider(
-            "Accuracy on the class that is low enough",
+            "Target forget accuracy",
             0,
             50,
             0,
@@ -76,12 +87,13 @@ def _method(classes: tuple[str, ...]) -> Forgetting:
             format="%d%%",
             key="target",
             bind="query-params",
-            help="On the images that are decided on. The smallest edit that reaches it is searched for.",
+            help="Accuracy on calibration images of the forget classes. The search finds the smallest edit that "
+            "reaches it.",
         )
         depth, towards = None, "mean"
-        if METHODS[method].deep:
+        if unlearning_methods()[method].deep:
             depth = st.number_input(
-                "Layers, from the last one",
+                "Number of layers, from the last",
                 min_value=1,
                 value=None,
                 placeholder="chosen by the method",
@@ -89,14 +101,14 @@ def _method(classes: tuple[str, ...]) -> Forgetting:
                 persist_state="session",
             )
         if method == "ridge":
-            words = {"mean": "Mean of the others", "zero": "Zero"}
-            text = "What the edited layers should answer on images of the class."
-            towards = ui.choice("Answer on the class", words, "towards", "mean", text)
+            options = {"mean": "Retained mean", "zero": "Zero"}
+            text = "What the edited layers should output on the forget set."
+            towards = ui.choice("Output on the forget set", options, "towards", "mean", text)
         predicted = st.toggle(
-            "Use the network's own answers as labels",
+            "Use predictions as labels",
             key="predicted",
             bind="query-params",
-            help="Which images are of the class is then what the network says; the images need no labels.",
+            help="The network's own predictions decide which images belong to the class, so the images need no labels.",
         )
     return Forgetting(
         classes=classes,
@@ -108,75 +120,80 @@ def _method(classes: tuple[str, ...]) -> Forgetting:
     )
 
 
-def _forget(session: Session, wish: Forgetting, labelled: LabelledData, test: LabelledData, point: str) -> None:
-    session.library.again(f"forget {session.source.id} {point}")
-    session.library.forget(session.source, wish, labelled, test)
+def _forget(session: Session, request: Forgetting, labelled: LabelledData, test: LabelledData, point: str) -> None:
+    session.library.tasks.discard(f"forget {session.source.id} {point}")
+    session.library.tasks.forget(session.source, request, labelled, test)
     st.session_state["awaited"] = point
 
 
-def forgotten(session: Session) -> Point | None:
-    """Draws the choice of the current plan; gives it if it forgets."""
+def current_forget_plan(session: Session) -> Point | None:
+    """Draws the choice of the current plan; returns it if it is an unlearning plan."""
     if not any(point.kind == "unlearn" for point in session.points()):
-        st.caption("Nothing forgotten yet: choose one class or several and press Forget.")
+        st.caption("No results yet. Select one or more classes, then press *Forget*.")
         return None
     point = ui.current_plan(session)
     if point is not None and point.kind == "prune":
-        st.caption("The current plan prunes; choose one that forgets to see how it is judged.")
+        st.caption("The current plan is a pruning plan. Select an unlearning plan to see its results.")
         return None
     return point
 
 
-def living_of(study: modhifi.Study, chosen: Sequence[str]) -> tuple[Living, str]:
-    """The picture of where the chosen classes live, and what it says."""
+def class_specific_components(study: modhifi.Study, chosen: Sequence[str]) -> tuple[Living, str]:
+    """Data of the figure of class-specific components, and its summary."""
     found = where_it_lives(study, chosen)
     if not found.components:
-        return found, "No class to show: the network answered too few images for each. Analyse more images to see them."
+        return found, "No class to show: every class was predicted for too few images. Analyse more images."
     (group, index), by = found.components[0], found.apart[0]
-    of = ", ".join(name for name in chosen if name in found.classes)
-    if not of:
-        return found, f"The component that tells one class from the rest best is {group} {index} (by {by:.2f})."
+    shown = ", ".join(name for name in chosen if name in found.classes)
+    if not shown:
+        return (
+            found,
+            f"The component most specific to a single class is {group} {index} (difference in fidelity: {by:.2f}).",
+        )
     return (
         found,
-        f"The component most specific to {of} is {group} {index}: its fidelity is higher than elsewhere by {by:.2f}.",
+        f"The component most specific to {shown} is {group} {index}: its fidelity is {by:.2f} higher than for the "
+        "other classes.",
     )
 
 
-def in_words(point: Point) -> str:
-    """What the numbers say together, as a list."""
+def verdict_list(point: Point) -> str:
+    """The verdict of the attacks as a Markdown list."""
     return "\n".join(f"- {sentence}" for sentence in verdict(Evaluation.model_validate(point.evaluation)))
 
 
-def report_of(point: Point) -> pd.DataFrame:
-    """Every measure for the unchanged network, the logit mask and the changed network."""
+def attack_table(point: Point) -> pd.DataFrame:
+    """Every measure for the original network, a logit mask and the edited network."""
     rows = forgetting_table(Evaluation.model_validate(point.evaluation), curve=False)
-    columns = ["", "Unchanged", "Logit mask", "Changed"]
+    columns = ["", "Original", "Logit mask", "Edited"]
     return pd.DataFrame([[title, *map(percent, values)] for title, *values in rows], columns=columns).set_index("")
 
 
-def curves_of(point: Point) -> dict[str, list[float]]:
-    """Relearning curves, by network; those that were measured."""
+def relearning_curves(point: Point) -> dict[str, list[float]]:
+    """The measured relearning curves, by network."""
     e = point.evaluation
     found = {
-        "unchanged": e.get("relearning_accuracy_before"),
+        "original": e.get("relearning_accuracy_before"),
         "logit mask": e.get("relearning_accuracy_mask"),
-        "changed": e.get("relearning_accuracy"),
+        "edited": e.get("relearning_accuracy"),
     }
     return {name: values for name, values in found.items() if values}
 
 
-def numbers_of(point: Point) -> list[Number]:
-    """How forgetting is judged: accuracy alone proves nothing."""
+def attack_numbers(point: Point) -> list[Number]:
+    """Accuracies and attacks: accuracy alone proves nothing."""
     e = point.evaluation
-
     return [
-        points("Forget accuracy", e, "forget_accuracy", "Accuracy on the forgotten classes. Low is meant.", "down"),
-        points("Retain accuracy", e, "retain_accuracy", "Accuracy on the other classes. High is meant.", "up"),
-        points("Linear probe", e, "probe_accuracy", FORMULAS["probe"], "down"),
+        accuracy_number("Forget accuracy", e, "forget_accuracy", FORMULAS["forget_accuracy"], "down"),
+        accuracy_number("Retain accuracy", e, "retain_accuracy", FORMULAS["retain_accuracy"], "up"),
+        accuracy_number("Linear probe", e, "probe_accuracy", FORMULAS["probe"], "down"),
         Number(
             "Membership inference",
             "n/a" if e["mia"] is None else f"{e['mia']:.3f}",
             FORMULAS["mia"],
-            note=None if e["mia_before"] is None else f"{e['mia_before']:.3f} before",
+            note="AUC" if e["mia_before"] is None else f"AUC, original {e['mia_before']:.3f}",
         ),
-        Number("BN recall", percent(e["bn_recall_accuracy"]), FORMULAS["recall"], note="after the attack"),
+        Number(
+            "BN recall", percent(e["bn_recall_accuracy"]), FORMULAS["recall"], note="forget accuracy after the attack"
+        ),
     ]

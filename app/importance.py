@@ -1,4 +1,4 @@
-"""What the Importance page says about a group, read from the study and put into words."""
+"""The Importance page: data of its figures, their summaries, and its controls."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import streamlit as st
 from numpy.typing import NDArray
 
 import modhifi
-from modhifi._format import listed
 from modhifi.study import CLASS_SAMPLES
+from modhifi.text import listed
 
 from . import components as ui
 from .figures import Array, Strip
@@ -41,21 +41,22 @@ KINDS = {
     "neurons": "hidden neurons",
     "heads": "attention heads",
 }
-"""What the components of a group are, in words."""
+"""What the components of each kind of group are called."""
 
 
 @dataclass(frozen=True)
 class Overview:
-    """All groups, and what they say together."""
+    """All groups, with a one-sentence summary."""
 
     strips: list[Strip]
-    in_words: str
+    summary: str
 
 
 @dataclass(frozen=True)
 class GroupView:
-    """``greedy`` and ``naive`` (C+1,) curves, ``singletons`` (C,) sorted, ``chosen`` (C,) those of them in the HiFi
-    set, and the sentences that go with them."""
+    """One group: ``greedy`` and ``naive`` (C+1,) curves, ``singletons`` (C,) sorted, ``chosen`` (C,) which of these are in the
+    HiFi set, and a summary for each figure.
+    """
 
     greedy: Array
     naive: Array
@@ -63,35 +64,38 @@ class GroupView:
     chosen: NDArray[np.bool_]
     hifi: int
     consumer: str
-    in_words: str
-    singletons_in_words: str
+    summary: str
+    singletons_summary: str
 
 
 @dataclass(frozen=True)
 class Classes:
-    """``table`` (K, C): fidelity by class, components sorted by their own fidelity over all images as ``components`` says."""
+    """``table`` (K, C): fidelity by predicted class; columns are ``components``, sorted by singleton fidelity."""
 
     table: Array
     names: list[str]
     components: list[int]
-    in_words: str
+    summary: str
 
 
 def colour_choice() -> str:
-    """Draws the choice of what the overview's colours mean: ``alone`` or ``together``."""
-    words = {"alone": "Each alone", "together": "Together so far"}
-    text = "The fidelity of each component alone, sorted; or that of all from the bottom up to it, in the greedy order."
-    chosen: str = ui.choice("Colour", words, "colour", "alone", text, hide_label=True)
+    """Draws the choice of what colours the overview: ``alone`` (individual) or ``together`` (cumulative)."""
+    options = {"alone": "Individual", "together": "Cumulative"}
+    text = (
+        "Higher means more important. **Individual**: fidelity of each component alone, sorted. **Cumulative**: "
+        "fidelity of all components from the bottom up to this one, in greedy order."
+    )
+    chosen: str = ui.choice("Colour", options, "colour", "alone", text, hide_label=True)
     return chosen
 
 
-def read_overview(study: modhifi.Study, eta: float, compensate: Any, together: bool) -> Overview:
-    """What the picture of all groups shows; ``together`` as in `app.figures.overview`."""
+def read_overview(study: modhifi.Study, eta: float, compensate: Any, cumulative: bool) -> Overview:
+    """Data of the overview; ``cumulative`` as in `app.figures.overview`."""
     strips = [
         Strip(
             group.name,
             group.kind,
-            study.curve(group.name, "greedy", compensate)[1:] if together else _alone(study, group.name),
+            study.curve(group.name, "greedy", compensate)[1:] if cumulative else _individual(study, group.name),
             study.hifi_size(group.name, eta, "greedy", compensate),
         )
         for group in study.groups
@@ -100,20 +104,20 @@ def read_overview(study: modhifi.Study, eta: float, compensate: Any, together: b
     small = sum(s.hifi < 0.2 * len(s.fidelity) for s in strips)
     return Overview(
         strips,
-        f"{kept} of {total} components ({kept / total:.0%}) reach η = {eta:.2f} in every group; "
-        f"in {small} of {len(strips)} groups fewer than a fifth do.",
+        f"{kept} of {total} components ({kept / total:.0%}) are enough for η = {eta:.2f} in every group; "
+        f"in {small} of {len(strips)} groups, less than a fifth of the components.",
     )
 
 
 def about(study: modhifi.Study, name: str) -> str:
-    """What a group is made of and who reads it, one line."""
+    """The components of a group and the layers that read it, in one line."""
     group = study.group(name)
     readers = [consumer.layer for consumer in group.consumers]
     return f"{group.size} {KINDS[group.kind]}, read by {listed(readers)}."
 
 
 def read_group(study: modhifi.Study, name: str, eta: float, compensate: Any) -> GroupView:
-    """Everything the page shows of a group but its classes."""
+    """Everything the page shows about a group, except its classes."""
     group = study.group(name)
     greedy = study.curve(name, "greedy", compensate)
     naive = study.curve(name, "fidelity", compensate)
@@ -121,14 +125,16 @@ def read_group(study: modhifi.Study, name: str, eta: float, compensate: Any) -> 
     naive_size = study.hifi_size(name, eta, "fidelity", compensate)
     ranks = np.argsort(-study.scores(name)["fidelity"], kind="stable")
     singles = study.scores(name)["fidelity"][ranks]
-    more = "the naive ranking needs as many" if naive_size == hifi else f"the naive ranking needs {naive_size}"
+    naive_needs = "the same number" if naive_size == hifi else naive_size
     if hifi:
-        words = (
-            f"**{hifi} of {group.size} components** ({hifi / group.size:.0%}) carry {eta:.0%} of the output; {more}."
+        summary = (
+            f"**{hifi} of {group.size} components** ({hifi / group.size:.0%}) carry {eta:.0%} of the output energy; "
+            f"the naive order needs {naive_needs}."
         )
     else:
-        words = (
-            f"**None of {group.size} components** is needed for {eta:.0%}: what else the layers read carries as much."
+        summary = (
+            f"**0 of {group.size} components** are needed for {eta:.0%}: the other inputs of the layers that read "
+            "the group carry that much."
         )
     return GroupView(
         greedy=greedy,
@@ -137,35 +143,36 @@ def read_group(study: modhifi.Study, name: str, eta: float, compensate: Any) -> 
         chosen=np.isin(ranks, study.order(name, "greedy")[:hifi]),
         hifi=hifi,
         consumer=group.consumers[0].layer,
-        in_words=words,
-        singletons_in_words=f"Singleton fidelity of {name}, sorted: the best has {singles[0]:.3f}, the median "
+        summary=summary,
+        singletons_summary=f"Singleton fidelity of {name}, sorted: the highest is {singles[0]:.3f}, the median "
         f"{np.median(singles):.3f}.",
     )
 
 
 def read_classes(study: modhifi.Study, name: str) -> Classes:
-    """What a group says of each class that the network answered often enough."""
+    """Fidelity of a group by class, for the classes that the network predicted often enough."""
     seen, table = study.class_fidelity(name)
     ranks = np.argsort(-study.scores(name)["fidelity"], kind="stable")
     every = study.model.classes
     names = [every[number] for number in seen]
-    few = f"fewer than {CLASS_SAMPLES} of the {study.data.samples} images"
+    images = f"{study.data.samples} calibration images"
+    rare = f"were predicted for fewer than {CLASS_SAMPLES} of the {images}"
     if not names:
-        words = f"No class to show: the network took {few} for each of them. Analyse more images to see them."
+        summary = f"No class to show: all classes {rare}. Analyse more images."
     elif len(names) < len(every):
-        words = f"{len(names)} of {len(every)} classes; the network took {few} for each of the others."
+        summary = f"{len(names)} of {len(every)} classes; the others {rare}."
     else:
-        words = f"All {len(names)} classes, as the network answered the {study.data.samples} images."
-    return Classes(table[:, ranks].astype(np.float64), names, ranks.tolist(), words)
+        summary = f"All {len(names)} classes, as predicted for the {images}."
+    return Classes(table[:, ranks].astype(np.float64), names, ranks.tolist(), summary)
 
 
 def component_in_focus(ranks: Sequence[int], name: str) -> int:
-    """Draws the choice of one component of the group, the one of most fidelity first."""
+    """Draws the choice of one component of the group, sorted by fidelity."""
     place = {component: number for number, component in enumerate(ranks, 1)}
     chosen: int = st.selectbox(
         "Component",
         list(ranks),
-        format_func=lambda component: f"{component} (number {place[component]} by fidelity)",
+        format_func=lambda component: f"{component} (rank {place[component]} by fidelity)",
         key=f"component-{name}",
         persist_state="session",
     )
@@ -173,16 +180,16 @@ def component_in_focus(ranks: Sequence[int], name: str) -> int:
 
 
 def show_exemplars(session: Session, name: str, component: int) -> None:
-    """What excites a component, or the way to find out."""
-    job = session.library.exemplars_job(session.source, name, component)
+    """Draws the top-activating images of a component, or the button that finds them."""
+    job = session.library.queries.exemplars_job(session.source, name, component)
     if job is None or job.state in ("cancelled", "error"):
         if job is not None:
             ui.job_card(job)
         st.button(
-            "Show what excites it" if job is None else "Look again",
+            "Show top-activating images" if job is None else "Try again",
             icon=":material/image_search:",
             on_click=ui.start,
-            args=(session.library.exemplars, session.source, name, component),
+            args=(session.library.tasks.exemplars, session.source, name, component),
             key="exemplars",
         )
         return
@@ -195,13 +202,13 @@ def show_exemplars(session: Session, name: str, component: int) -> None:
         with column:
             st.image(one.image, width="stretch")
             st.image(one.marked, width="stretch")
-            st.caption(f"{one.answer}, {one.energy:.1f}×")
+            st.caption(f"{one.predicted}, {one.energy:.1f}×")
     st.caption(
-        f"The {len(found)} of {session.study.data.samples if session.study else 0} images in which the component answers most "
-        "strongly, what the network takes them for, and its energy as a multiple of the mean. Below, in orange, where that comes "
-        "from (integrated gradients)."
+        f"The {len(found)} of {session.study.data.samples if session.study else 0} images that activate the "
+        "component most, with the predicted class and the mean squared activation as a multiple of its mean over "
+        "all images. Orange marks the pixels responsible (integrated gradients)."
     )
 
 
-def _alone(study: modhifi.Study, name: str) -> Array:
+def _individual(study: modhifi.Study, name: str) -> Array:
     return np.sort(study.scores(name)["fidelity"])[::-1]

@@ -1,4 +1,4 @@
-"""What the pages say of language models in place of accuracy, classes and pictures."""
+"""Language models: perplexity and throughput in place of accuracy and latency."""
 
 from __future__ import annotations
 
@@ -9,47 +9,61 @@ import pandas as pd
 import streamlit as st
 
 import modhifi
-from modhifi.models import TokenSpec
+from modhifi.specs import TokenSpec
 
+from .formulas import FORMULAS
 from .store import Point
-from .tables import Columns
+from .tables import Columns, timed
 
-__all__ = ["COMPARED", "is_language", "points_table"]
-
-COMPARED = ("width", "width-one-shot", "free", "cholesky", "magnitude", "chance")
-"""What a comparison of methods begins with."""
+__all__ = ["is_language", "points_table"]
 
 
 def is_language(study: modhifi.Study) -> bool:
     return isinstance(study.model.input, TokenSpec)
 
 
-def _row(plan: str, e: Mapping[str, Any], when: str, note: str) -> dict[str, Any]:
-    """What an evaluation says of the model after (``when`` empty) or ``_before``."""
+def _row(plan: str, point: Point, when: str, note: str) -> dict[str, Any]:
+    """One row: the modified model (``when`` empty) or the original one (``_before``)."""
+    e: Mapping[str, Any] = point.evaluation
+    speeds = {"prefill": "prefill_tokens_per_second", "decode": "decode_tokens_per_second"}
+    now = {title: e.get(f"{name}{when}") for title, name in speeds.items()}
+    original = {title: e.get(f"{name}_before") for title, name in speeds.items()}
+    share = {title: 100 * now[title] / original[title] if now[title] and original[title] else None for title in speeds}
     return {
         "Plan": plan,
         "Perplexity": e[f"perplexity{when}"],
-        "× unchanged": e[f"perplexity{when}"] / e["perplexity_before"],
+        "× original": e[f"perplexity{when}"] / e["perplexity_before"],
         "Parameters": 100 * e[f"params{when}"] / e["params_before"],
         "FLOPs": 100 * e[f"flops{when}"] / e["flops_before"],
-        "Read": e[f"prefill_tokens_per_second{when}"],
-        "Written": e[f"decode_tokens_per_second{when}"],
+        "Prefill": share["prefill"],
+        "Decode": share["decode"],
+        "Prefill, tokens/s": now["prefill"],
+        "Decode, tokens/s": now["decode"],
+        "Timed": timed(point),
         "Tokens": e["tokens"],
         "Note": note,
     }
 
 
 def points_table(points: Sequence[Point]) -> tuple[pd.DataFrame, Columns]:
-    """Measured plans of a language model, the newest first, and the unchanged model as the newest found it."""
-    rows = [_row(point.label, point.evaluation, "", point.note) for point in reversed(points)]
+    """Measured plans of a language model, newest first, and the original model as measured with the newest."""
+    rows = [_row(point.label, point, "", point.note) for point in reversed(points)]
     if points:
-        rows.append(_row("Unchanged model", points[-1].evaluation, "_before", ""))
+        rows.append(_row("Original model", points[-1], "_before", ""))
     number = st.column_config.NumberColumn
+    same_run = "In per cent of the original model's, measured in turns in the same run: comparable between rows."
     return pd.DataFrame(rows), {
-        "Perplexity": number(format="%.3f"),
-        "× unchanged": number(format="%.3f"),
-        "Parameters": number(format="%.1f%%"),
-        "FLOPs": number(format="%.1f%%"),
-        "Read": number("Read, tokens/s", format="%.0f"),
-        "Written": number("Written, tokens/s", format="%.0f"),
+        "Perplexity": number(format="%.3f", help="Lower is better; 1 is the minimum."),
+        "× original": number(format="%.3f", help="Lower is better: perplexity over that of the original model."),
+        "Parameters": number(format="%.1f%%", help=FORMULAS["params"]),
+        "FLOPs": number(format="%.1f%%", help=FORMULAS["flops"]),
+        "Prefill": number(format="%.1f%%", help=f"{FORMULAS['prefill']} {same_run}"),
+        "Decode": number(format="%.1f%%", help=f"{FORMULAS['decode']} {same_run}"),
+        "Prefill, tokens/s": number(format="%.0f", help=FORMULAS["prefill"]),
+        "Decode, tokens/s": number(format="%.0f", help=FORMULAS["decode"]),
+        "Timed": st.column_config.DatetimeColumn(
+            format="D MMM, HH:mm",
+            help="When the row was measured. Tokens/s from different times also differ by the load of the machine.",
+        ),
+        "Tokens": number(help="Test tokens that were judged."),
     }

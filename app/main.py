@@ -1,4 +1,4 @@
-"""The dashboard's entry point: ``streamlit run app/main.py``, from any folder."""
+"""Entry point of the dashboard: ``streamlit run app/main.py``, from any folder."""
 
 import os
 import sys
@@ -6,11 +6,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# ``streamlit run`` puts this file's folder on the path, where its modules would shadow others of the same name, and not
-# the project's.
+# ``streamlit run`` puts this file's folder on the path, where its modules shadow others of the same name, but not the
+# project's root.
 sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry not in (str(HERE), str(ROOT)))]
 
-# Many small operations of a job each wait for their turn beside the pages' threads: up to 5 ms each time by default.
+# By default each of a job's many small operations may wait 5 ms for the threads of the pages.
 sys.setswitchinterval(0.0005)
 
 import streamlit as st  # noqa: E402
@@ -23,10 +23,10 @@ def page(name: str, title: str, icon: str, text: str, default: bool = False) -> 
 
 @st.cache_resource(show_spinner=False)
 def use_threads() -> int:
-    """Once for the server: changing the number while a network runs would disturb it.
+    """Sets PyTorch's thread count, once per server, because changing it would disturb a running network.
 
-    One core is left to the server and the browser: where a network's threads wait for a core that is busy with the page,
-    the many small operations of an analysis took several times as long.
+    One core is left to the server and the browser. If a network's threads have to wait for a core that is busy with a page, the
+    many small operations of an analysis take several times as long.
     """
     import torch
 
@@ -37,7 +37,7 @@ def use_threads() -> int:
 
 st.set_page_config(page_title="ModHiFi Studio", page_icon=str(HERE / "icon.svg"), layout="wide")
 st.logo(str(HERE / "logo.svg"), size="large", icon_image=str(HERE / "logo.svg"))
-# What is chosen is written in the colour that buttons are filled with: dark enough for white upon it, too dark on a dark page.
+# Streamlit writes selected labels in the colour that fills buttons, which is too dark on a dark page.
 st.html(
     "<style>[data-testid=stButtonGroup] [data-selected=true] p, [data-testid=stSliderThumbValue] p,"
     " [role=tab][aria-selected=true] p {color: light-dark(#1F66C1, #7FB2F5)}</style>"
@@ -47,33 +47,33 @@ pages = [
         "model",
         "Model",
         "deployed_code",
-        "One pass over unlabelled images or text: no labels, no loss, no gradients.",
+        "Analyse a network in one pass over unlabelled images or text: no labels, no loss, no gradients.",
         True,
     ),
-    page("importance", "Importance", "bar_chart_4_bars", "The fewest components that carry a layer are its HiFi set."),
+    page("importance", "Importance", "bar_chart_4_bars", "Which components carry the output: the smallest sufficient set is the HiFi set."),
     page(
         "bounds",
         "Bounds",
         "straighten",
-        "How far an error in one layer reaches the logits, and how close the bound comes.",
+        "How much an error in one layer can grow on its way to the logits, and how tight the bound is.",
     ),
-    page("prune", "Prune", "content_cut", "The prediction follows the slider; Measure carries the plan out."),
-    page("forget", "Forget", "ink_eraser", "Edits away what carries chosen classes, then tries to bring them back."),
-    page("modalities", "Modalities", "balance", "Modalities that are trained together compete; what balances them."),
+    page("prune", "Prune", "content_cut", "Predictions follow the slider. Measure applies the plan and tests it."),
+    page("forget", "Forget", "ink_eraser", "Remove chosen classes from the network, then attack the result to see whether they return."),
+    page("modalities", "Modalities", "balance", "Modalities trained together compete; gradient modulation balances them."),
     page(
-        "export", "Export", "download", "What was decided here can be carried away and replayed without the dashboard."
+        "export", "Export", "download", "Download a plan, the modified network and a report, and reproduce them without the dashboard."
     ),
 ]
 chosen = st.navigation(pages, position="top")
-if then := st.session_state.pop("then", None):  # a callback leads to another page
-    # Without a mapping the address would be emptied, which is refused where widgets are bound to it.
+if then := st.session_state.pop("then", None):  # a callback opens another page
+    # Without a mapping Streamlit would clear the address, which fails while widgets are bound to it.
     st.switch_page(ROOT / "pages" / f"{then}.py", query_params={})
 left, middle, right = st.columns([1.3, 0.8, 1], gap="medium", vertical_alignment="bottom")
 with left:
     st.header(chosen.title, anchor=False)
     st.caption(chosen.help)
-if "modhifi" not in sys.modules:  # seconds, on the first visit only: the frame of the page is there already
-    with st.spinner("Loading PyTorch, once for this server"):
+if "modhifi" not in sys.modules:  # takes seconds, on the first visit only; the page's frame is already visible
+    with st.spinner("Loading PyTorch (once per server)"):
         import modhifi  # noqa: F401
 use_threads()
 with right:
@@ -87,5 +87,5 @@ from modhifi.errors import UserError  # noqa: E402
 
 try:
     chosen.run()
-except UserError as error:  # a file of the cache that is damaged, or that somebody took away
+except UserError as error:  # a file of the cache is damaged or was deleted
     st.error(str(error), icon=":material/error:")

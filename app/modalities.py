@@ -1,7 +1,7 @@
-"""What the Modalities page says, its form, and the runs it starts and keeps.
+"""The Modalities page: its form, its runs, and their summaries.
 
-A run is made by `modhifi.multimodal.train` in a background job and lies in ``$MODHIFI_HOME/multimodal/ID``, as
-``modhifi multimodal train --out`` writes it. Nothing here depends on the study that the other pages show.
+`modhifi.multimodal.train` runs in a background job and writes to ``$MODHIFI_HOME/multimodal/ID``, like
+``modhifi multimodal train --out``. Nothing here depends on the study that the other pages show.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import pandas as pd
 import streamlit as st
 
 from modhifi.errors import UserError
-from modhifi.multimodal import METHODS, TITLES, Run, Settings, Spread, rows, train
+from modhifi.multimodal import BALANCING_METHODS, TITLES, MeanSpread, Run, Settings, rows, train
 from modhifi.progress import Progress
 
 from . import components as ui
-from . import modality_figures as figures
+from . import figures
 from .jobs import Job
 from .selection import digest, distinct
 from .session import library
 from .store import Store
 
-__all__ = ["chosen_run", "form", "in_words", "numbers_of", "table_of", "watch", "with_and_without"]
+__all__ = ["accuracy_numbers", "chosen_run", "form", "method_choice", "run_table", "running_jobs", "summary_of"]
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "assets" / "multimodal-example.json"
 _FUSIONS = {"late": "Late", "early": "Early", "hybrid": "Hybrid"}
@@ -31,7 +31,7 @@ _KEY = "multimodal "
 
 @st.cache_resource(show_spinner=False)
 def _snapshots() -> dict[str, Run]:
-    """Job key → how far its run is; written by the worker, read by every session."""
+    """The unfinished run of each job, by job key; written by the worker, read by every session."""
     return {}
 
 
@@ -40,9 +40,9 @@ def _folder(store: Store, settings: Settings) -> Path:
 
 
 def start(settings: Settings) -> None:
-    """A callback: trains in the background, anew if that was done before."""
-    shelf, key = library(), _KEY + digest(settings.model_dump_json())
-    folder, snapshots = _folder(shelf.store, settings), _snapshots()
+    """Callback: trains in the background, again if a run with these settings exists."""
+    shared, key = library(), _KEY + digest(settings.model_dump_json())
+    folder, snapshots = _folder(shared.store, settings), _snapshots()
 
     def work(progress: Progress) -> None:
         def keep(run: Run) -> None:
@@ -53,13 +53,13 @@ def start(settings: Settings) -> None:
         finally:
             snapshots.pop(key, None)
 
-    shelf.jobs.forget(key)
-    shelf.jobs.submit(key, f"Training, {_title(settings)}", "multimodal", work)
+    shared.jobs.discard(key)
+    shared.jobs.submit(key, f"Training, {_title(settings)}", "multimodal", work)
     st.session_state["awaited-run"] = folder.name
 
 
 def _title(settings: Settings) -> str:
-    """What was asked for, short: how runs are called in the list and in the address."""
+    """The settings in short: the label of a run in the list and in the address."""
     data = "Two views of the digits" if settings.data == "digits" else "Audio-visual digits"
     degraded = "".join(f", {name} {share:.0%}" for name, share in settings.degrade.items())
     methods = ", ".join(TITLES[method] for method in settings.methods)
@@ -70,17 +70,20 @@ def _title(settings: Settings) -> str:
 
 
 def form() -> None:
-    """Draws what to train, and the button that starts it."""
+    """Draws the settings, and *Train*."""
     left, right = st.columns([5, 1], gap="medium", vertical_alignment="bottom")
     with left:
         one, two = st.columns([1.1, 2], gap="medium")
         with one:
-            text = "Where the modalities meet: their logits add up (late), one network reads both from its second layer on "
-            fusion = ui.choice("Fusion", _FUSIONS, "fusion", "early", f"{text}(early), or both (hybrid).")
+            text = (
+                "Where the modalities are joined. **Late**: their logits are added. **Early**: one network reads both from its second "
+                "layer on. **Hybrid**: both."
+            )
+            fusion = ui.choice("Fusion", _FUSIONS, "fusion", "early", text)
         with two:
             methods = st.pills(
                 "Methods",
-                [name for name in METHODS if name != "ogm-ge" or fusion == "late"],
+                [name for name in BALANCING_METHODS if name != "ogm-ge" or fusion == "late"],
                 selection_mode="multi",
                 default=["joint", "agm"],
                 format_func=TITLES.__getitem__,
@@ -104,7 +107,7 @@ def form() -> None:
                 width=150,
             )
             kept = st.slider(
-                f"Energy kept of the {'left half' if data == 'digits' else 'image'}",
+                f"{'Left half' if data == 'digits' else 'Image'}: energy kept",
                 10,
                 100,
                 100,
@@ -121,7 +124,7 @@ def form() -> None:
         settings = Settings.of(
             data=data,
             fusion=fusion,
-            methods=tuple(name for name in METHODS if name in methods),
+            methods=tuple(name for name in BALANCING_METHODS if name in methods),
             alpha=alpha,
             epochs=epochs,
             seeds=seeds,
@@ -146,21 +149,22 @@ def form() -> None:
 
 
 def _data() -> str:
-    """Draws the choice of the data, folded away: the embedded ones need nothing."""
+    """Draws the choice of the data in a popover; the default needs no files."""
     with st.popover("Data", icon=":material/dataset:"):
         st.caption(
-            "Without recordings the two modalities are the left and the right half of each handwritten digit: two real views. "
-            "With a folder of the Free Spoken Digit Dataset (train.parquet, test.parquet): handwritten and spoken digits."
+            "Without recordings the two modalities are the left and the right half of each handwritten digit: two "
+            "real views. With a folder of the Free Spoken Digit Dataset (train.parquet, test.parquet): handwritten "
+            "and spoken digits."
         )
         folder = st.text_input("Folder of recordings", "", key="recordings", persist_state="session")
     return folder.strip() or "digits"
 
 
-# A run that trains
+# A running job
 
 
-def watch() -> None:
-    """Draws every job that runs or waits, with the curves of the first, and of the last one a line if it failed."""
+def running_jobs() -> None:
+    """Draws every job that runs or waits, the live curves of the first, and the error of the last one if it failed."""
     jobs = library().jobs
     running, last = jobs.running(_KEY), jobs.latest(_KEY)
     for job in running:
@@ -174,28 +178,28 @@ def watch() -> None:
 
 @st.fragment(run_every=1.0)
 def _live(job: Job) -> None:
-    """The training that goes on, epoch by epoch. What ends it is the card beside it, which draws the page again."""
+    """Draws the training in progress, epoch by epoch. The job's card redraws the page when it ends."""
     run = _snapshots().get(job.key)
     if run is None or job.state != "running":
-        st.caption("The curves appear with the first epoch.")
+        st.caption("Curves appear after the first epoch.")
         return
     if not run.outcomes or run.alone[-1].accuracy is None:
         alone = run.alone[-1]
-        last = f"{ui.percent(alone.history[-1].accuracy)} of validation" if alone.history else ""
-        st.caption(f"{alone.modality} alone, seed {alone.seed + 1}, epoch {len(alone.history)}: {last}")
+        last = f": validation accuracy {ui.percent(alone.history[-1].accuracy)}" if alone.history else ""
+        st.caption(f"{alone.modality} alone, seed {alone.seed + 1}, epoch {len(alone.history)}{last}")
         return
     now = run.outcomes[-1]
     left, right = st.columns(2, gap="medium")
     with left, st.container(border=True):
         st.markdown(f"**{TITLES[now.method]}, epoch {len(now.history)}**", help=ui.FORMULAS["mono"])
         ui.chart(
-            figures.training(run, now.method), alt=f"Accuracy by epoch so far, {TITLES[now.method]}", key="live-curves"
+            figures.training(run, now.method), alt=f"Validation accuracy by epoch so far, {TITLES[now.method]}", key="live-curves"
         )
     with right, st.container(border=True):
-        st.markdown(f"**Coefficients, {TITLES[now.method]}**", help=ui.FORMULAS["agm"])
+        st.markdown(f"**Gradient coefficients, {TITLES[now.method]}**", help=ui.FORMULAS["agm"])
         ui.chart(
             figures.coefficients(run, now.method),
-            alt=f"Coefficients by epoch so far, {TITLES[now.method]}",
+            alt=f"Gradient coefficients by epoch so far, {TITLES[now.method]}",
             key="live-kappa",
         )
 
@@ -204,22 +208,22 @@ def _live(job: Job) -> None:
 
 
 def chosen_run() -> Run | None:
-    """Draws the choice of a run (``?run=`` in the address): trained here, the newest first, then the one that ships."""
+    """Draws the choice of a run (``?run=`` in the address): runs trained here, newest first, then the included example."""
     found = _runs(library().store)
     awaited = st.session_state.get("awaited-run")
-    for words, (name, _) in found.items():
+    for label, (name, _) in found.items():
         if name == awaited:
-            st.session_state["run"] = words
+            st.session_state["run"] = label
             del st.session_state["awaited-run"]
     if not found:
         return None
-    text = "Runs that were trained here, and the one that ships with the project."
-    words = st.selectbox("Run", list(found), key="run", bind="query-params", help=text)
-    return found[words][1]
+    text = "Runs trained on this server, and an example that is included."
+    label = st.selectbox("Run", list(found), key="run", bind="query-params", help=text)
+    return found[label][1]
 
 
 def _runs(store: Store) -> dict[str, tuple[str, Run]]:
-    """Words → name and run; damaged ones are left out."""
+    """Name and run by label; damaged runs are omitted."""
     folders = sorted(
         (store.root / "multimodal").glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True
     )
@@ -232,10 +236,10 @@ def _runs(store: Store) -> dict[str, tuple[str, Run]]:
         except (UserError, OSError):
             continue
 
-    def words(one: tuple[str, Run]) -> str:
+    def label(one: tuple[str, Run]) -> str:
         return ("Example: " if one[0] == "example" else "") + _title(one[1].settings)
 
-    return distinct(found, words, lambda one: one[0])
+    return distinct(found, label, lambda one: one[0])
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
@@ -243,15 +247,15 @@ def _load(path: str, changed: int) -> Run:  # noqa: ARG001
     return Run.load(path)
 
 
-def with_and_without(run: Run) -> str:
-    """Draws the choice of the method whose training is shown: AGM where it is there."""
-    words = {method: TITLES[method] for method in run.summary()}
-    default = "agm" if "agm" in words else next(iter(words))
-    return str(ui.choice("Method", words, f"shown-{len(words)}-{run.settings.fusion}", default, "", hide_label=True))
+def method_choice(run: Run) -> str:
+    """Draws the choice of the method whose training is shown, by default AGM."""
+    options = {method: TITLES[method] for method in run.summary()}
+    default = "agm" if "agm" in options else next(iter(options))
+    return str(ui.choice("Method", options, f"shown-{len(options)}-{run.settings.fusion}", default, "", hide_label=True))
 
 
-def numbers_of(run: Run) -> list[ui.Number]:
-    """Each modality alone, then every method, with its difference to joint training."""
+def accuracy_numbers(run: Run) -> list[ui.Number]:
+    """Test accuracy of each modality alone, then of every method with its change against joint training."""
     row = []
     for name in run.modalities:
         alone = run.reference(name)
@@ -263,8 +267,8 @@ def numbers_of(run: Run) -> list[ui.Number]:
             )
     summary = run.summary()
     joint = summary.get("joint")
-    for method, told in summary.items():
-        found: Spread = told["accuracy"]
+    for method, values in summary.items():
+        found: MeanSpread = values["accuracy"]
         change = (
             None if joint is None or method == "joint" else f"{100 * (found.mean - joint['accuracy'].mean):+.1f} points"
         )
@@ -276,36 +280,40 @@ def numbers_of(run: Run) -> list[ui.Number]:
     return row
 
 
-def _spread(value: Spread) -> str:
+def _spread(value: MeanSpread) -> str:
     return "one seed" if value.spread is None else f"± {100 * value.spread:.1f} points"
 
 
-def in_words(run: Run) -> str:
-    """What the numbers say of competition: who the joint model leans on, and what modulation changed."""
+def summary_of(run: Run) -> str:
+    """How the modalities compete: which one the joint model relies on, and what AGM changes."""
     summary = run.summary()
     if "joint" not in summary:
-        return "Train *Joint* beside it to see what the modulation changes."
+        return "Train *Joint* as well to see what modulation changes."
     mono, strength = summary["joint"]["mono"], summary["joint"]["competition"]
     strong = max(run.modalities, key=lambda name: mono[name].mean)
     weak = min((name for name in run.modalities if name != strong), key=lambda name: mono[name].mean)
     best = max((run.reference(name) for name in run.modalities), key=lambda one: one.mean if one else 0.0)
-    leans = "on no modality more" if mono[strong].mean == mono[weak].mean else f"on **{strong}**"
-    said = (
-        f"Trained jointly, the model leans {leans}: the part of the output that is {strong}'s answers "
-        f"{ui.percent(mono[strong].mean)} correctly, that of {weak} {ui.percent(mono[weak].mean)}."
-    )
+    relies = "equally on both modalities" if mono[strong].mean == mono[weak].mean else f"mainly on **{strong}**"
+    sentences = [
+        f"Trained jointly, the model relies {relies}: the {strong} output alone reaches {ui.percent(mono[strong].mean)} accuracy, "
+        f"the {weak} output {ui.percent(mono[weak].mean)}."
+    ]
     if best is not None and best.mean > summary["joint"]["accuracy"].mean:
-        said += " It is worse than the better modality alone: the modalities compete."
+        sentences.append("It is worse than the better modality alone: the modalities compete.")
     if "agm" in summary:
         after, d, modulated = (
             summary["agm"]["mono"][weak].mean,
             strength[weak].mean,
             summary["agm"]["competition"][weak].mean,
         )
-        said += f" With AGM {weak} reaches {ui.percent(after)}, its competition strength goes from {d:.2f} to {modulated:.2f}."
-    return said
+        sentences.append(
+            f"With AGM the {weak} output reaches {ui.percent(after)}, and its competition strength changes from {d:.2f} to "
+            f"{modulated:.2f} (lower is better)."
+        )
+    return " ".join(sentences)
 
 
-def table_of(run: Run) -> pd.DataFrame:
+def run_table(run: Run) -> pd.DataFrame:
+    """Every method and each modality alone, mean ± standard deviation over seeds."""
     head, found = rows(run)
     return pd.DataFrame(found, columns=["Trained", *head[1:]])

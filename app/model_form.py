@@ -1,4 +1,4 @@
-"""The form that asks for a study: which network, which images, how many."""
+"""The form for a new study: network, images, number of samples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import streamlit as st
 from pydantic import ValidationError
 
-from modhifi.data import SHIPPED_TEXT, SYNTHETIC
+from modhifi.data import sources
 from modhifi.errors import UserError
+from modhifi.models import families
+from modhifi.shipped import TEXT_MODEL
 
 from .library import Library
 from .selection import DEFAULT, Source, stat_of
@@ -19,43 +21,36 @@ from .uploads import LARGEST, keep_checkpoint, keep_images
 __all__ = ["FORM_OPEN", "MODELS", "model_form", "source_from"]
 
 FORM_OPEN = "form-open"
-"""Whether the form is unfolded, in the session's state."""
+"""Key in the session state: whether the form is expanded."""
 
-MODELS = (
-    "digits-resnet20",
-    "cifar10-vgg8",
-    "digits-vit",
-    "text-llama",
-    "cifar10-resnet20",
-    "cifar10-resnet56",
-    "torchvision:vgg16_bn",
-    "torchvision:resnet18",
-    "torchvision:resnet50",
-    "timm:resnet18",
-    "timm:resnet50",
-)
-DATA = ("digits", "cifar10", SHIPPED_TEXT, *SYNTHETIC)
+MODELS = (*(example for family in families() for example in family.examples), TEXT_MODEL)
+DATA = tuple(source.example for source in sources() if source.example is not None)
 
-_EXPECTED = (
+_PREPROCESSING = (
     (
         "mean",
         "Mean",
         "0.485, 0.456, 0.406",
-        "Of each colour (R, G, B) in [0, 1]; empty for what the network says itself.",
+        "Per colour channel (R, G, B), in [0, 1]. Leave empty to use the network's own values.",
     ),
-    ("std", "Standard deviation", "0.229, 0.224, 0.225", "Likewise. The network sees (image - mean) / deviation."),
+    (
+        "std",
+        "Standard deviation",
+        "0.229, 0.224, 0.225",
+        "Per colour channel. The network's input is (image − mean) / standard deviation.",
+    ),
     (
         "classes",
         "Class names",
         "cat, dog, horse",
-        "In the order of the logits; empty for those that the network knows.",
+        "In the order of the logits. Leave empty to use the network's own names.",
     ),
 )
 
 
 def model_form(library: Library) -> None:
-    """Draws the form. *Analyse* makes the study the current one, starts its analysis and folds the form; a mistake is said in
-    place.
+    """Draws the form. *Analyse* starts the analysis, makes the study the current one and collapses the form; errors appear below
+    the button.
     """
     with st.form("model", border=False):
         first, second = st.columns(2, gap="medium")
@@ -66,22 +61,23 @@ def model_form(library: Library) -> None:
                 key="form-model",
                 persist_state="session",
                 accept_new_options=True,
-                help="`digits-resnet20`, `cifar10-vgg8`, `digits-vit` (part of the project), `cifar10-resnetN`, `timm:NAME`, "
-                "`torchvision:NAME`, language models `text-llama`, `hf:NAME` or `hf:FOLDER`, or a folder that Export wrote. Type "
-                "your own.",
+                help="Select a network or type a name: `digits-resnet20`, `cifar10-vgg8`, `digits-vit` (included), "
+                "`cifar10-resnetN`, `timm:NAME`, `torchvision:NAME`; language models `text-llama` (included), "
+                "`hf:NAME` or `hf:FOLDER`; or the path of an exported folder.",
             )
             st.text_input(
                 "Checkpoint",
                 key="form-weights",
                 persist_state="session",
-                placeholder="path of a .safetensors, .pt, .pth or .th file; empty for the weights that come with it",
-                help="Read on the machine that runs this server. Pickles are opened with weights_only: no code runs.",
+                placeholder="path of a .safetensors, .pt, .pth or .th file; empty: included weights",
+                help="A path on the machine that runs the server. Pickles are read with `weights_only`, so no code "
+                "in them runs.",
             )
             st.file_uploader(
-                "or send a checkpoint",
+                "or upload a checkpoint",
                 ["safetensors", "pt", "pth", "th"],
                 key="form-checkpoint",
-                help=f"Up to {LARGEST} MB; a larger one is named by its path above.",
+                help=f"Up to {LARGEST} MB. For a larger file, enter its path above.",
             )
             st.number_input(
                 "Samples",
@@ -91,7 +87,8 @@ def model_form(library: Library) -> None:
                 64,
                 key="form-samples",
                 persist_state="session",
-                help="Unlabelled images to look at.",
+                help="Number of unlabelled images, or windows of text, to draw. More samples give more accurate "
+                "statistics.",
             )
         with second:
             st.selectbox(
@@ -100,21 +97,22 @@ def model_form(library: Library) -> None:
                 key="form-data",
                 persist_state="session",
                 accept_new_options=True,
-                help="`digits`, `cifar10`, a folder of class folders, or a .parquet file or folder. Type your own. Without any "
-                "data: `dead-leaves` (overlapping shapes), `noise`, or `inversion`, images made from what the network's "
-                "BatchNorm remembers, with gradients of its input. For language models `text:kjv` or `text:FILE`.",
+                help="Select a source or type one: `digits`, `cifar10`, the path of a folder of class folders, or "
+                "of a .parquet file or folder. Without data: `dead-leaves` (overlapping shapes), `noise`, or "
+                "`inversion` (images optimised to match the network's BatchNorm statistics). For language models: "
+                "`text:kjv` or `text:FILE`.",
             )
             st.text_input(
-                "Folder of the images",
+                "Image folder",
                 key="form-root",
                 persist_state="session",
-                placeholder="where they lie; empty for digits and made images",
+                placeholder="path of the data set; empty for digits and generated images",
             )
             st.file_uploader(
-                "or send images",
+                "or upload images",
                 ["zip", "parquet"],
                 key="form-images",
-                help=f"A .zip of images, in a folder for each class or not, or a .parquet; up to {LARGEST} MB.",
+                help=f"A .zip of images, with or without one folder per class, or a .parquet file; up to {LARGEST} MB.",
             )
             st.number_input(
                 "Seed",
@@ -124,11 +122,11 @@ def model_form(library: Library) -> None:
                 1,
                 key="form-seed",
                 persist_state="session",
-                help="Which images are drawn.",
+                help="Determines which samples are drawn.",
             )
-        with st.expander("What the network expects", icon=":material/tune:"):
+        with st.expander("Preprocessing and class names", icon=":material/tune:"):
             columns = st.columns([1, 1, 2], gap="medium")
-            for column, (name, label, example, text) in zip(columns, _EXPECTED, strict=True):
+            for column, (name, label, example, text) in zip(columns, _PREPROCESSING, strict=True):
                 with column:
                     st.text_input(
                         label, key=f"form-{name}", persist_state="session", placeholder=f"e.g. {example}", help=text
@@ -145,7 +143,7 @@ def model_form(library: Library) -> None:
 
 
 def _begin(library: Library) -> None:
-    # What was wrong stays in sight beside the fields until the form is sent again.
+    # An error stays visible until the form is submitted again.
     st.session_state.pop("form-problem", None)
     try:
         names = ("model", "weights", "data", "root", "samples", "seed", "mean", "std", "classes")
@@ -159,21 +157,21 @@ def _begin(library: Library) -> None:
     except UserError as error:
         st.session_state["form-problem"] = str(error)
         return
-    library.analyse(source)
+    library.tasks.analyse(source)
     st.session_state[FORM_OPEN] = False
-    st.session_state["study"] = next(words for words, known in studies(library).items() if known == source)
+    st.session_state["study"] = next(label for label, known in studies(library).items() if known == source)
 
 
 def source_from(fields: dict[str, Any]) -> Source:
-    """The `Source` of a filled-in form; `UserError` with one line for what is not right."""
+    """The `Source` that the form's fields describe. Raises `UserError` for the first invalid field."""
     texts = {name: (str(fields.get(name) or "").strip() or None) for name in ("model", "weights", "data", "root")}
     for name in ("weights", "root"):
         texts[name] = _whole_path(str(texts[name])) if texts[name] else None
     if not texts["model"] or not texts["data"]:
-        raise UserError("name a network and the images to analyse it with")
+        raise UserError("network or images missing; enter both")
     if stat_of(texts["data"]) is not None and texts["data"] not in DATA:
         texts["data"] = _whole_path(texts["data"])
-    read_as = {name: _three(label, fields.get(name)) for name, label, _, _ in _EXPECTED[:2]}
+    read_as = {name: _three(label, fields.get(name)) for name, label, _, _ in _PREPROCESSING[:2]}
     others = {"samples": fields["samples"], "seed": fields["seed"], "classes": _listed(fields.get("classes"))}
     try:
         return Source.model_validate({**texts, **read_as, **others}).checked()
@@ -186,23 +184,21 @@ def _whole_path(text: str) -> str:
     try:
         return str(Path(text).expanduser().absolute())
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{text} is no path here ({error}); give one from the root of the disk") from error
+        raise UserError(f"invalid path {text!r} ({error}); enter an absolute path") from error
 
 
 def _listed(text: object) -> tuple[str, ...] | None:
-    """What stands between commas; None for nothing."""
+    """The comma-separated parts of a field; None if it is empty."""
     return tuple(part.strip() for part in str(text or "").split(",") if part.strip()) or None
 
 
 def _three(label: str, text: object) -> tuple[float, ...] | None:
-    """Three numbers between commas; None for nothing."""
+    """Three comma-separated numbers; None if the field is empty."""
     parts = _listed(text)
     try:
         numbers = None if parts is None else tuple(float(part) for part in parts)
     except ValueError:
         numbers = ()
     if numbers is not None and len(numbers) != 3:
-        raise UserError(
-            f"{label}: three numbers, one a colour (red, green, blue), with commas between them, not {text!r}"
-        )
+        raise UserError(f"{label}: {text!r} is not valid; enter three numbers (red, green, blue) separated by commas")
     return numbers

@@ -1,4 +1,4 @@
-"""The network as a map: what the figure shows of each group, read from the study."""
+"""Data of the network map: position, size and values of each group, from the study."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import modhifi
 from . import components as ui
 from .figures import Block
 
-__all__ = ["COLOURS", "Block", "Colour", "in_words", "map_colour", "read_map"]
+__all__ = ["COLOURS", "Block", "Colour", "map_colour", "map_summary", "read_map", "stage_of"]
 
 Colour = Literal["fidelity", "cost", "constant"]
 COLOURS: dict[Colour, str] = {"fidelity": "HiFi share", "cost": "FLOPs", "constant": "Constant"}
@@ -44,7 +44,7 @@ def read_map(study: modhifi.Study) -> list[Block]:
 
 
 def stage_of(layer: str) -> str:
-    """The part of a layer's name that says its stage: up to the first number, the layer's own name left out."""
+    """The stage in a layer's name: everything up to the first part with a number, without the last part."""
     parts = layer.split(".")
     for position, part in enumerate(parts[:-1]):
         if re.search(r"\d", part):
@@ -53,23 +53,24 @@ def stage_of(layer: str) -> str:
 
 
 def map_colour() -> Colour:
-    """Draws the choice of what the colours mean."""
+    """Draws the choice of the value that colours the map."""
     text = (
-        f"**HiFi share**: how much of the group its smallest set of fidelity {ETA:.0%} is; little means that much can go. "
-        f"**FLOPs**: the share of the network's that the group takes part in. **Constant**: {ui.FORMULAS['gain']}"
+        f"**HiFi share**: size of the smallest set of components with fidelity {ETA:.0%}, over that of the group; "
+        "lower: more can be removed. **FLOPs**: share of all FLOPs that involve the group; higher: more to save. "
+        f"**Constant**: {ui.FORMULAS['gain']}"
     )
-    words = {str(name): title for name, title in COLOURS.items()}
-    chosen: Colour = ui.choice("Colour", words, "map-colour", "fidelity", text, hide_label=True)
+    options = {str(name): title for name, title in COLOURS.items()}
+    chosen: Colour = ui.choice("Colour", options, "map-colour", "fidelity", text, hide_label=True)
     return chosen
 
 
-def in_words(blocks: list[Block]) -> str:
-    """What the map shows, one sentence."""
+def map_summary(blocks: list[Block]) -> str:
+    """The map in one sentence."""
     streams = sum(block.kind == "stream" for block in blocks)
     widest = max(blocks, key=lambda block: block.size)
-    dearest = max(blocks, key=lambda block: block.cost)
+    costliest = max(blocks, key=lambda block: block.cost)
     carried = f", {streams} of them residual streams" if streams else ""
     return (
-        f"{len(blocks)} groups{carried}; the widest is {widest.name} with {widest.size} components, and {dearest.name} takes "
-        f"part in {dearest.cost:.0%} of the FLOPs."
+        f"{len(blocks)} groups{carried}; the widest is {widest.name} with {widest.size} components, and "
+        f"{costliest.name} is involved in {costliest.cost:.0%} of the FLOPs."
     )

@@ -1,4 +1,4 @@
-"""What a measured plan costs and saves, in a row of numbers with what they were before."""
+"""The result of a measured plan as a row of numbers, each with its change against the original network."""
 
 from __future__ import annotations
 
@@ -6,61 +6,75 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from .components import FORMULAS, Number, compact, numbers, percent
+from .latency import relative_latency
 from .store import Point
 
-__all__ = ["before_and_after", "points"]
+__all__ = ["WITHIN_NOISE", "accuracy_number", "latency_number", "result_row"]
+
+WITHIN_NOISE = "within noise"
+"""Stands in place of a change in latency that is no larger than the spread of the measurement."""
 
 
-def before_and_after(point: Point) -> None:
+def result_row(point: Point) -> None:
     """Draws the row."""
     e = point.evaluation
-    numbers(_of_classifier(point.kind, e) if e.get("perplexity") is None else _of_language(e))
+    numbers(_classifier_numbers(point.kind, e) if e.get("perplexity") is None else _language_numbers(e))
 
 
-def _of_classifier(kind: str, e: Mapping[str, Any]) -> list[Number]:
-    same = e["flops"] == e["flops_before"]
-    text = f"{FORMULAS['accuracy']} Here {e['samples']}; before: {percent(e['accuracy_before'], 2)}."
-    row = [points("Accuracy", e, "accuracy", text, "up", 2)]
+def _classifier_numbers(kind: str, e: Mapping[str, Any]) -> list[Number]:
+    same_shape = e["flops"] == e["flops_before"]
+    text = f"{FORMULAS['accuracy']} {e['samples']} images; original network: {percent(e['accuracy_before'], 2)}."
+    row = [accuracy_number("Accuracy", e, "accuracy", text, "up", 2)]
     if kind == "unlearn":
-        row.append(points("Forget accuracy", e, "forget_accuracy", "Accuracy on the forgotten classes.", "down"))
-        row.append(points("Retain accuracy", e, "retain_accuracy", "Accuracy on the other classes.", "up"))
-    if kind == "prune" or not same:
-        row.append(_changed("FLOPs", e, "flops", compact(e["flops"]), FORMULAS["flops"]))
-        row.append(_changed("Parameters", e, "params", compact(e["params"]), FORMULAS["params"]))
-    if e["latency_ms"] is not None and e["latency_ms_before"] is not None:
-        value, before = f"{e['latency_ms']:.2f} ms", f"{e['latency_ms_before']:.2f} ms before"
-        # A network of the same shape takes the same time: a difference would be noise, and is not painted as a change.
-        row.append(
-            Number("Latency", value, FORMULAS["latency_ms"], note=before)
-            if same
-            else _changed("Latency", e, "latency_ms", value, FORMULAS["latency_ms"])
-        )
-    return row
+        row.append(accuracy_number("Forget accuracy", e, "forget_accuracy", FORMULAS["forget_accuracy"], "down"))
+        row.append(accuracy_number("Retain accuracy", e, "retain_accuracy", FORMULAS["retain_accuracy"], "up"))
+    if kind == "prune" or not same_shape:
+        row.append(_change_number("FLOPs", e, "flops", compact(e["flops"]), FORMULAS["flops"]))
+        row.append(_change_number("Parameters", e, "params", compact(e["params"]), FORMULAS["params"]))
+    latency = latency_number(e)
+    return row if latency is None else [*row, latency]
 
 
-def _of_language(e: Mapping[str, Any]) -> list[Number]:
+def latency_number(e: Mapping[str, Any]) -> Number | None:
+    """Latency with its change, or `WITHIN_NOISE` where that is no larger than the spread; None if it was not measured."""
+    relative = relative_latency(e)
+    if relative is None:
+        return None
+    value = f"{e['latency_ms']:.2f} ms"
+    spread = "" if relative.spread is None else f", spread {100 * relative.spread:.1f} points"
     text = (
-        f"exp of the mean −log p of {e['tokens']:,} tokens, in windows of {e['context']} that begin {e['stride']} after one"
-        f" another; before: {e['perplexity_before']:.3f}."
+        f"{FORMULAS['latency_ms']} Here: {100 * relative.share:.1f}% of the original network's "
+        f"{e['latency_ms_before']:.2f} ms{spread}."
+    )
+    # Networks of the same shape take the same time, so any difference is noise.
+    if relative.within_noise or e["flops"] == e["flops_before"]:
+        return Number("Latency", value, text, note=WITHIN_NOISE)
+    return _change_number("Latency", e, "latency_ms", value, text)
+
+
+def _language_numbers(e: Mapping[str, Any]) -> list[Number]:
+    text = (
+        f"Lower is better. exp of the mean −log p over {e['tokens']:,} tokens, in windows of {e['context']} tokens "
+        f"that start {e['stride']} apart; original model: {e['perplexity_before']:.3f}."
     )
     row = [
-        _changed("Perplexity", e, "perplexity", f"{e['perplexity']:.3f}", text, "down"),
-        _changed("Parameters", e, "params", compact(e["params"]), FORMULAS["params"], "down"),
-        _changed("FLOPs", e, "flops", compact(e["flops"]), FORMULAS["flops"], "down"),
+        _change_number("Perplexity", e, "perplexity", f"{e['perplexity']:.3f}", text, "down"),
+        _change_number("Parameters", e, "params", compact(e["params"]), FORMULAS["params"], "down"),
+        _change_number("FLOPs", e, "flops", compact(e["flops"]), FORMULAS["flops"], "down"),
     ]
-    for title, name, help_ in (
-        ("Read", "prefill_tokens_per_second", "Tokens a second that are read at once, a whole window."),
-        (
-            "Written",
-            "decode_tokens_per_second",
-            "Tokens a second that are written one by one, with the key-value cache.",
-        ),
-    ):
-        row.append(_changed(title, e, name, f"{e[name]:,.0f}/s", help_, "up"))
+    relative = relative_latency(e)
+    for title, name in (("Prefill", "prefill_tokens_per_second"), ("Decode", "decode_tokens_per_second")):
+        if e.get(name) is None or not e.get(f"{name}_before"):
+            continue
+        value, help_ = f"{e[name]:,.0f} tokens/s", FORMULAS[title.lower()]
+        if title == "Prefill" and relative is not None and relative.within_noise:  # a window over its latency
+            row.append(Number(title, value, help_, note=WITHIN_NOISE))
+        else:
+            row.append(_change_number(title, e, name, value, help_, "up"))
     return row
 
 
-def points(
+def accuracy_number(
     label: str, e: Mapping[str, Any], name: str, help_: str, good: Literal["up", "down"], digits: int = 1
 ) -> Number:
     """An accuracy of an evaluation, with its change in percentage points."""
@@ -71,7 +85,7 @@ def points(
     return Number(label, percent(value, digits), help_, f"{change} points", good)
 
 
-def _changed(
+def _change_number(
     label: str, e: Mapping[str, Any], name: str, value: str, help_: str, good: Literal["up", "down"] = "down"
 ) -> Number:
     """A quantity of an evaluation, with its change in per cent."""

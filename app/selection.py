@@ -1,4 +1,4 @@
-"""What is selected, as small typed values. A page's address carries their names; results never travel in it."""
+"""Selections as small typed values. The address of a page carries their names, never results."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 import modhifi
 from modhifi.errors import UserError
-from modhifi.plan import Budget, Compensation, Constants, Spread
-from modhifi.pruning import LANGUAGE_METHODS, METHODS, Method
-from modhifi.unlearning import METHODS as FORGETTING
+from modhifi.pruning import Method, pruning_methods, score_named
+from modhifi.specs import Budget, PruningSpec
+from modhifi.study import STUDY_SCHEMA
+from modhifi.unlearning import unlearning_methods
 
 __all__ = [
     "DEFAULT",
     "Choice",
     "Forgetting",
-    "Compensation",
     "LabelledData",
     "Source",
-    "WORDS",
+    "LABELS",
     "digest",
     "distinct",
     "stat_of",
@@ -35,32 +34,20 @@ __all__ = [
 
 _Value = TypeVar("_Value")
 
-WORDS: Mapping[str, str] = {
+LABELS: Mapping[str, str] = {
     "none": "No compensation",
     "scalar": "Scalar",
     "full": "Full",
     "sequential": "Sequential",
-    "greedy": "Greedy",
-    "fidelity": "Singleton fidelity",
-    "row-sum": "Row sum",
-    "removal-cost": "Removal cost",
-    "l1": "L1 norm",
-    "l2": "L2 norm",
-    "group-norm": "Group norm",
-    "lamp": "LAMP",
-    "random": "Random",
-    "taylor": "Taylor (uses labels)",
-    "hessian": "Hessian (uses labels)",
     "global": "Global",
     "uniform": "Uniform",
     "ranking": "Ranking",
     "width": "Equal widths",
-    "cholesky": "Cholesky rows (published)",
     "flops": "FLOPs",
     "params": "Parameters",
     "latency": "Latency",
 }
-"""How the words of the library are written on a screen."""
+"""Labels of the library's values in the dashboard."""
 
 
 class _Frozen(BaseModel):
@@ -72,42 +59,35 @@ class _Frozen(BaseModel):
 
 
 def distinct(
-    values: Iterable[_Value], words: Callable[[_Value], str], tag: Callable[[_Value], str]
+    values: Iterable[_Value], label: Callable[[_Value], str], tag: Callable[[_Value], str]
 ) -> dict[str, _Value]:
-    """The values by their words, in order. Of several with the same words the last, which is the oldest, keeps them, so that an
-    address that names it goes on doing so; the tag is added to the others'.
+    """The values by unique labels, in order. Of several with the same label the last (the oldest) keeps it, so that an address
+    with that label remains valid; the others' labels get the tag.
     """
     listed, seen = list(values), Counter[str]()
     named: list[tuple[str, _Value]] = []
     for value in reversed(listed):
-        said = words(value)
-        named.append((said if not seen[said] else f"{said} ({tag(value)})", value))
-        seen[said] += 1
+        text = label(value)
+        named.append((text if not seen[text] else f"{text} ({tag(value)})", value))
+        seen[text] += 1
     return dict(reversed(named))
 
 
 def stat_of(path: str) -> os.stat_result | None:
-    """Of what a person has typed; None if nothing is there, or nothing that may be looked at."""
+    """Stat of a path that a user typed; None if it does not exist or cannot be accessed."""
     try:
         return Path(path).expanduser().stat()
-    except (OSError, RuntimeError, ValueError):  # no such user, a name that is too long, a zero byte
+    except (OSError, RuntimeError, ValueError):  # unknown user, overlong name, null byte
         return None
 
 
 def digest(value: object) -> str:
-    """A short name for a value that prints itself exactly; the same on every machine and in every run."""
+    """A short hash of a value's string form, which must be exact; the same in every run."""
     return hashlib.sha256(str(value).encode()).hexdigest()[:8]
 
 
-@lru_cache(maxsize=1)
-def _code() -> str:
-    """Names the version of the package by its text, so that a study made by other code is made anew."""
-    files = sorted(Path(modhifi.__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-
-
 class LabelledData(_Frozen):
-    """Labelled images to measure on."""
+    """Labelled images, or text, to measure on."""
 
     data: str = "digits"
     root: str | None = None
@@ -115,7 +95,7 @@ class LabelledData(_Frozen):
     samples: int | None = Field(default=None, ge=1)
 
     def named(self, label: str, usual: LabelledData) -> str:
-        """``label``, with where it was measured if that is not as ``usual``."""
+        """``label``, followed by the data unless they are the ``usual`` ones."""
         if self == usual:
             return label
         parts = [Path(self.data).name, *([f"in {Path(self.root).name}"] if self.root else []), self.split or ""]
@@ -123,7 +103,7 @@ class LabelledData(_Frozen):
 
 
 class Source(_Frozen):
-    """A network and the unlabelled images that it is analysed with: all that a study depends on."""
+    """A network and the unlabelled samples it is analysed with: everything a study depends on."""
 
     model: str = "digits-resnet20"
     weights: str | None = None
@@ -140,29 +120,29 @@ class Source(_Frozen):
     @classmethod
     def _named(cls, value: str) -> str:
         if not value.strip():
-            raise ValueError("must be named")
+            raise ValueError("must not be empty")
         return value.strip()
 
     @property
     def lane(self) -> str:
-        """Jobs on one network take turns."""
+        """Jobs in one lane, that is, on one network, run one at a time."""
         read_as = (self.mean, self.std, self.classes)
         return f"{self.model} {self.weights or ''} {digest(read_as) if any(read_as) else ''}".strip()
 
     @property
     def stamp(self) -> str:
-        """Size and time of change of what was named by its path: another one for a file that was overwritten."""
+        """Size and modification time of files named by path, so that an overwritten file gets a new stamp."""
         found = [stat_of(path) for path in (self.weights, self.model) if path]
         return "".join(f"{one.st_size} {one.st_mtime_ns} " for one in found if one is not None)
 
     @property
     def id(self) -> str:
-        """The name of its study in the cache and in the address.
+        """The name of its study in the cache.
 
-        Depends on the choice, on the package's own code, and on size and time of change of a checkpoint that was
-        named, so that a file that was overwritten is not answered for by the study of its predecessor.
+        Depends on the fields, the version of the study's format, and the stamp of the checkpoint, so that an overwritten
+        checkpoint gets a study of its own.
         """
-        text = f"{self.model_dump_json()} {_code()} {self.stamp}"
+        text = f"{self.model_dump_json()} schema {STUDY_SCHEMA} {self.stamp}"
         readable = re.sub(r"[^a-z0-9]+", "-", Path(self.model).name.lower()).strip("-")[:32]
         return f"{readable}-{self.samples}-{digest(text)}"
 
@@ -175,26 +155,26 @@ class Source(_Frozen):
         return f"{Path(self.model).name}{weights} · {data}, {self.samples}{seed}"
 
     def checked(self) -> Source:
-        """Itself, if the files it names are there; `UserError` otherwise, before a job is started for nothing."""
+        """Itself if the files it names exist; otherwise `UserError`, before a job is started in vain."""
         weights = stat_of(self.weights) if self.weights else None
         if self.weights and (weights is None or stat.S_ISDIR(weights.st_mode)):
             raise UserError(f"no checkpoint at {self.weights}; give the path of a .safetensors, .pt, .pth or .th file")
         if self.root and stat_of(self.root) is None:
-            raise UserError(f"no data at {self.root}; give the folder (or .parquet file) that holds the images")
+            raise UserError(f"no data at {self.root}; give the path of a folder or a .parquet file with images")
         return self
 
     @property
     def labelled(self) -> LabelledData:
-        """Where one looks for labels first: the same source, its test part."""
+        """The default test data: the test split of the same source."""
         return LabelledData(data=self.data, root=self.root)
 
 
 DEFAULT = Source()
-"""What a first visit shows."""
+"""The study that a first visit shows."""
 
 
 class Forgetting(_Frozen):
-    """How to forget: the wish, before a plan is made of it."""
+    """A request to forget classes, from which a plan is made."""
 
     classes: tuple[str, ...]
     method: str = "erase"
@@ -205,7 +185,7 @@ class Forgetting(_Frozen):
 
     @property
     def label(self) -> str:
-        how = [] if self.method == "erase" else [FORGETTING[self.method].title]
+        how = [] if self.method == "erase" else [unlearning_methods()[self.method].title]
         how += [] if self.target == 0 else ["to chance" if self.target == "chance" else f"to {self.target:.0%}"]
         how += [] if self.depth is None else [f"last {self.depth} layers"]
         how += ["towards zero"] if self.method == "ridge" and self.towards == "zero" else []
@@ -214,64 +194,34 @@ class Forgetting(_Frozen):
 
 
 class Choice(_Frozen):
-    """How to prune: the wish, before a plan is made of it."""
+    """A request to prune, from which a plan is made."""
 
-    budget: Budget = "flops"
-    remain: float = Field(default=0.5, gt=0, le=1)
-    score: str = "greedy"
-    allocation: Spread = "global"
-    constants: Constants = "directional"
-    compensate: Compensation = "sequential"
-    recalibrate_bn: bool = False
-    multiple: int = Field(default=1, ge=1)
-    overrides: tuple[tuple[str, int], ...] = ()
-    floors: tuple[tuple[str, int], ...] = ()
+    spec: PruningSpec = Field(default_factory=lambda: PruningSpec.of(flops=0.5))
     method: str | None = None
-    """The name in `modhifi.pruning.METHODS` where that one was asked for."""
+    """The name of the requested `modhifi.pruning.Method`, if any."""
 
     @classmethod
-    def of(cls, method: Method, budget: Budget, remain: float) -> Choice:
-        """The wish that a named method stands for."""
-        return cls(
-            budget=budget,
-            remain=remain,
-            score=method.score,
-            allocation=method.allocation,
-            compensate=method.compensate,
-            recalibrate_bn=method.recalibrate_bn,
-            method=method.name,
-        )
+    def of(cls, method: Method, study: modhifi.Study, budget: Budget, remain: float) -> Choice:
+        """The request of a named method at this budget."""
+        return cls(spec=method.for_budget(study, budget, remain), method=method.name)
 
     @property
-    def level(self) -> Literal["none", "scalar", "full"]:
-        """The level of compensation that the prediction is made with."""
-        return "full" if self.compensate == "sequential" else self.compensate
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """As `modhifi.pruning.allocate` takes them."""
-        return {
-            self.budget: self.remain,
-            "score": self.score,
-            "allocation": self.allocation,
-            "constants": self.constants,
-            "compensate": self.compensate,
-            "multiple": self.multiple,
-            "overrides": dict(self.overrides),
-            "floors": dict(self.floors),
-        }
+    def remain(self) -> float:
+        """The fraction of the budget to keep."""
+        return 1.0 if self.spec.remain is None else self.spec.remain
 
     @property
     def label(self) -> str:
-        begin = f"{self.remain:.0%} {WORDS[self.budget]} · "
+        spec = self.spec
+        begin = f"{self.remain:.0%} {LABELS[spec.budget]} · "
         if self.method is not None:
-            return begin + (METHODS | LANGUAGE_METHODS)[self.method].title
-        score = "" if self.score == "greedy" else f"{WORDS[self.score].lower()}, "
-        weighed = "" if self.constants == "directional" else f" by {self.constants} constants"
-        weighed = " without constants" if self.constants == "none" else weighed
-        hand = f", {len(self.overrides)} by hand" if self.overrides else ""
-        hand += f", {len(self.floors)} floors" if self.floors else ""
-        widths = f", multiples of {self.multiple}" if self.multiple > 1 else ""
-        bn = ", BN re-estimated" if self.recalibrate_bn else ""
-        spread = f"{WORDS[self.allocation].lower()}{weighed}"
-        return f"{begin}{score}{spread}, {WORDS[self.compensate].lower()}{bn}{widths}{hand}"
+            return begin + (pruning_methods() | pruning_methods(language=True))[self.method].title
+        score = "" if spec.score == "greedy" else f"{score_named(spec.score).title.lower()}, "
+        weighted = "" if spec.constants == "directional" else f" by {spec.constants} constants"
+        weighted = " without constants" if spec.constants == "none" else weighted
+        hand = f", {len(spec.overrides)} set manually" if spec.overrides else ""
+        hand += f", {len(spec.floors)} with a minimum" if spec.floors else ""
+        widths = f", multiples of {spec.multiple}" if spec.multiple > 1 else ""
+        bn = ", BN re-estimated" if spec.recalibrate_bn else ""
+        allocation = f"{LABELS[spec.allocation or 'global'].lower()}{weighted}"
+        return f"{begin}{score}{allocation}, {LABELS[spec.compensate].lower()}{bn}{widths}{hand}"

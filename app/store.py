@@ -1,15 +1,15 @@
-"""What the dashboard keeps on disk: studies, measured plans and bounds. It survives a restart and is safe to delete.
+"""The dashboard's files: studies, measured plans, bounds and uploads. They survive a restart and are safe to delete.
 
-``$MODHIFI_HOME`` (default ``~/.cache/modhifi``) holds
+Contents of ``$MODHIFI_HOME`` (default ``~/.cache/modhifi``):
 
-    studies/ID/source.json           what was asked for (`app.selection.Source`)
-    studies/ID/latency.json          how long the layers take on this machine
-    studies/ID/study/                the study itself, as `modhifi.Study.save` writes it
+    studies/ID/source.json           network, data and settings (`app.selection.Source`)
+    studies/ID/latency.json          layer timings on this machine
+    studies/ID/study/                the study, as `modhifi.Study.save` writes it
     studies/ID/points/ID/plan.json   a plan, as `modhifi.Plan.save` writes it
-    studies/ID/points/ID/point.json  what it is called, what was chosen, and what was measured
-    studies/ID/points/ID/model.zip   the changed network, once it was built for download
+    studies/ID/points/ID/point.json  its label, its request, and its measurement
+    studies/ID/points/ID/*.zip       exports of the modified network
     studies/ID/bounds/ID.json        one measured bound
-    uploads/DIGEST/                  a checkpoint or images that a user sent
+    uploads/DIGEST/                  an uploaded checkpoint or images
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from modhifi._files import read_json, write_json
 from modhifi.bounds import BoundReport
 from modhifi.errors import UserError
+from modhifi.files import read_json, write_json
 from modhifi.plan import Plan
 
 from .selection import Choice, Forgetting, LabelledData, Source
@@ -42,7 +42,7 @@ def home() -> Path:
 
 
 class Point(BaseModel):
-    """A plan that was carried out and measured."""
+    """A plan that was applied and measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,16 +57,16 @@ class Point(BaseModel):
     forgetting: Forgetting | None = None
     predicted: dict[str, float] = Field(default_factory=dict)
     strength: float | None = None
-    """Of unlearning: the strength that was taken."""
+    """Unlearning: the selected strength."""
     curve: list[dict[str, float]] = Field(default_factory=list)
-    """Of unlearning: what was tried in the search for the strength."""
+    """Unlearning: every strength tried in the search."""
     note: str = ""
-    """The user's, kept in the plan too."""
+    """The user's note, also stored in the plan."""
     made: float = Field(default_factory=time.time)
 
 
 class BoundPoint(BaseModel):
-    """The bound of a plan beside the error that was measured, whole and for each layer."""
+    """Bound and measured error of a plan, in total and per layer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -79,21 +79,21 @@ class BoundPoint(BaseModel):
 
 
 class Store:
-    """Reads and writes the folder; holds nothing itself, so that any number of sessions may share it."""
+    """Reads and writes the folder. Has no state, so any number of sessions may share it."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or home()
 
     @property
     def uploads(self) -> Path:
-        """What came from a browser, by the digest of its content."""
+        """The folder of uploads, by the digest of their content."""
         return self.root / "uploads"
 
     # Studies
 
     def folder(self, study: str) -> Path:
         if not _ID.fullmatch(study):
-            raise UserError(f"{study!r} is not the name of a study")
+            raise UserError(f"invalid study name {study!r}; use lower-case letters, digits, dots, dashes and underscores")
         return self.root / "studies" / study
 
     def study_path(self, study: str) -> Path:
@@ -106,14 +106,14 @@ class Store:
         return self.study_path(study).is_dir()
 
     def remember(self, source: Source) -> str:
-        """Writes down what was asked for; gives the study's name."""
+        """Stores a source; returns the name of its study."""
         path = self.folder(source.id) / "source.json"
-        if _kept(Source, path) is None:  # not there, or damaged
+        if _read_record(Source, path) is None:  # missing or damaged
             write_json(path, source.model_dump())
         return source.id
 
     def sources(self) -> dict[str, Source]:
-        """Every study that was ever asked for, the newest first; damaged entries are left out."""
+        """Every source that was ever analysed, newest first; damaged entries are omitted."""
         found: list[tuple[float, str, Source]] = []
         for path in (self.root / "studies").glob("*/source.json"):
             try:
@@ -131,13 +131,13 @@ class Store:
 
     def point_folder(self, study: str, point: str) -> Path:
         if not _ID.fullmatch(point):
-            raise UserError(f"{point!r} is not the name of a measured plan")
+            raise UserError(f"invalid plan name {point!r}; use lower-case letters, digits, dots, dashes and underscores")
         return self.folder(study) / "points" / point
 
     def add_point(self, study: str, point: Point, plan: Plan) -> None:
-        """Takes the place of one of the same name, whose note stays."""
+        """Stores a measured plan. One of the same name is replaced, and its note kept."""
         folder = self.point_folder(study, point.id)
-        before = _kept(Point, folder / "point.json")
+        before = _read_record(Point, folder / "point.json")
         if before is not None and not point.note:
             point = point.model_copy(update={"note": before.note})
             plan.note = before.note
@@ -146,15 +146,15 @@ class Store:
         self._drop_archives(folder)
 
     def points(self, study: str, kind: Literal["prune", "unlearn"] | None = None) -> list[Point]:
-        """In the order in which they were measured."""
-        read = [_kept(Point, path) for path in self.folder(study).glob("points/*/point.json")]
+        """Measured plans, oldest first; damaged ones are omitted."""
+        read = [_read_record(Point, path) for path in self.folder(study).glob("points/*/point.json")]
         return sorted((p for p in read if p is not None and kind in (None, p.kind)), key=lambda p: (p.made, p.id))
 
     def plan(self, study: str, point: str) -> Plan:
         return Plan.load(self.point_folder(study, point) / "plan.json")
 
     def note(self, study: str, point: str, text: str) -> None:
-        """Writes a note on a plan, into the plan and beside it."""
+        """Stores a note in the plan and in its record."""
         folder = self.point_folder(study, point)
         plan = Plan.load(folder / "plan.json")
         plan.note = text
@@ -165,7 +165,7 @@ class Store:
 
     @staticmethod
     def _drop_archives(folder: Path) -> None:
-        """Those that were built from the plan as it was."""
+        """Deletes exports that were built from an older version of the plan."""
         for built in folder.glob("*.zip"):
             built.unlink()
 
@@ -178,13 +178,13 @@ class Store:
         write_json(self.folder(study) / "bounds" / f"{bound.id}.json", bound.model_dump(mode="json"))
 
     def bounds(self, study: str) -> list[BoundPoint]:
-        """From much that remains to little."""
-        read = [_kept(BoundPoint, path) for path in self.folder(study).glob("bounds/*.json")]
+        """Measured bounds, largest remaining fraction first; damaged ones are omitted."""
+        read = [_read_record(BoundPoint, path) for path in self.folder(study).glob("bounds/*.json")]
         return sorted((b for b in read if b is not None), key=lambda b: (-b.choice.remain, b.made))
 
 
-def _kept(kind: type[_Record], path: Path) -> _Record | None:
-    """The record in this file; None if there is none, or a damaged one."""
+def _read_record(kind: type[_Record], path: Path) -> _Record | None:
+    """The record in this file; None if it is missing or damaged."""
     try:
         return _read(kind, path, path.stat().st_mtime_ns)
     except FileNotFoundError:

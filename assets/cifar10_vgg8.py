@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from assets.training import tensors, write
 from modhifi import load_data
 from modhifi.data import Data
-from modhifi.models import InputSpec
 from modhifi.models.cifar_vgg import CifarVGG
+from modhifi.specs import InputSpec
 
 EPOCHS = 24
 BATCH = 256

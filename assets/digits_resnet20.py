@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from assets.training import command, tensors, write
 from modhifi.data import Data
 from modhifi.data._digits import digits
-from modhifi.models import InputSpec
 from modhifi.models.cifar_resnet import CifarResNet, cifar_resnet
+from modhifi.specs import InputSpec
 
 EPOCHS = 80
 BATCH = 64

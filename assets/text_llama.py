@@ -133,7 +133,7 @@ def unigram_perplexity(text: str, of: str) -> float:
 
 def make(verses: Path, out: Path, seed: int, steps: int) -> dict[str, object]:
     """Trains, writes the folder ``text-llama`` into ``out`` and returns the card."""
-    from modhifi._files import write_json
+    from modhifi.files import write_json
 
     learnt, held = split(verses.read_text(encoding="utf-8"))
     start = time.perf_counter()

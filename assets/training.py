@@ -10,10 +10,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from modhifi._files import atomic_file, write_json
 from modhifi.data import Data
-from modhifi.models import InputSpec
-from modhifi.models._types import fingerprint
+from modhifi.files import atomic_file, write_json
+from modhifi.models._model import fingerprint
+from modhifi.specs import InputSpec
 
 __all__ = ["command", "correct", "tensors", "write"]
 

@@ -1,4 +1,4 @@
-"""Which components of a trained network carry its predictions, and what to do with those that do not.
+"""Find the components of a trained network that carry its predictions, prune the others, or make it forget a class.
 
     model = modhifi.load_model("digits-resnet20")
     study = modhifi.analyze(model, modhifi.load_data("digits"), samples=512)
@@ -6,8 +6,8 @@
     smaller = modhifi.apply(plan, model)
     print(modhifi.evaluate(smaller, modhifi.load_data("digits", split="test"), baseline=model))
 
-One pass over unlabelled data leaves sufficient statistics; importance, pruning, bounds and unlearning are decided from them
-in closed form (ModHiFi, Kashyap et al., NeurIPS 2025).
+One pass over unlabelled data collects sufficient statistics; importance, pruning, bounds and unlearning follow from them in
+closed form (ModHiFi, Kashyap et al., NeurIPS 2025).
 """
 
 from . import bounds, fidelity
@@ -16,9 +16,11 @@ from .errors import Cancelled, UserError
 from .evaluation import Evaluation, evaluate
 from .export import export
 from .export import report_html as export_report
-from .models import Model, load_model
+from .loading import load_model
+from .models import Model
 from .plan import Plan
 from .pruning import allocate, prune
+from .specs import PruningSpec
 from .study import Study, analyze
 from .surgery import apply
 from .unlearning import unlearn
@@ -31,6 +33,7 @@ __all__ = [
     "Evaluation",
     "Model",
     "Plan",
+    "PruningSpec",
     "Study",
     "UserError",
     "allocate",

@@ -1,4 +1,4 @@
-"""The device is chosen once, when a model is loaded; everything else follows the model's parameters."""
+"""The device is chosen once, when a model is loaded; everything else runs where the model's parameters are."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ __all__ = ["choose_device", "full_precision"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA where there is one, else MPS, else the CPU; any other name is taken as `torch.device` takes it.
+    """``auto`` selects CUDA if available, then MPS, then the CPU; any other name is passed to `torch.device`.
 
-    Raises `UserError` if the device is unknown or not present.
+    Raises `UserError` if the device is unknown or unavailable.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -25,13 +25,13 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {name!r} is not available here; use auto or cpu") from error
+        raise UserError(f"device {name!r} is not available; use auto or cpu") from error
     return device
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """While open, CUDA multiplies float32 matrices as such, not rounded to TF32: moments are sums of very many products."""
+    """Inside the context, CUDA multiplies float32 matrices without rounding to TF32: moments are sums of very many products."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:

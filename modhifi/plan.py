@@ -1,7 +1,8 @@
-"""A plan: what stays of which network, how the rest makes up for it, and what was measured. It can be carried and replayed.
+"""A plan: which components of a network to keep, the weights that compensate, and what was measured.
 
-On disk a plan is one JSON file; tensors that replace weights of the changed network lie beside it as safetensors (same
-name, suffix ``.safetensors``) and are named in the JSON with their sha256. `Plan.save` also writes both into one ``.zip``.
+Plans are files that can be shared and applied again. On disk a plan is one JSON file; the new weights are stored beside it as
+safetensors (same name, suffix ``.safetensors``) and named in the JSON with their sha256. `Plan.save` can also write both into
+one ``.zip``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,105 +20,71 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from torch import Tensor
 
-from ._files import atomic_file, claim_parent, read_json
-from .data import DataRef
 from .errors import UserError
-from .models import ModelRef
+from .files import atomic_file, claim_parent, read_json
+from .specs import AllocationRule, Budget, Compensation, DataRef, ModelRef, PruningSpec, Value
 
-__all__ = [
-    "PLAN_SCHEMA",
-    "Budget",
-    "Compensation",
-    "Constants",
-    "CurvePoint",
-    "GroupPlan",
-    "Plan",
-    "Settings",
-    "Spread",
-    "TensorFile",
-]
+__all__ = ["PLAN_SCHEMA", "CurvePoint", "GroupPlan", "Plan", "Settings", "TensorFile"]
 
 PLAN_SCHEMA = 3
-Compensation = Literal["none", "scalar", "full", "sequential"]
-Spread = Literal["global", "uniform", "ranking", "width"]
-Constants = Literal["directional", "jacobian", "random", "pairs", "certified", "none"]
-Budget = Literal["flops", "params", "latency"]
 _LARGEST_IN_ZIP = 8 << 30
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-
-class GroupPlan(_Frozen):
-    """One coupled group: of ``total`` components those in ``keep`` stay (indices, ascending, never empty)."""
+class GroupPlan(Value):
+    """One coupled group of ``total`` components; ``keep`` lists the indices to keep, ascending, never empty."""
 
     total: int = Field(gt=0)
     keep: list[int] = Field(min_length=1)
 
 
-class Settings(_Frozen):
-    """How the plan was decided."""
+class Settings(PruningSpec):
+    """How the plan was made: the request with every default filled in, and the values chosen along the way."""
 
     budget: Budget | Literal["manual", "none"] = "none"
-    remain: float | None = Field(default=None, description="the fraction of the budget that was asked to remain")
-    score: str = "greedy"
-    allocation: Spread = "global"
-    constants: Constants = Field(
-        default="directional", description="the Lipschitz constants that global allocation weighs by"
-    )
-    compensate: Compensation = "full"
+    allocation: AllocationRule = "global"
     centred: bool = True
-    drift: bool = Field(default=False, description="sequential: residual streams' losses are made up for")
-    rectified: bool = Field(
-        default=False, description="sequential: what a ReLU cuts off is only kept below its threshold"
-    )
+    compensate: Compensation = "full"
+    drift: bool = False
+    rectified: bool = False
     ridges: dict[str, float] = Field(
         default_factory=dict,
-        description="layer -> what was added to its second moment, relative to the mean eigenvalue",
+        description="layer -> the ridge added to its second moment, relative to the mean eigenvalue",
     )
-    recalibrate_bn: bool = False
-    multiple: int = Field(default=1, ge=1, description="groups that lose something keep a multiple of so many channels")
-    overrides: dict[str, int] = Field(default_factory=dict, description="group -> components kept, set by hand")
-    floors: dict[str, int] = Field(default_factory=dict, description="group -> components kept at least")
-    method: str | None = Field(
-        default=None, description="the named method, where it is another one than this project's"
-    )
+    method: str | None = Field(default=None, description="name of the method, if it is not this project's default")
     strength: float | None = Field(
-        default=None, description="unlearning: how far the edit goes, in the unit of its method"
+        default=None, description="unlearning: the strength of the edit, in the unit of its method"
     )
+    strength_unit: str | None = Field(default=None, description="unlearning: what the strength measures")
     layers: list[str] = Field(default_factory=list, description="unlearning: the layers edited")
-    target: float | None = Field(default=None, description="unlearning: the forget accuracy that was asked for")
+    target: float | None = Field(default=None, description="unlearning: the requested forget accuracy")
     predicted_labels: bool = Field(
-        default=False, description="unlearning: the network's own answers said which samples are of the forget classes"
+        default=False, description="unlearning: samples were labelled by the network's own predictions"
     )
     anchored: bool = Field(
         default=False,
-        description="unlearning: BatchNorm's statistics are those of the retained samples, so that re-estimating them"
-        " changes nothing",
+        description="unlearning: BatchNorm statistics are those of the retain set; re-estimating them changes nothing",
     )
 
-    @property
-    def level(self) -> Literal["none", "scalar", "full"]:
-        """The level of compensation whose errors the study knows: sequential ones are predicted as full ones."""
-        return "full" if self.compensate == "sequential" else self.compensate
 
-
-class CurvePoint(_Frozen):
-    """What an edit of this ``strength`` did on the calibration samples; fractions in [0, 1]."""
+class CurvePoint(Value):
+    """Accuracies on the calibration samples after an edit of this ``strength``; fractions in [0, 1]."""
 
     strength: float
     forget_accuracy: float
     retain_accuracy: float
 
 
-class TensorFile(_Frozen):
+class TensorFile(Value):
     file: str
     sha256: str
 
 
-class Plan(_Frozen):
-    """See the module's text. ``tensors`` maps names of the unchanged network's state (see `modhifi.surgery`) to their values."""
+class Plan(BaseModel):
+    """A plan, see the module docstring. ``tensors`` maps state names of the original network (see `modhifi.surgery`) to new
+    values.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     schema_version: int = PLAN_SCHEMA
     kind: Literal["prune", "unlearn"]
@@ -125,7 +93,7 @@ class Plan(_Frozen):
     settings: Settings
     groups: dict[str, GroupPlan] = Field(default_factory=dict)
     forget: list[str] = Field(default_factory=list)
-    curve: list[CurvePoint] = Field(default_factory=list, description="unlearning: the search for the strength")
+    curve: list[CurvePoint] = Field(default_factory=list, description="unlearning: every strength that was tried")
     predicted: dict[str, float] = Field(default_factory=dict)
     measured: list[dict[str, Any]] = Field(default_factory=list)
     note: str = ""
@@ -137,11 +105,13 @@ class Plan(_Frozen):
     def tensors(self) -> dict[str, Tensor]:
         return self._tensors
 
-    def with_tensors(self, tensors: dict[str, Tensor]) -> Plan:
-        self._tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        return self
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Plan:
+        """A copy of the plan that carries these tensors in place of its own."""
+        copied = self.model_copy()
+        copied._tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        return copied
 
-    # Bytes of both files; the JSON names the other by ``stem``.
+    # The bytes of both files; the JSON refers to the tensor file by ``stem``.
     def _encode(self, stem: str) -> tuple[bytes, bytes | None]:
         blob = safetensors.torch.save(self._tensors) if self._tensors else None
         named = TensorFile(file=f"{stem}.safetensors", sha256=hashlib.sha256(blob).hexdigest()) if blob else None
@@ -149,7 +119,7 @@ class Plan(_Frozen):
         return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(), blob
 
     def to_zip(self, stem: str = "plan") -> bytes:
-        """Both files in one archive, as the dashboard hands it over; `Plan.load` opens it."""
+        """Both files as one zip archive, which `Plan.load` opens; the dashboard offers it for download."""
         text, blob = self._encode(stem)
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -160,19 +130,19 @@ class Plan(_Frozen):
 
     @staticmethod
     def claim(path: str | Path) -> Path:
-        """Raises the `UserError` that `save` would, for work that takes long, before it begins: a folder, another suffix, a place
-        that cannot be written to.
+        """Checks before long work that `save` can write to ``path``. Raises `UserError` for a folder, another suffix, or a
+        location that is not writable.
         """
         path = Path(path)
         if path.is_dir():
             raise UserError(f"{path} is a folder; name a file such as {path / 'plan.json'}")
         if path.suffix not in (".json", ".zip"):
-            raise UserError(f"a plan is written as .json or .zip, not {path.suffix or 'a name without suffix'}: {path}")
+            raise UserError(f"a plan is saved as .json or .zip, not {path.suffix or 'without a suffix'}: {path}")
         claim_parent(path)
         return path
 
     def save(self, path: str | Path) -> Path:
-        """Writes ``path`` (``.json``, with ``.safetensors`` beside it, or ``.zip`` with both inside), whole or not at all."""
+        """Writes ``path`` atomically: a ``.json`` with a ``.safetensors`` beside it, or a ``.zip`` that holds both."""
         path = self.claim(path)
         if path.suffix == ".zip":
             with atomic_file(path) as temporary:
@@ -188,8 +158,8 @@ class Plan(_Frozen):
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Reads a plan's ``.json`` or ``.zip``. Raises `UserError` if it is missing, damaged, of another schema, or its
-        tensors are not those it names.
+        """Reads a plan from a ``.json`` or ``.zip`` file. Raises `UserError` if it is missing, damaged or of another schema, or
+        if its tensors do not match the recorded sha256.
         """
         path = Path(path)
         if path.suffix == ".zip":
@@ -213,12 +183,12 @@ class Plan(_Frozen):
                 if len(texts) != 1:
                     raise UserError(f"{path} is not a plan: it holds {len(texts)} JSON files instead of one")
                 if sum(i.file_size for i in archive.infolist()) > _LARGEST_IN_ZIP:
-                    raise UserError(f"{path} would unpack to more than 8 GiB; it is not opened")
+                    raise UserError(f"{path} was not opened: it would unpack to more than 8 GiB")
                 plan = cls._parse(json.loads(archive.read(texts[0])), path)
                 if plan.tensor_file is not None:
                     plan._decode(archive.read(plan.tensor_file.file), path)
         except FileNotFoundError as error:
-            raise UserError(f"a plan {path} does not exist") from error
+            raise UserError(f"the plan {path} does not exist") from error
         except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise UserError(f"{path} is damaged or not a plan") from error
         return plan
@@ -229,7 +199,9 @@ class Plan(_Frozen):
         if version is None:
             raise UserError(f"{path} is not a plan: it has no schema_version")
         if version != PLAN_SCHEMA:
-            raise UserError(f"{path} has plan schema {version}, this version reads {PLAN_SCHEMA}; make the plan again")
+            raise UserError(
+                f"{path} has plan schema {version}, but this version reads {PLAN_SCHEMA}; make the plan again"
+            )
         try:
             return cls.model_validate(raw)
         except ValidationError as error:

@@ -3,8 +3,8 @@
 import streamlit as st
 
 from app import components as ui
+from app.commands import commands
 from app.export import downloads
-from app.library import commands
 from app.outcome import before_and_after
 
 session, study = ui.analysed()

@@ -7,7 +7,7 @@ from app import components as ui
 from app import figures
 from app.export import downloads
 from app.forget import curves_of, forget_controls, forgotten, in_words, living_of, numbers_of, report_of
-from modhifi.unlearning import METHODS
+from modhifi.unlearning import unlearning_methods
 
 session, study = ui.analysed()
 if not study.model.classes:
@@ -43,7 +43,7 @@ if point is not None:
     left, right = st.columns(2, gap="medium")
     with left, st.container(border=True):
         st.markdown("**The strength that was searched**", help=ui.FORMULAS["strength"])
-        method = METHODS[point.forgetting.method] if point.forgetting else METHODS["erase"]
+        method = unlearning_methods()[point.forgetting.method] if point.forgetting else unlearning_methods()["erase"]
         ui.chart(
             figures.forgetting_curve(point.curve, point.strength or 0.0, method.strength),
             alt=f"Retain against forget accuracy over the strength of the edit: {point.label}",

@@ -9,7 +9,7 @@ from app import figures, network
 from app.model_form import FORM_OPEN, model_form
 from app.session import current, focus
 from app.tables import groups_table, skipped_table
-from modhifi.models import TokenSpec
+from modhifi.specs import TokenSpec
 
 session = current()
 # Only a person opens it, and a form that was sent closes.

@@ -64,7 +64,9 @@ with right:
             with sensitive:
                 st.caption(ui.FORMULAS["sensitivity"])
                 ui.chart(
-                    figures.sensitivity(names, SHARES, session.library.sensitivity(session.source, wish.choice)),
+                    figures.sensitivity(
+                        names, SHARES, session.library.queries.sensitivity(session.source, wish.choice)
+                    ),
                     alt="Estimated error of the logits when only one group is cut, for several shares of it",
                     key="sensitivity-figure",
                 )
@@ -90,7 +92,7 @@ with right:
             on_select=point_from_click,
             selection_mode="points",
         )
-compare_controls(session, wish)
+compare_controls(session, study, wish)
 if not pruned:
     st.caption("Nothing measured yet: press Measure, and the point appears in the chart.")
 else:

@@ -11,7 +11,8 @@ from torch import nn
 
 import modhifi
 from modhifi import Data, Model, Study
-from modhifi.models import InputSpec, fingerprint
+from modhifi.models import fingerprint
+from modhifi.specs import InputSpec
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import modhifi
-from modhifi._operators import Edit, edited
-from modhifi._replay import Replay
+from modhifi.layers import Edit, Replay, edited
 
 
 class Awkward(nn.Module):

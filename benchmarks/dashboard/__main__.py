@@ -49,10 +49,10 @@ def bench(asked: argparse.Namespace) -> None:
     for name in asked.models.split(","):
         digits = name.startswith("digits")
         source = Source(model=name, data="digits" if digits else "dead-leaves", samples=512 if digits else 64)
-        job = library().analyse(source)
+        job = library().tasks.analyse(source)
         job.wait(3600)
         assert job.state == "done", job.error
-        study = library().study(source)
+        study = library().queries.study(source)
         assert study is not None
         words = next(words for words, known in studies(library()).items() if known == source)
         opened = Visit(words)

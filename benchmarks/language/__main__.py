@@ -28,7 +28,7 @@ from modhifi import Data, Model, Study
 from modhifi.components import Cost
 from modhifi.evaluation import read
 from modhifi.models import fingerprint
-from modhifi.pruning import LANGUAGE_METHODS
+from modhifi.pruning import pruning_methods
 
 SHARES = (0.8, 0.7)
 DEPTHS = (4, 8, 16)
@@ -83,7 +83,7 @@ def quality(model: Model, test: Data, studies: list[Study]) -> None:
     )
     heads = " | ".join(f"at {share:.0%} | × unchanged" for share in SHARES)
     print(f"| method | {heads} |\n|---|{'---|' * 2 * len(SHARES)}")
-    for method in LANGUAGE_METHODS.values():
+    for method in pruning_methods(language=True).values():
         cells = []
         for share in SHARES:
             found = []

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import modhifi
 from modhifi import Data, Model, Study
-from modhifi._operators import Edit, flat_weight, get_operator
 from modhifi.components import enumerate_components
+from modhifi.layers import Edit, flat_weight, get_operator
 from modhifi.lipschitz import certified, jacobian, moved_by, pairs, random, smallest_norms
 
 CHECKPOINTS = {"cifar10-resnet56": "resnet56-4bfd9763.th", "cifar10-resnet20": "resnet20-12fca82f.th"}

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from modhifi.multimodal import METHODS, Diverged, Run, Settings, Spread, in_words, rows, train
+from modhifi.multimodal import BALANCING_METHODS, Diverged, MeanSpread, Run, Settings, in_words, rows, train
 
 ENERGY = 0.5
 ALPHA = 1.0
@@ -80,7 +80,7 @@ def with_batch_norm(asked: argparse.Namespace, pool: ProcessPoolExecutor) -> Non
 def compare(asked: argparse.Namespace, pool: ProcessPoolExecutor, **changed: Any) -> None:
     jobs = []
     for fusion in FUSIONS:
-        methods = [name for name in METHODS if name != "ogm-ge" or fusion == "late"]
+        methods = [name for name in BALANCING_METHODS if name != "ogm-ge" or fusion == "late"]
         out = None if asked.out is None else asked.out / (f"{fusion}-norm" if changed else fusion)
         wanted = settings(asked, fusion, methods, ALPHA, ENERGY).model_copy(update=changed)
         jobs.append(pool.submit(train, wanted, out=out))
@@ -142,7 +142,7 @@ def cell(run: Run | None, method: str) -> str:
     return f"{percent(told['accuracy'])} ({mono}; {strength})"
 
 
-def percent(value: Spread | None) -> str:
+def percent(value: MeanSpread | None) -> str:
     if value is None:
         return "n/a"
     return f"{100 * value.mean:.1f}" + ("" if value.spread is None else f" ± {100 * value.spread:.1f}")

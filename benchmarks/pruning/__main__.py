@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import modhifi
 from modhifi import Data, Model, Plan, Study
 from modhifi.evaluation import measure_latency
-from modhifi.pruning import BASELINES, METHODS, NEEDS_LABELS
+from modhifi.pruning import pruning_methods, scores
 
 SAMPLES = {"cifar10-vgg8": 2000}
 USUAL = 512
 BUDGETS = (0.75, 0.5, 0.375, 0.25)
 CHECKPOINTS = {"cifar10-resnet56": "resnet56-4bfd9763.th", "cifar10-resnet20": "resnet20-12fca82f.th"}
-LABEL_FREE = [name for name in BASELINES if name not in NEEDS_LABELS]
+LABEL_FREE = [score.name for score in scores() if score.baseline and not score.needs_labels]
 
 
 class Bench:
@@ -78,9 +78,9 @@ class Bench:
         return 100 * right / sum(len(labels) for _, labels in batches)
 
     def _method(self, name: str, method: str, remain: float, seed: int = 0) -> float:
-        plan = METHODS[method].plan(self.study(name, seed), "flops", remain, model=self.model(name))
+        plan = pruning_methods()[method].plan(self.study(name, seed), "flops", remain, model=self.model(name))
         found = self.accuracy(name, plan)
-        self.points.append((name, METHODS[method].title, remain, found))
+        self.points.append((name, pruning_methods()[method].title, remain, found))
         return found
 
     def several(self, make: Callable[[int], float]) -> str:
@@ -98,9 +98,9 @@ class Bench:
                 self.several(lambda seed, method=method, remain=remain: self.method(name, method, remain, seed))
                 for remain in remains
             )
-            yield [METHODS[method].title, *runs]
+            yield [pruning_methods()[method].title, *runs]
         for method in others:
-            yield [METHODS[method].title, *(f"{self.method(name, method, remain):.2f}" for remain in remains)]
+            yield [pruning_methods()[method].title, *(f"{self.method(name, method, remain):.2f}" for remain in remains)]
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -127,22 +127,15 @@ def baselines(bench: Bench, name: str) -> None:
 
     def rows() -> Iterable[Sequence[str]]:
         for method, recalibrate in asked:
-            how = METHODS[method]
+            how = pruning_methods()[method]
             found = []
             for remain in BUDGETS:
-                plan = modhifi.prune(
-                    study,
-                    flops=remain,
-                    overrides=streams,
-                    score=how.score,
-                    allocation=how.allocation,
-                    compensate=how.compensate,
-                    recalibrate_bn=recalibrate,
-                    model=model,
-                )
+                spec = how.for_budget(study, "flops", remain)
+                spec = spec.changed(overrides=streams, recalibrate_bn=recalibrate)
+                plan = modhifi.prune(study, spec, model=model)
                 accuracy = bench.accuracy(name, plan)
                 found.append(f"{accuracy:.2f}")
-                title = how.title + (", BN re-estimated" if recalibrate and not how.recalibrate_bn else "")
+                title = how.title + (", BN re-estimated" if recalibrate and not how.spec.recalibrate_bn else "")
                 bench.points.append((name, f"{title}, whole streams", remain, accuracy))
             yield title, *found
 
@@ -181,7 +174,7 @@ def methods(bench: Bench, name: str) -> None:
     """Every method at half of the FLOPs, one draw."""
 
     def rows() -> Iterable[Sequence[str]]:
-        for method in METHODS.values():
+        for method in pruning_methods().values():
             began = time.perf_counter()
             found = bench.method(name, method.name, 0.5)
             yield method.title, f"{found:.2f}", f"{time.perf_counter() - began:.1f}"
@@ -231,7 +224,8 @@ def latency(bench: Bench, name: str) -> None:
             for multiple in (1, 8):
                 plan = modhifi.prune(study, latency=0.5, latency_batch=batch, multiple=multiple, model=model)
                 small = modhifi.apply(plan, model)
-                now, before = measure_latency([small.module, model.module], model.example(batch))
+                timings = measure_latency([small.module, model.module], model.example(batch))
+                now, before = (timing.median for timing in timings)
                 share = plan.predicted["flops"] / plan.predicted["flops_before"]
                 yield (
                     f"{network}, batches of {batch}, multiples of {multiple}",
@@ -283,8 +277,8 @@ def chart(bench: Bench, name: str, path: Path) -> None:
     """Accuracy against FLOPs of what was measured of one network, as SVG."""
     width, height, left, right, bottom = 820, 360, 56, 300, 44
     colours = ("#2F7FE0", "#D9730D", "#7C8798", "#1B9E77", "#B0609F")
-    shown = [METHODS[method].title for method in ("studio", "one-shot+bn", "one-shot")]
-    shown += [f"{METHODS[method].title}, whole streams" for method in ("l2+bn", "l2")]
+    shown = [pruning_methods()[method].title for method in ("studio", "one-shot+bn", "one-shot")]
+    shown += [f"{pruning_methods()[method].title}, whole streams" for method in ("l2+bn", "l2")]
 
     def place(flops: float, accuracy: float) -> tuple[float, float]:
         return left + (width - left - right) * flops, 12 + (height - bottom - 12) * (1 - accuracy / 100)

@@ -41,11 +41,11 @@ from modhifi.evaluation import (
     recalled,
     relearning,
 )
-from modhifi.unlearning import METHODS
+from modhifi.unlearning import unlearning_methods
 
 SAMPLES = 1000
 TARGETS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
-ALL = tuple(name for name in METHODS if name != "mask")
+ALL = tuple(name for name in unlearning_methods() if name != "mask")
 HEAD = (
     "",
     "forget",
@@ -181,7 +181,7 @@ def compare(bench: Bench, classes: Sequence[str], methods: Sequence[str], title:
         for name in classes:
             rows.append((bench.judge(bench.model, bench.model.classes.index(name), mask, bench.dense), 0.0, False))
             note(f"{'mask' if mask else 'unchanged'} {name}: {rows[-1][0]}")
-        show(line(METHODS["mask"].title if mask else "unchanged", rows, timed=False))
+        show(line(unlearning_methods()["mask"].title if mask else "unchanged", rows, timed=False))
     for method in methods:
         rows = []
         for name in classes:
@@ -192,7 +192,9 @@ def compare(bench: Bench, classes: Sequence[str], methods: Sequence[str], title:
             changed, seconds, missed = made
             rows.append((bench.judge(changed, bench.model.classes.index(name)), seconds, missed))
             note(f"{method} without {name}: {rows[-1][0]}; {seconds:.1f} s, missed {missed}")
-        heading = METHODS[method].title + (" (gradients)" if METHODS[method].gradients else "")
+        heading = unlearning_methods()[method].title + (
+            " (gradients)" if unlearning_methods()[method].gradients else ""
+        )
         if len(rows) < len(classes):
             heading += f", {len(classes) - len(rows)} without a result"
         if rows:

@@ -1,4 +1,7 @@
-"""The bound of Thm. 3.6, predicted and measured: how far local errors reach (theory, section 5)."""
+"""The bound on the output error (ModHiFi, Thm. 3.6), predicted and measured.
+
+See docs/theory.md, *Lipschitz constants and the bound*.
+"""
 
 from ._measure import GRAINS, BoundReport, BoundRow, Grain, HeldOut, measure
 from ._predict import predict

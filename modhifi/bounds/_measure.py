@@ -1,11 +1,11 @@
-"""The telescoping sum behind Thm. 3.6, followed layer by layer on data.
+"""The telescoping sum behind ModHiFi, Thm. 3.6, measured layer by layer.
 
-Swapping the modified layers in from the last to the first, layer ``l`` always sees its original input and everything after
-it is already modified. With ``f_l`` the network in which the layers from ``l`` on are modified,
+Layers are replaced from the last to the first, so layer ``l`` always sees its original input and everything after it is already
+modified. With ``f_l`` the network in which the layers from ``l`` on are modified,
 
     √E‖f − f̂‖² ≤ Σ_l √E‖f_l − f_{l+1}‖² ≤ Σ_l K_l √E‖Y_l − Ŷ_l‖²,     K_l = max_x ‖f_l − f_{l+1}‖ / ‖Y_l − Ŷ_l‖
 
-so that on the samples the constants were taken from the bound cannot fail; on others it can, and how often it does is counted.
+so the bound cannot fail on the samples the constants were taken from. On other samples it can, and violations are counted.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from .._operators import Edit, edited
-from .._replay import Replay, batched
-from ..data import Data, DataRef, made_for, windowed
+from ..data import Data, prepare, windowed
 from ..errors import UserError
+from ..layers import Edit, Replay, batched, edited
 from ..lipschitz import Gains
-from ..models import Model, reload
+from ..loading import reload
+from ..models import Model
 from ..plan import Plan
 from ..progress import Progress, prefixed, silent
+from ..specs import DataRef
 from ..study import Study
 from ..surgery import calibration_data
 from ._predict import plan_edits, predict_edits
@@ -39,16 +40,16 @@ __all__ = ["GRAINS", "BoundReport", "BoundRow", "Grain", "HeldOut", "measure"]
 
 _SOURCE = ("spec", "root", "split")
 GRAINS = {"block": 1, "stage": 2}
-"""Coarser steps, by how many levels of the module tree above the layers: their parents, and the parents of these."""
+"""Coarser granularities → levels of the module tree above the layers: their parents and grandparents."""
 
 
 class BoundRow(BaseModel):
-    """One modified layer; errors are root-mean-squares over samples.
+    """One modified layer; errors are root mean squares over samples.
 
-    ``gain``: K_l, the largest on these samples with the later layers modified; ``gain_rms``: its root-mean-square; ``local``:
-    √E‖Y − Ŷ‖² at the layer; ``bound``: gain · local. With this layer alone modified: ``measured`` √E‖f − f̂‖² of the logits,
-    ``alone_bound`` the bound for it, ``tightness`` their ratio (None where nothing was measured). ``predicted``: what the study
-    says of ``bound`` before anything is run (`predict`).
+    ``gain``: K_l, the largest gain on these samples with the later layers modified; ``gain_rms``: its root mean square;
+    ``local``: √E‖Y − Ŷ‖² at the layer; ``bound``: gain · local. With only this layer modified: ``measured`` is √E‖f − f̂‖² of
+    the logits, ``alone_bound`` its bound, and ``tightness`` their ratio (None if the measured error is 0). ``predicted``: the
+    study's estimate of ``bound`` before anything is run (`predict`).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -66,11 +67,12 @@ class BoundRow(BaseModel):
 
 
 class HeldOut(BaseModel):
-    """Constants of the calibration images ``data``, held against other images: how often is the bound broken?
+    """Constants from calibration samples ``data``, tested on other samples: how often is the bound violated?
 
-    ``layers``: the fraction of (layer, image) pairs in which the error of the layer changed alone was above its bound; ``plan``:
-    the fraction of images in which that of the whole plan was; ``expected``: what either is for a single layer if images are
-    exchangeable, ``1 / (samples + 1)``. ``bound`` and ``tightness``: of the root-mean-square error over the other images.
+    ``layers``: fraction of (layer, sample) pairs whose error, with only this layer modified, exceeds the bound; ``plan``:
+    fraction of samples whose error exceeds the bound of the whole plan; ``expected``: either fraction for a single layer if
+    samples are exchangeable, ``1 / (samples + 1)``. ``bound`` and ``tightness`` are for the root-mean-square error over the
+    other samples.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -85,8 +87,8 @@ class HeldOut(BaseModel):
 
 
 class Grain(BaseModel):
-    """The bound when the layers of one ``block`` or ``stage`` (`GRAINS`) are swapped in together, so that what they make up for
-    among each other does not count twice. ``steps``: how many terms the sum has; the others as in `BoundReport`.
+    """The bound if all layers of a block or stage (`GRAINS`) are replaced together, so that errors which they compensate among
+    themselves are not counted. ``steps``: the number of terms of the sum; the other fields as in `BoundReport`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -99,11 +101,11 @@ class Grain(BaseModel):
 
 
 class BoundReport(BaseModel):
-    """The whole plan. ``bound`` holds on these samples; ``predicted`` is what the study says before anything is run (`predict`);
-    ``logits`` is √E‖f‖², for scale.
+    """The whole plan. ``bound`` holds on these samples; ``predicted`` is the study's estimate before anything is run
+    (`predict`); ``measured`` is √E‖f − f̂‖² of the logits; ``logits`` is √E‖f‖², for scale. Lower is better.
 
-    Where the slack comes from: ``bound / measured`` is the product of ``slack_maximum``, what the largest gain in place of each
-    layer's root-mean-square one costs, and ``slack_sum``, what adding up errors costs that partly cancel.
+    ``tightness``, bound / measured, is the product of two kinds of slack: ``slack_maximum``, the worst-case gain (the largest
+    gain stands for all samples), and ``slack_sum``, summation (errors are added although they partly cancel).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -118,7 +120,7 @@ class BoundReport(BaseModel):
     slack_maximum: float | None
     slack_sum: float | None
     median_tightness: float | None
-    """Of the layers changed alone."""
+    """Over the layers, each modified alone."""
     logits: float
     grains: dict[str, Grain]
     held_out: HeldOut | None = None
@@ -136,30 +138,32 @@ def measure(
     batch_size: int | None = None,
     progress: Progress = silent,
 ) -> BoundReport:
-    """Bound, measured error and tightness of ``plan``, per layer and whole, on ``samples`` unlabelled images.
+    """Bound, measured error and tightness of ``plan``, per layer and for the whole plan, on ``samples`` unlabelled samples.
 
-    About one forward pass for each modified layer (two that begin there), half a one for each block and stage, and with
-    ``held_out`` one for each layer on as many of the study's calibration images; if ``data`` is where these are from, they are
-    left out of it, and if nothing else is there, nothing is held out. Re-estimated BatchNorm statistics are left out: the
-    bound speaks of the layers' weights. Raises `UserError` if study and plan are of different weights, the plan changes
-    nothing, or the calibration images cannot be found.
+    Costs about one forward pass per modified layer (two that start there), half of one per block and stage, and with
+    ``held_out`` one more per layer on as many of the study's calibration samples. If ``data`` is the study's own source, the
+    calibration samples are excluded from it; if no others remain, ``held_out`` is skipped. Re-estimated BatchNorm statistics
+    are not included: the bound concerns the weights of the layers.
+
+    Raises `UserError` if study and plan belong to different weights, the plan modifies no layer, or the calibration samples
+    cannot be loaded.
     """
     if plan.model.fingerprint != study.model.fingerprint:
-        raise UserError("the study and the plan were made for different weights")
+        raise UserError("the study and the plan were made for different weights; make the plan from this study")
     net = model or reload(study.model)
     data = windowed(data, net)
     edits = plan_edits(study, plan)
     if not edits:
-        raise UserError("the plan changes no layer, so there is nothing to bound")
+        raise UserError("the plan modifies no layer, so there is nothing to bound")
     order = [name for name in study.structure.readers if name in edits]
     calibration = _calibration(study, net, progress) if held_out else None
     if calibration is not None and all(getattr(data.ref, part) == getattr(study.data, part) for part in _SOURCE):
         known = set(calibration.order)
         others = data.where([index not in known for index in data.order])
         calibration, data = (calibration, others) if len(others) else (None, data)
-    drawn = made_for(data.take(samples, seed), net, progress)
+    drawn = prepare(data.take(samples, seed), net, progress)
     if not len(drawn):
-        raise UserError(f"{data.spec} has no images in its {data.split} split")
+        raise UserError(f"{data.spec} has no images in its {data.split} split; choose another split")
     here = _walk(net, edits, order, _images(drawn, net), batch_size, progress, coarse=True)
     predicted = predict_edits(study, edits)
     rows = []
@@ -199,7 +203,7 @@ def measure(
     )
     if calibration is not None:
         some = calibration.take(samples, study.data.seed)
-        there = _walk(net, edits, order, _images(some, net), batch_size, prefixed(progress, "calibration images: "))
+        there = _walk(net, edits, order, _images(some, net), batch_size, prefixed(progress, "calibration samples: "))
         report.held_out = _held_out(order, there, here, study.data, len(some))
     return report
 
@@ -218,9 +222,10 @@ def _summed(steps: Sequence[Gains], error: float) -> Grain:
 
 @dataclass
 class _Walk:
-    """Squared norms (N,) for each sample: at each layer, ``local``; at the logits, where it ``moved`` them with the later ones
-    modified, and ``alone``; of the ``whole`` plan; and of the logits as they were, ``plain``. ``coarse``: local and moved of each
-    segment of `GRAINS`.
+    """Squared norms (N,), one per sample. ``local``: the error at each layer. ``moved``: the change of the logits when the
+    layer is replaced after all later ones. ``alone``: the change of the logits when only this layer is replaced. ``whole``:
+    the error of the plan at the logits. ``plain``: the original logits. ``coarse``: local and moved for each segment of
+    `GRAINS`.
     """
 
     local: dict[str, Tensor]
@@ -241,20 +246,20 @@ def _calibration(study: Study, net: Model, progress: Progress) -> Data:
     try:
         return calibration_data(study.data, net, progress)
     except UserError as error:
-        raise UserError(f"{error} (bounds can be measured without them: --no-held-out)") from error
+        raise UserError(f"{error} (--no-held-out measures bounds without calibration samples)") from error
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """Layers that are swapped in together; what they do to the rest goes through the output of ``module``."""
+    """Layers that are replaced together; they affect the rest only through the output of ``module``."""
 
     module: str
     layers: tuple[str, ...]
 
 
 def _segments(order: Sequence[str], up: int) -> list[_Segment]:
-    """The layers of ``order`` that share the module ``up`` levels above them; one that has none is alone, and so are those
-    between which others run.
+    """Groups the layers of ``order`` by the module ``up`` levels above them. A layer without such a module stands alone, and so
+    do layers of one module if other layers run in between.
     """
     modules = [".".join(name.split(".")[:-up]) or name if up else name for name in order]
     runs = [
@@ -321,8 +326,8 @@ def _walk(
 def _swaps(
     module: nn.Module, edits: Mapping[str, Edit], order: Sequence[str], segments: Sequence[_Segment], replay: Replay
 ) -> Iterator[tuple[_Segment, Tensor, Tensor, Tensor]]:
-    """Swaps the segments in, the last one first: for each the squared norms (B,) of what it changes in its module's output and in
-    the logits, and the logits.
+    """Replaces the segments one after the other, the last one first. Yields for each the squared norms (B,) of the change in
+    its module's output and in the logits, and the new logits.
     """
     samples, after = len(replay.x), replay.output
     for segment in reversed(segments):
@@ -345,14 +350,14 @@ def _swaps(
                     module(replay.x)
                 before = again[0]
             change = outputs[0] - before
-        # A layer may see a sample in several rows of its batch.
+        # A layer may process one sample in several rows of its batch.
         yield segment, _squares(change.reshape(samples, -1)), _squares(swapped - after), swapped
         after = swapped
 
 
 @contextlib.contextmanager
 def _outputs(module: nn.Module, name: str) -> Iterator[list[Tensor]]:
-    """What the named module gives while this is open."""
+    """Collects the outputs of the named module inside the context."""
     found: list[Tensor] = []
     handle = module.get_submodule(name).register_forward_hook(lambda _, __, output: found.append(output.clone()))
     try:
@@ -377,7 +382,7 @@ def _held_out(order: Sequence[str], there: _Walk, here: _Walk, data: DataRef, sa
     broken, bound, each = [], 0.0, torch.zeros_like(here.whole)
     for name in order:
         alone, step = there.gains(name).maximum, there.steps(name).maximum
-        # What the arithmetic rounds is no violation.
+        # Rounding errors are not violations.
         broken.append(here.alone[name].sqrt() > alone * here.local[name].sqrt() * (1 + 1e-4))
         each += step * here.local[name].sqrt()
         bound += step * _rms(here.local[name])

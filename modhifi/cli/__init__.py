@@ -1,4 +1,4 @@
-"""The command line (contract). It parses, calls the library, and prints; no logic of its own."""
+"""The command line: parses arguments, calls the library and prints the result."""
 
 from ._main import main
 

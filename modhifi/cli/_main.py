@@ -1,4 +1,4 @@
-"""Run a call, print what it returns, and turn what goes wrong into an exit status."""
+"""Runs a command, prints its result, and turns errors into exit statuses."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 from tqdm import tqdm
 
 from ..errors import Cancelled, UserError
-from . import _calls, _processes
-from ._parser import build_parser
+from . import _processes
+from ._parser import CALLS, build_parser
 
 __all__ = ["main"]
 
 
 class _Bar:
-    """Progress on standard error, where a person looks at it; silent in a pipe, and in all processes but the first."""
+    """A progress bar on standard error; silent unless that is a terminal, and in all processes but the first."""
 
     def __init__(self) -> None:
         self.seen = sys.stderr.isatty() and _processes.first()
@@ -48,7 +48,7 @@ class _Bar:
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[None]:
-        """The first Ctrl-C stops the work where it can be taken up again, the second one at once."""
+        """The first Ctrl-C stops at the next point from which the work can resume, the second one immediately."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -65,7 +65,7 @@ class _Bar:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command ``modhifi``: 0, 2 for a mistake of the caller's (one line on standard error), 1 for a fault of ours."""
+    """Runs ``modhifi``. Returns 0, 2 for a user error (one line on standard error), 1 for an internal error, 130 if stopped."""
     first = _processes.first()
     logging.basicConfig(
         level=logging.WARNING if first else logging.ERROR, format="modhifi: %(message)s", stream=sys.stderr
@@ -84,14 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("modhifi: stopped", file=sys.stderr)
         return 130
     except OSError as error:
-        # A full disk, a folder without permission: the caller's to mend, and the system says which file.
+        # A full disk or a missing permission is for the user to fix; the message names the file.
         bar.close()
         print(f"modhifi: {error}", file=sys.stderr)
         return 2
     except Exception:
         bar.close()
         traceback.print_exc()
-        print("modhifi: this is a fault of the program; please report it with the lines above", file=sys.stderr)
+        print("modhifi: internal error; please report it together with the lines above", file=sys.stderr)
         return 1
     bar.close()
     if first:
@@ -100,4 +100,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(asked: argparse.Namespace, bar: _Bar) -> tuple[object, str]:
-    return getattr(_calls, asked.call)(asked, bar)  # type: ignore[no-any-return]
+    return CALLS[asked.call].run(asked, bar)

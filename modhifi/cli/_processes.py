@@ -1,4 +1,4 @@
-"""A call that torchrun started in several processes: they join before the work and part after it."""
+"""Commands started by torchrun: the processes form a group for the duration of the work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..devices import choose_device
 
 __all__ = ["first", "joined"]
 
-# While the first process derives scores from the sums, the others wait for it.
+# The other processes wait while the first one derives scores from the sums.
 _PATIENCE = timedelta(days=1)
 
 
@@ -22,13 +22,13 @@ def _several() -> bool:
 
 
 def first() -> bool:
-    """Whether this process is the one that speaks."""
+    """Whether this process prints: the only one, or the first of several."""
     return not _several() or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def joined(device: str) -> Iterator[str]:
-    """Joins the processes that share the call, if there are any; gives the device of this one: on CUDA each has its own."""
+    """Joins the process group, if there are several processes, and yields this process's device: on CUDA each has its own."""
     if not _several():
         yield device
         return

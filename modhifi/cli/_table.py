@@ -1,4 +1,4 @@
-"""What a call gives back, and how its tables are set."""
+"""The result of a command, and plain-text tables."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 __all__ = ["Answer", "table"]
 
 Answer = tuple[dict[str, Any], str]
-"""A JSON value, and the text for people."""
+"""A JSON value, and the text to print."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns as wide as their widest cell, the first to the left and the others to the right."""
+    """A table with columns as wide as their widest cell: the first left-aligned, the others right-aligned."""
     cells = [[str(cell) for cell in row] for row in [head, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     lines = [

@@ -1,9 +1,9 @@
-"""Components: coupled groups, the consumers and producers of each component, the cost of one."""
+"""Components: coupled groups, the consumers and producers of each component, and costs."""
 
 from ._adapters import Cut, set_right
 from ._enumerate import enumerate_components, structure_of
+from ._structure import Consumer, Cost, Group, Kind, LayerCost, Share, Skipped, Slice, Structure
 from ._trace import flop_counter
-from ._types import Consumer, Cost, Group, Kind, LayerCost, Share, Skipped, Slice, Structure
 
 __all__ = [
     "Consumer",

@@ -1,12 +1,12 @@
-"""What the tracer is shown in place of modules that it cannot follow, and what must be set right in them afterwards.
+"""Stand-ins for modules that the tracer cannot follow, and the updates that these modules need after a removal.
 
-torch-pruning reads the coupling of channels off the operations between layers. Attention reshapes channels into heads,
-windows and patches reshape positions, a padded shortcut shifts channels, an MLP over tokens mixes positions: it misreads all
-of them. An `Adapter` replaces such a module's forward pass, while the network is traced, by one that couples the same
-channels in operations that it reads well; says which channels can only go together beyond that (a head); and after a removal
-puts the module's own numbers (how many heads, how much padding) in order.
+torch-pruning infers the coupling of channels from the operations between layers. It misreads attention (which reshapes
+channels into heads), windows and patches (which reshape positions), padded shortcuts (which shift channels) and MLPs over
+tokens (which mix positions). While the network is traced, an `Adapter` replaces the forward pass of such a module by one
+that couples the same channels through operations that are read correctly. It also lists channels that can only be removed
+together beyond that (a head), and after a removal it updates the module's attributes (number of heads, padding).
 
-Modules are known by the name of their class, so that no library is imported to recognise them.
+Modules are recognised by the name of their class, so that no library has to be imported.
 """
 
 from __future__ import annotations
@@ -19,60 +19,60 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._stand_in import replaced
+from ..layers import substituted
 from ..models import CausalLM
 from ..models.language import set_heads
-from ._types import Slice
+from ._structure import Slice
 
 __all__ = ["Cut", "Extra", "extras", "set_right", "standing_in"]
 
 
 @dataclass(frozen=True)
 class Extra:
-    """Equally many units in every slice: unit ``i`` of all of them can only go together (a head, its row of a table)."""
+    """Equally many units in every slice: unit ``i`` of all slices can only be removed together (a head, its row of a table)."""
 
     size: int
     outputs: tuple[Slice, ...]
     inputs: tuple[Slice, ...]
     tables: tuple[Slice, ...] = ()
-    """Parameters that have one column for each unit."""
+    """Parameters with one column per unit."""
     core: str | None = None
-    """For heads, the attention: its multiply-accumulates beyond its layers' belong to them in equal parts."""
+    """For heads, the attention module: its multiply-accumulates beyond those of its layers are shared equally by the heads."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Of ``total`` output channels of a layer those in ``keep`` stayed."""
+    """A layer that had ``total`` output channels and kept those in ``keep``."""
 
     total: int
     keep: Sequence[int]
 
 
 class Adapter:
-    """For one kind of module."""
+    """Handles one kind of module."""
 
     classes: tuple[str, ...] = ()
     method = "forward"
     """The method that the stand-in replaces."""
 
     def stand_in(self, module: Any, sides: list[Tensor]) -> Callable[..., Any] | None:
-        """What the tracer runs instead, None for the module's own; ``sides`` takes outputs that join no other path."""
+        """What the tracer runs instead; None for its own forward. ``sides`` collects outputs that join no other path."""
 
     def extra(self, name: str, module: Any) -> Extra | None:
-        """What can only go together beyond what the trace shows."""
+        """Channels that can only be removed together, beyond what the trace shows."""
 
     def set_right(self, name: str, module: Any, cuts: Mapping[str, Cut]) -> None:
-        """After layers were cut, ``cuts`` by their names."""
+        """Updates the module's attributes after layers were cut; ``cuts`` is by layer name."""
 
 
 def _source(x: Tensor) -> Tensor:
-    """``x`` as if it came from nowhere."""
+    """``x`` detached from whatever computed it."""
     return x.detach().requires_grad_(True)
 
 
 class _Attention(Adapter):
-    """timm's attention, q/k/v fused or separate, several heads sharing one k/v head included. The trace is cut between heads
-    and projection, `extra` joins them again. One component is a k/v head with all heads that share it.
+    """timm's attention: q/k/v fused or separate, also with several heads sharing one k/v head. The trace is cut between heads
+    and projection; `extra` joins them again. One component is a k/v head with all heads that share it.
     """
 
     classes = (
@@ -95,7 +95,7 @@ class _Attention(Adapter):
         if getattr(module, "gate", None) is not None or not isinstance(
             getattr(module, "norm", nn.Identity()), nn.Identity
         ):
-            return None  # a gate that another layer writes, a normalisation across heads
+            return None  # a gate written by another layer, or a normalisation across heads
         heads, width = int(module.num_heads), int(module.proj.in_features)
         head, units = width // heads, _kv_heads(module)
         shared = head * (heads // units)
@@ -142,8 +142,8 @@ def _kv_heads(attention: Any) -> int:
 
 
 class _Opaque(Adapter):
-    """Attention that uses the weights of its layers without running them: nothing in it can be observed or cut, and following
-    its windows and heads takes the tracer minutes and gigabytes. It stays whole, with the channels that it reads and writes.
+    """Attention that uses the weights of its layers without running them: nothing in it can be observed or cut, and tracing its
+    windows and heads takes minutes and gigabytes. Neither it nor the channels that it reads and writes are pruned.
     """
 
     classes = (
@@ -154,14 +154,14 @@ class _Opaque(Adapter):
     def stand_in(self, module: Any, sides: list[Tensor]) -> Callable[..., Any]:
         def forward(x: Tensor, *others: Tensor, **_: Any) -> Any:
             sides.extend([x, *(other for other in others if isinstance(other, Tensor))])
-            answer = _source(x)
-            return (answer, None) if isinstance(module, nn.MultiheadAttention) else answer
+            output = _source(x)
+            return (output, None) if isinstance(module, nn.MultiheadAttention) else output
 
         return forward
 
 
 class _Positions(Adapter):
-    """The classification token and the position embedding, which the tracer takes for channels put side by side."""
+    """The class token and the position embedding, which the tracer mistakes for concatenated channels."""
 
     classes = ("timm.models.vision_transformer.VisionTransformer",)
     method = "_pos_embed"
@@ -171,7 +171,7 @@ class _Positions(Adapter):
 
 
 class _Windows(Adapter):
-    """Swin's windows: positions are regrouped, channels are not."""
+    """Swin's windows, which regroup positions but not channels."""
 
     classes = ("timm.models.swin_transformer.SwinTransformerBlock",)
 
@@ -184,7 +184,7 @@ class _Windows(Adapter):
 
 
 class _Merging(Adapter):
-    """Swin's patch merging puts four neighbouring positions side by side. Its channels are normalised, hence left whole."""
+    """Swin's patch merging concatenates four neighbouring positions. Its channels are normalised and therefore not pruned."""
 
     classes = ("timm.models.swin_transformer.PatchMerging",)
 
@@ -197,7 +197,7 @@ class _Merging(Adapter):
 
 
 class _Mixer(Adapter):
-    """MLP-Mixer: one of its two MLPs runs over positions, whose outputs are no channels."""
+    """MLP-Mixer: one of its two MLPs runs over positions, so its outputs are not channels."""
 
     classes = ("timm.models.mlp_mixer.MixerBlock",)
 
@@ -210,7 +210,7 @@ class _Mixer(Adapter):
 
 
 class _PaddedShortcut(Adapter):
-    """Option A of the CIFAR ResNets: between the channels that are new in the stage lie those that were there before."""
+    """Option A of the CIFAR ResNets: the old channels are in the middle, with the stage's new ones on both sides."""
 
     classes = ("modhifi.models.cifar_resnet.BasicBlock",)
 
@@ -226,7 +226,7 @@ class _PaddedShortcut(Adapter):
     def extra(self, name: str, module: Any) -> Extra | None:
         if not any(module.padding):
             return None
-        # What the first convolution reads is what the shortcut adds.
+        # The shortcut adds what the first convolution reads.
         old = module.conv1.in_channels
         written = Slice(layer=f"{name}.conv2", start=module.padding[0])
         return Extra(size=old, outputs=(written,), inputs=(Slice(layer=f"{name}.conv1"),))
@@ -234,9 +234,9 @@ class _PaddedShortcut(Adapter):
     def set_right(self, name: str, module: Any, cuts: Mapping[str, Cut]) -> None:
         cut = cuts.get(f"{name}.conv2")
         if cut is not None:
-            before, behind = module.padding
-            first_behind = cut.total - behind
-            module.padding = (sum(i < before for i in cut.keep), sum(i >= first_behind for i in cut.keep))
+            before, after = module.padding
+            first_after = cut.total - after
+            module.padding = (sum(i < before for i in cut.keep), sum(i >= first_after for i in cut.keep))
 
 
 _ADAPTERS: tuple[Adapter, ...] = (
@@ -259,19 +259,19 @@ def _known(module: nn.Module) -> Iterator[tuple[Adapter, str, nn.Module]]:
 
 
 def standing_in(module: nn.Module, sides: list[Tensor]) -> contextlib.AbstractContextManager[None]:
-    """While open, the known modules inside ``module`` run as their stand-ins."""
+    """Inside the context, the known modules in ``module`` run as their stand-ins."""
     known = ((part, adapter.method, adapter.stand_in(part, sides)) for adapter, _, part in _known(module))
-    return replaced((part, method, forward) for part, method, forward in known if forward is not None)
+    return substituted((part, method, forward) for part, method, forward in known if forward is not None)
 
 
 def extras(module: nn.Module) -> list[Extra]:
-    """What can only go together beyond what the trace shows, in forward order of the modules."""
+    """Channels that can only be removed together, beyond what the trace shows, in forward order of the modules."""
     found = (adapter.extra(name, part) for adapter, name, part in _known(module))
     return [extra for extra in found if extra is not None]
 
 
 def set_right(module: nn.Module, cuts: Mapping[str, Cut]) -> None:
-    """Puts the known modules' own numbers in order after the layers named in ``cuts`` were cut."""
+    """Updates the attributes of the known modules after the layers named in ``cuts`` were cut."""
     if isinstance(module, CausalLM):
         set_heads(module)
         return

@@ -1,10 +1,9 @@
 """From a network to its coupled groups.
 
-torch-pruning's dependency graph says which channel of which layer can only go together with which other one. Here that
-relation is closed over (every channel of every layer is a node, the classes that are connected are the components), grouped
-convolutions and attention heads are added to it, and components that are coupled to the same sides of the same layers form one
-group. A class that passes through something that this project cannot remove from, or that mixes components, is left whole
-and listed with the reason.
+torch-pruning's dependency graph shows which channels of which layers can only be removed together. Here every channel of every
+layer is a node, and the connected classes of that relation are the components; grouped convolutions and attention heads are
+added to it. Components that are coupled to the same sides of the same layers form one group. A class that passes through
+something that cannot be cut here, or that mixes components, is not pruned and is listed with the reason.
 """
 
 from __future__ import annotations
@@ -24,24 +23,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..models import CausalLM, Model
 from ._adapters import Extra, extras, standing_in
 from ._language import language_structure
+from ._structure import Consumer, Cost, Group, Kind, LayerCost, Share, Skipped, Slice, Structure
 from ._trace import Trace, trace, width_of
-from ._types import Consumer, Cost, Group, Kind, LayerCost, Share, Skipped, Slice, Structure
 
 __all__ = ["enumerate_components", "structure_of"]
 
 _Layer = (nn.Conv2d, nn.Linear)
-# Work on each channel by itself, with parameters of one entry a channel.
+# Treat each channel separately, with one parameter entry per channel.
 _Through = (_BatchNorm, nn.PReLU)
+
+_RETURNED = "part of the network's output"
 
 Side = tuple[str, str]  # a layer's or parameter's name, and "in" or "out"
 
 
 def enumerate_components(module: nn.Module, example: Tensor) -> Structure:
-    """All coupled groups of ``module`` for inputs like ``example`` (1, 3, H, W), of a language model (1, T). The module is not
-    changed.
+    """All coupled groups of ``module`` for inputs like ``example``: (1, 3, H, W), or (1, T) for a language model. The module is
+    not changed.
 
-    Components follow theory, section 1; costs are exact for any choice of widths. What is returned is what the trace says;
-    `modhifi.surgery.verified` tries it out.
+    Components are those of docs/theory.md, *Components and contributions*; costs are exact for any choice of widths. The result
+    is what the trace shows; `modhifi.surgery.verified` tests it on the network.
     """
     if isinstance(module, CausalLM):
         return language_structure(module, example.shape[1])
@@ -50,7 +51,7 @@ def enumerate_components(module: nn.Module, example: Tensor) -> Structure:
     seen = trace(net, example)
     try:
         graph = _dependency_graph(net, example)
-    except Exception as error:  # channels that are shuffled, for one, are too much for it
+    except Exception as error:  # shuffled channels, for example, make it fail
         reason = f"the tracer fails on this network ({type(error).__name__}: {error})"
         params = sum(parameter.numel() for parameter in net.parameters())
         return Structure(
@@ -63,17 +64,18 @@ def enumerate_components(module: nn.Module, example: Tensor) -> Structure:
 
 
 def structure_of(model: Model) -> Structure:
-    """`enumerate_components` of a loaded network, done once."""
-    shape = model.input.shape
-    if shape not in model.structures:
-        model.structures[shape] = enumerate_components(model.module, model.example())
-    return model.structures[shape]
+    """`enumerate_components` of a loaded network, computed once."""
+    key = ("structure", model.input.shape)
+    if key not in model.derived:
+        model.derived[key] = enumerate_components(model.module, model.example())
+    structure: Structure = model.derived[key]
+    return structure
 
 
 @torch.inference_mode(False)
 def _dependency_graph(module: nn.Module, example: Tensor) -> Any:
-    """torch-pruning's graph of ``module`` as it stands. Tracing follows gradients, so they are switched on meanwhile."""
-    # torch-pruning takes seconds to import (with timm and torchvision); only what cuts a network should wait for it.
+    """torch-pruning's graph of ``module`` as given. Tracing follows gradients, so they are switched on."""
+    # torch-pruning takes seconds to import (with timm and torchvision); only code that cuts a network should wait for it.
     import torch_pruning as tp
 
     sides: list[Tensor] = []
@@ -102,7 +104,7 @@ class _Enumeration:
     # The relation -------------------------------------------------------------------------------------------------------
 
     def _nodes(self, name: str, side: str, channels: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The nodes of these channels, one for each."""
+        """The nodes of these channels, one per channel."""
         key = (name, side)
         if key not in self.starts:
             self.starts[key] = self.count
@@ -126,7 +128,7 @@ class _Enumeration:
         self.edges.append(np.stack([first, second]))
 
     def _follow(self, name: str) -> None:
-        """Everything that the outputs of the layer ``name`` are coupled to."""
+        """Adds everything that the outputs of the layer ``name`` are coupled to."""
         import torch_pruning as tp
         from torch_pruning import ops
 
@@ -135,7 +137,7 @@ class _Enumeration:
         prune = tp.prune_linear_out_channels if isinstance(layer, nn.Linear) else tp.prune_conv_out_channels
         try:
             items = list(self.graph.get_pruning_group(layer, prune, idxs=list(range(len(own)))))
-        except Exception as error:  # the tracer fails in many ways on what it does not know; none may stop the others
+        except Exception as error:  # the tracer fails in many ways on unknown operations; the other layers go on
             self.blocked.append((own, f"the tracer cannot follow it: {type(error).__name__}"))
             return
         plain = (ops._ElementWiseOp, ops._ReshapeOp, ops._ConcatOp, ops._SplitOp, ops._SliceOp)
@@ -143,7 +145,7 @@ class _Enumeration:
             target = item.dep.target.module
             roots = own[np.asarray(item.root_idxs, dtype=np.int64)]
             if isinstance(target, ops._OutputOp):
-                self.blocked.append((roots, "part of what the network returns"))
+                self.blocked.append((roots, _RETURNED))
             elif isinstance(target, plain):
                 if isinstance(target, ops._ElementWiseOp) and "Add" in str(item.dep.target.name):
                     self.added.append(roots)
@@ -159,32 +161,32 @@ class _Enumeration:
         depthwise = isinstance(target, nn.Conv2d) and target.groups > 1 and target.groups == target.out_channels
         side = "in" if isinstance(target, _Layer) and inwards and not depthwise else "out"
         if max(item.idxs) >= self._size(label, side):
-            self.blocked.append((roots, f"the tracer finds channels in {label} that it does not have"))
+            self.blocked.append((roots, f"the tracer finds channels in {label} that do not exist"))
             return
         self._join(roots, self._nodes(label, side, item.idxs))
         if isinstance(target, nn.Parameter):
             if sum(size > 1 for size in target.shape) != 1:
-                self.blocked.append((roots, f"added to or multiplied with the parameter {label}"))
+                self.blocked.append((roots, f"added to or multiplied by the parameter {label}"))
         elif not isinstance(target, (*_Layer, *_Through)):
             what = type(target).__name__
             self.blocked.append((roots, f"normalised or mixed across components by {label} ({what})"))
 
     def _layers(self) -> None:
-        """What a layer couples within itself, and what rules it out."""
+        """Adds what each layer couples within itself, and the reasons not to prune it."""
         for name in self.trace.order:
             layer = self.modules[name]
             outputs = self._nodes(name, "out", range(width_of(layer)))
             inputs = self._nodes(name, "in", range(self._size(name, "in")))
             everything = np.concatenate([outputs, inputs])
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-                # A convolution group can only go as a whole: its first input stands for it.
+                # A convolution group can only be removed as a whole: its first input stands for it.
                 heads = inputs[:: len(inputs) // layer.groups]
                 self._join(inputs, np.repeat(heads, len(inputs) // layer.groups))
                 self._join(outputs, np.repeat(heads, len(outputs) // layer.groups))
             if name in self.trace.odd:
-                self.blocked.append((everything, f"{name} is a {type(layer).__name__} with a forward pass of its own"))
+                self.blocked.append((everything, f"{name} is a {type(layer).__name__} with a custom forward pass"))
             if name in self.trace.mixed:
-                self.blocked.append((everything, f"{name} does not read one sample after the other"))
+                self.blocked.append((everything, f"{name} does not read its input sample by sample"))
             if self.trace.calls[name] != 1:
                 self.blocked.append((everything, f"{name} runs more than once in a forward pass"))
 
@@ -196,7 +198,7 @@ class _Enumeration:
                     nodes = self._nodes(part.layer, kind, part.channels(extra.size).reshape(-1))
                     self._join(nodes, np.repeat(units, part.width))
 
-    # The view -----------------------------------------------------------------------------------------------------------
+    # The groups ---------------------------------------------------------------------------------------------------------
 
     def structure(self) -> Structure:
         self._layers()
@@ -235,7 +237,7 @@ class _Enumeration:
         groups = self._named(sorted(groups, key=lambda group: self.order[group.name]))
         for name, module in self.modules.items():
             if isinstance(module, _Layer) and name not in self.order:
-                skipped.setdefault(name, "not run as a layer of its own")
+                skipped.setdefault(name, "not run as a separate layer")
         layers = self._costs(groups)
         total = sum(value.numel() for value in self.modules.values() if isinstance(value, nn.Parameter))
         tied = Structure(groups=tuple(groups), skipped=(), layers=layers, other=Cost(params=0, flops=0)).cost()
@@ -249,8 +251,8 @@ class _Enumeration:
     def _group(
         self, ones: list[dict[Side, list[int]]], sides: list[Side], reason: str | None, stream: bool
     ) -> Group | Skipped | None:
-        """Of components that are all coupled to ``sides``: their group, why there is none, or None for the outputs of the
-        network and what nothing writes.
+        """The group of components that are all coupled to ``sides``, or why they form none; None for the outputs of the network
+        and for components that no layer writes.
         """
         writers = sorted(
             (name for name, side in sides if side == "out" and self._writes(name)), key=self.order.__getitem__
@@ -261,7 +263,7 @@ class _Enumeration:
         if not writers:
             return None  # the network's input
         if not readers:
-            known = reason is not None and "returns" not in reason
+            known = reason is not None and reason != _RETURNED
             return Skipped(name=writers[0], reason=reason) if known and reason is not None else None
         if reason is None and len(ones) < 2:
             reason = "a single component"
@@ -304,14 +306,14 @@ class _Enumeration:
         )
 
     def _writes(self, name: str) -> bool:
-        """Whether its output channels mix its inputs: a grouped convolution passes on what it reads, group by group."""
+        """Whether the layer's outputs mix its inputs: a grouped convolution only passes on what it reads, group by group."""
         module = self.modules[name]
         return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
     _reads = _writes
 
     def _named(self, groups: list[Group]) -> list[Group]:
-        """Groups are called after the first layer that writes them; the second one of a layer is ``layer/2``."""
+        """Names each group after the first layer that writes it; the second group of a layer is ``layer/2``."""
         times: dict[str, int] = defaultdict(int)
         named = []
         for group in groups:
@@ -331,7 +333,7 @@ class _Enumeration:
             (node,) = node.outputs
             if isinstance(node.module, _BatchNorm):
                 return f"{self.names[id(node.module)]}.running_mean" if node.module.track_running_stats else None
-            # A normalisation with its activation inside is known by its last operation; its first one comes before.
+            # A normalisation that includes its activation is found by its last operation; its first one precedes that.
             if step == 0 and "BatchNorm" not in str(node.name):
                 return None
         return None
@@ -359,7 +361,7 @@ class _Enumeration:
                 pixels = _pixels(module)
                 row = LayerCost(
                     name=name,
-                    # Each output of a grouped convolution reads its own group, which goes only together with it.
+                    # Each output of a grouped convolution reads its own group and can only be removed together with it.
                     inputs=free["in"] if split == 1 else self._size(name, "in") // split,
                     outputs=free["out"],
                     in_shares=tuple(reads[name]) if split == 1 else (),
@@ -397,5 +399,5 @@ class _Enumeration:
 
 
 def _pixels(layer: nn.Module) -> int:
-    """Kernel pixels of a convolution, 1 for a linear layer."""
+    """Kernel pixels of a convolution; 1 for a linear layer."""
     return layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else 1

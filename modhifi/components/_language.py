@@ -1,4 +1,4 @@
-"""The groups of a causal language model, written down from its family's names: no trace is needed where every block is alike.
+"""The groups of a causal language model, taken from its family's layer names: no trace is needed if all blocks are alike.
 
 In each decoder block: attention heads (a key-value head with all query heads that share it) and hidden neurons of the MLP. The
 residual stream keeps its width.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..models import CausalLM
-from ._types import Consumer, Cost, Group, Kind, LayerCost, Share, Skipped, Slice, Structure
+from ._structure import Consumer, Cost, Group, Kind, LayerCost, Share, Skipped, Slice, Structure
 
 __all__ = ["language_structure"]
 
@@ -21,15 +21,15 @@ def language_structure(module: CausalLM, context: int) -> Structure:
     costs: list[LayerCost] = []
     for path, block in module.blocks():
         found = [_heads(module, path, block), _neurons(module, path, block)]
-        whole = {group.name: "a single component" for group in found if group.size < 2}
-        skipped += [Skipped(name=name, reason=reason) for name, reason in whole.items()]
-        kept = [group for group in found if group.name not in whole]
-        groups += kept
-        for group in kept:
+        single = {group.name: "a single component" for group in found if group.size < 2}
+        skipped += [Skipped(name=name, reason=reason) for name, reason in single.items()]
+        prunable = [group for group in found if group.name not in single]
+        groups += prunable
+        for group in prunable:
             costs += _costs(module, group, context)
             if group.kind == "heads":
                 heads, units, size = module.heads_of(block)
-                # Queries against keys, and what they choose of the values, of all pairs of tokens.
+                # Products of queries with keys, and of attention weights with values, over all pairs of tokens.
                 each = 2 * context * context * size * (heads // units)
                 share = Share(group=group.name)
                 costs.append(
@@ -83,10 +83,10 @@ def _group(module: CausalLM, kind: Kind, size: int, written: list[Slice], reader
 
 
 def _costs(module: CausalLM, group: Group, context: int) -> list[LayerCost]:
-    """Of the layers that write and read the group, each ``context`` times run in a sample."""
+    """The costs of the layers that write and read the group, each of which runs ``context`` times per sample."""
     rows = []
     widths: dict[str, int] = {}
-    for part in group.producers:  # the three parts of a fused layer are one
+    for part in group.producers:  # the three parts of a fused layer count as one
         widths[part.layer] = widths.get(part.layer, 0) + part.width
     for name, width in widths.items():
         layer = _layer(module, name)
@@ -118,7 +118,7 @@ def _costs(module: CausalLM, group: Group, context: int) -> list[LayerCost]:
 
 
 def _dense(module: CausalLM, context: int) -> Cost:
-    """Of the whole network. Every linear layer runs once a token."""
+    """The cost of the whole network. Every linear layer runs once per token."""
     flops = sum(
         context * layer.in_features * layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)
     )

@@ -1,4 +1,4 @@
-"""One forward pass, looked at: which layers run in what order, how many positions each computes, what it all costs."""
+"""Observes one forward pass: which layers run in which order, how many positions each computes, and the cost."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def width_of(layer: nn.Module) -> int:
 
 @dataclass
 class Trace:
-    """``order``: names of the convolutions and linear layers as they ran; of each, ``positions`` of one sample and ``calls``.
-    ``macs``: of one sample, by name of module, everything inside it included; ``""`` is the whole network. ``odd``: layers that
-    answer otherwise than a convolution or linear layer with their weight and bias does. ``mixed``: layers whose input is not
-    one sample after the other (a table of positions, the same for every image).
+    """``order``: names of the convolutions and linear layers in the order they ran; for each, ``positions`` per sample and
+    ``calls``. ``macs``: per sample, by module name, including everything inside the module; ``""`` is the whole network.
+    ``odd``: layers whose output is not that of a convolution or linear layer with their weight and bias. ``mixed``: layers
+    whose input does not hold one sample after another (a table of positions, the same for every image).
     """
 
     order: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Trace:
 
 @contextlib.contextmanager
 def flop_counter() -> Iterator[FlopCounterMode]:
-    """Counts what runs while it is open, two for each multiply-accumulate; gradients are off."""
+    """Counts the operations run inside the context, two per multiply-accumulate; gradients are off."""
     # torch's fast path for multi-head attention is a single operation that the counter does not know.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -48,9 +48,9 @@ def flop_counter() -> Iterator[FlopCounterMode]:
 
 
 def trace(module: nn.Module, example: Tensor) -> Trace:
-    """Runs ``module`` on ``example`` (1, 3, H, W), and once more with a second sample behind it."""
+    """Runs ``module`` on ``example`` (1, 3, H, W), and once more with a second sample appended."""
     found = Trace()
-    suspects: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    overridden: list[tuple[str, nn.Module, Tensor, Tensor]] = []
     first: dict[str, Tensor] = {}
 
     def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
@@ -61,17 +61,17 @@ def trace(module: nn.Module, example: Tensor) -> Trace:
         found.positions[name] = output.numel() // width_of(layer)
         plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
         if type(layer).forward is not plain.forward:
-            suspects.append((name, layer, x, output.clone()))
+            overridden.append((name, layer, x, output.clone()))
 
     def compare(name: str, _: nn.Module, x: Tensor, __: Tensor) -> None:
         alone = first.pop(name, None)
         if alone is None:  # seen before
             return
-        # Several rows of one sample must lie one after the other.
-        apart = len(x) == 2 * len(alone) and (
+        # The rows of one sample must be contiguous.
+        contiguous = len(x) == 2 * len(alone) and (
             len(alone) == 1 or torch.allclose(x[: len(alone)], alone, rtol=1e-3, atol=1e-4)
         )
-        if not apart:
+        if not contiguous:
             found.mixed.add(name)
 
     with flop_counter() as counter, _watched(module, note):
@@ -79,7 +79,7 @@ def trace(module: nn.Module, example: Tensor) -> Trace:
     other = torch.randn(example.shape, dtype=example.dtype, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), _watched(module, compare):
         module(torch.cat([example, other]))
-    found.odd = {name for name, layer, x, output in suspects if not _answers_as_plain(layer, x, output)}
+    found.odd = {name for name, layer, x, output in overridden if not _behaves_as_plain(layer, x, output)}
     root = f"{type(module).__name__}."
     for name, counts in counter.get_flop_counts().items():
         macs = sum(counts.values()) // 2
@@ -90,7 +90,7 @@ def trace(module: nn.Module, example: Tensor) -> Trace:
 
 @contextlib.contextmanager
 def _watched(module: nn.Module, see: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
-    """While open, ``see(name, layer, input, output)`` is called for every convolution and linear layer that runs."""
+    """Inside the context, every convolution and linear layer that runs calls ``see(name, layer, input, output)``."""
     hooks = [
         layer.register_forward_hook(lambda layer, args, output, name=name: see(name, layer, args[0], output))
         for name, layer in module.named_modules()
@@ -104,8 +104,8 @@ def _watched(module: nn.Module, see: Callable[[str, nn.Module, Tensor, Tensor], 
 
 
 @torch.no_grad()
-def _answers_as_plain(layer: nn.Module, x: Tensor, output: Tensor) -> bool:
-    """Whether a subclass's own forward pass gives what a convolution or linear layer's gives."""
+def _behaves_as_plain(layer: nn.Module, x: Tensor, output: Tensor) -> bool:
+    """Whether the forward pass of a subclass gives the output of a plain convolution or linear layer."""
     plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
     try:
         expected = plain.forward(layer, x)  # type: ignore[arg-type]

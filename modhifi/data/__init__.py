@@ -1,21 +1,25 @@
-"""Data: specs, sources and their splits (contract: DATA)."""
+"""Data: sources, samples and splits."""
 
+from ._data import Data
 from ._images import SUFFIXES as IMAGE_SUFFIXES
-from ._inversion import made_for, meant_for
-from ._load import DEFAULT_DATA, SYNTHETIC, load_data
+from ._load import load_data
+from ._prepare import identify, prepare
+from ._sources import DEFAULT_DATA, DataSource, check_split, register_source, source_of, sources
 from ._text import SHIPPED_TEXT, tokens_of, windowed
-from ._types import Data, DataRef
 
 __all__ = [
     "DEFAULT_DATA",
     "IMAGE_SUFFIXES",
     "SHIPPED_TEXT",
-    "SYNTHETIC",
     "Data",
-    "DataRef",
+    "DataSource",
+    "check_split",
+    "identify",
     "load_data",
-    "made_for",
-    "meant_for",
+    "prepare",
+    "register_source",
+    "source_of",
+    "sources",
     "tokens_of",
     "windowed",
 ]

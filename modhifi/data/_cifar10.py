@@ -1,4 +1,4 @@
-"""CIFAR-10 from a folder: the Python pickles in the layout that torchvision keeps, or Hugging Face style parquet."""
+"""CIFAR-10 from a folder: Python pickles in torchvision's layout, or parquet as Hugging Face distributes it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
+from ..models.cifar_resnet import CIFAR10_CLASSES
+from ._data import Data
 from ._parquet import parquet
-from ._types import Data
 
 __all__ = ["CIFAR10_CLASSES", "SPLITS", "cifar10"]
 
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SPLITS = ("train", "calibration", "test")
 
 _PICKLES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
-# All that an array needs. The function comes from an array because its module moved between versions of numpy.
+# What unpickling an array needs. The function is taken from an array because its module differs between numpy versions.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 
 
 def _encode(text: str, codec: str) -> bytes:
-    """How Python 3 writes bytes into pickles of Python 2."""
+    """Stands in for ``_codecs.encode``, through which Python 3 stores bytes in pickles for Python 2."""
     if codec != "latin1":
-        raise pickle.UnpicklingError(f"the codec {codec} is refused")
+        raise pickle.UnpicklingError(f"the codec {codec} is not allowed")
     return text.encode("latin1")
 
 
@@ -43,20 +43,20 @@ _ALLOWED = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Opens pickles of plain containers and numpy arrays; refuses every other name before it is looked up."""
+    """Opens pickles of plain containers and numpy arrays; rejects every other name before it is looked up."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is refused") from None
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed") from None
 
 
 def cifar10(root: Path, split: str) -> Data:
-    """One of `SPLITS`; calibration is the training images (which of them is for ``samples`` and ``seed`` to say).
+    """One of `SPLITS`. The calibration split is the training images, from which ``samples`` and ``seed`` select.
 
-    ``root`` holds ``cifar-10-batches-py`` (or is it), or ``train.parquet`` and ``test.parquet`` (or numbered parts).
-    Raises `UserError` if neither is there or a file is damaged.
+    ``root`` contains (or is) ``cifar-10-batches-py``, or contains ``train.parquet`` and ``test.parquet`` (or numbered parts).
+    Raises `UserError` if neither is found or a file is damaged.
     """
     part = "test" if split == "test" else "train"
     batches = root if (root / "test_batch").is_file() else root / "cifar-10-batches-py"
@@ -65,7 +65,7 @@ def cifar10(root: Path, split: str) -> Data:
     files = sorted([*root.glob(f"{part}.parquet"), *root.glob(f"{part}-*.parquet")])
     if not files:
         raise UserError(
-            f"{root} holds no CIFAR-10: neither a folder cifar-10-batches-py (torchvision's layout) nor {part}.parquet"
+            f"{root} contains no CIFAR-10: neither a folder cifar-10-batches-py (torchvision's layout) nor {part}.parquet"
         )
     data = parquet(files, split, CIFAR10_CLASSES)
     return _as_cifar10(data.read, data.labels, data.source, root, split)
@@ -89,27 +89,29 @@ def _from_pickles(folder: Path, root: Path, split: str, names: tuple[str, ...]) 
 
 
 def _read_batch(path: Path, digest: Any) -> tuple[np.ndarray, list[int]]:
-    """Pixels (N, 3072) uint8, channel by channel, and N labels; the file's bytes are added to ``digest``."""
+    """Pixels (N, 3072) uint8, channel by channel, and N labels; the file's bytes are also fed to ``digest``."""
     try:
         content = path.read_bytes()
         digest.update(content)
         batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
         pixels, labels = batch[b"data"], [int(label) for label in batch[b"labels"]]
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
-            raise ValueError("not one row of 3072 bytes for each label")
+            raise ValueError("not one row of 3072 bytes per label")
         if not set(labels) <= set(range(10)):
             raise ValueError("labels outside 0..9")
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; unpack cifar-10-python.tar.gz again") from error
     except Exception as error:
-        # The bytes are a stranger's: a damaged pickle can make the unpickler raise nearly anything.
-        raise UserError(f"{path} is damaged or not a batch of CIFAR-10 ({error}); nothing in it ran") from error
+        # The file is untrusted: a damaged pickle can make the unpickler raise almost anything.
+        raise UserError(
+            f"{path} is damaged or not a batch of CIFAR-10 ({error}), and nothing in it ran; unpack the archive again"
+        ) from error
     return pixels, labels
 
 
 def _as_cifar10(read: Any, labels: Any, source: str, root: Path, split: str) -> Data:
     if labels is None:
-        raise UserError(f"{root}: the {split} images of CIFAR-10 have no label column")
+        raise UserError(f"{root}: the {split} images of CIFAR-10 have no label column; add one named label")
     return Data(
         spec="cifar10",
         root=str(root),

@@ -1,8 +1,8 @@
-"""scikit-learn's handwritten digits: 1,797 real images of 8×8 pixels in 17 greys, part of the package, no download.
+"""scikit-learn's handwritten digits: 1,797 real images of 8×8 pixels in 17 grey levels, included in scikit-learn.
 
-The split is fixed once and for all: 500 images for the test, 512 for calibration (used without their labels), the
-other 785 for training. Within each class the images are ranked by a hash of their index, so that no library's random
-stream can ever change who is where; the classes then take turns, which makes every part stratified to within one image.
+The split is fixed: 500 test images, 512 for calibration (used without labels), the other 785 for training. Within each
+class the images are ranked by a hash of their index, so that no library's random stream can change the split; the classes
+then take turns, so that every part is stratified to within one image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ._types import Data
+from ._data import Data
 
 __all__ = ["CALIBRATION_SIZE", "SPLITS", "TEST_SIZE", "digits"]
 
@@ -25,7 +25,7 @@ CALIBRATION_SIZE = 512
 
 @functools.cache
 def _source() -> tuple[np.ndarray, np.ndarray, str]:
-    """Images (1797, 8, 8) uint8 with 0..16 stretched to 0..255, labels (1797,) int64, sha256 of both."""
+    """Images (1797, 8, 8) uint8 with 0..16 scaled to 0..255, labels (1797,) int64, sha256 of both."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -35,7 +35,7 @@ def _source() -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def _splits(labels: np.ndarray) -> dict[str, tuple[int, ...]]:
-    """Indices of each split, ascending; together every index exactly once."""
+    """Ascending indices of each split; every index is in exactly one split."""
     shuffled = sorted(range(len(labels)), key=lambda i: hashlib.sha256(f"digits {i}".encode()).digest())
     seen: dict[int, int] = {}
     turns = []
@@ -53,7 +53,7 @@ def _splits(labels: np.ndarray) -> dict[str, tuple[int, ...]]:
 
 
 def digits(split: str) -> Data:
-    """One of `SPLITS`; KeyError for another name."""
+    """One of `SPLITS`. Raises KeyError for any other name."""
     images, labels, source = _source()
     splits = _splits(labels)
     return Data(

@@ -1,4 +1,4 @@
-"""A folder of class folders, with or without a folder for each split above them, or a folder of images."""
+"""A folder of class folders, with or without one folder per split above them, or a folder of images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
+from ._data import Data
 from ._images import SUFFIXES, open_image
-from ._types import Data
 
 __all__ = ["folder", "split_folders"]
 
-# The names of a split, and the folders it may be found in: the first one there is taken.
+# For each split, the folders that it is looked up in; the first that exists is used.
 SPLITS = {
     "train": ("train",),
     "calibration": ("calibration", "train"),
@@ -25,7 +25,7 @@ _SPLIT_FOLDERS = frozenset(name for names in SPLITS.values() for name in names)
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Where each split of ``root`` lies; empty if its subfolders are not (all) named after splits."""
+    """The folder of each split of ``root``; empty unless all its subfolders are named after splits."""
     children = {child.name: child for child in _folders(root)}
     if not children or not set(children) <= _SPLIT_FOLDERS:
         return {}
@@ -34,24 +34,24 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def folder(root: Path, split: str) -> Data:
-    """The images of ``root``, or of the part of it that ``split`` names; without parts every split is the whole.
+    """The images of ``root``, or of its part named ``split``; without parts every split is the whole folder.
 
-    The classes are the names of the folders, sorted; images lie anywhere below them. Without folders there are no
-    labels. Files that are not images by their suffix, and hidden ones, are passed over.
-    Raises `UserError` if there is no such split, no image, or a mixture of images and folders of images.
+    The classes are the folder names, sorted; images can be at any depth below them. Without folders there are no labels.
+    Hidden files and files without the suffix of an image are ignored.
+    Raises `UserError` if the split does not exist, there are no images, or images and folders of images are mixed.
     """
     parts = split_folders(root)
     if parts and split not in parts:
-        raise UserError(f"{root} has no split {split!r}; there is {', '.join(parts)}")
+        raise UserError(f"{root} has no split {split!r}; it has {', '.join(parts)}")
     base = parts.get(split, root)
     here = _images(base, deep=False)
     classes = [child.name for child in _folders(base)]
     below = [(path, label) for label, name in enumerate(classes) for path in _images(base / name, deep=True)]
     if here and below:
-        raise UserError(f"{base} holds both images and folders of images; keep one or the other")
+        raise UserError(f"{base} contains both images and folders of images; keep one or the other")
     if not here and not below:
         kinds = ", ".join(sorted(SUFFIXES))
-        raise UserError(f"{base} holds no images ({kinds}), neither directly nor in a folder for each class")
+        raise UserError(f"{base} contains no images ({kinds}), neither directly nor in class folders")
     paths = here or [path for path, _ in below]
     return Data(
         spec=str(root),
@@ -84,6 +84,6 @@ def _digest(base: Path, paths: Sequence[Path]) -> str:
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); take it out or mend its permissions") from error
+            raise UserError(f"{path} cannot be read ({error.strerror}); remove it or fix its permissions") from error
         digest.update(f"{path.relative_to(base).as_posix()} {path.stat().st_size} {content}\n".encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Opening a picture that a stranger made."""
+"""Opening untrusted images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..errors import UserError
 __all__ = ["SUFFIXES", "open_image"]
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-# Pillow would try every format it knows, whatever the name says, and some of those (EPS) start other programs.
+# Pillow would try every format it knows, whatever the suffix, and some of them (EPS) start other programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def open_image(source: Path | bytes, name: str) -> Image.Image:
-    """The decoded picture (the first frame of several). ``name`` is what the message calls it.
+    """The decoded image (the first frame if there are several). Error messages call it ``name``.
 
-    Raises `UserError` if it cannot be read, is damaged, or has more pixels than Pillow's limit against image bombs.
+    Raises `UserError` if it cannot be read, is damaged, or exceeds Pillow's limit against decompression bombs.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
@@ -28,8 +28,8 @@ def open_image(source: Path | bytes, name: str) -> Image.Image:
             image.load()
             return image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{name} has too many pixels to be opened safely; make it smaller or take it out") from error
+        raise UserError(f"{name} has too many pixels to be opened safely; shrink or remove it") from error
     except Exception as error:
-        # The bytes are a stranger's: Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error...
+        # The file is untrusted: Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error...
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
-        raise UserError(f"{name} is not an image, or a damaged one{reason}; take it out or replace it") from error
+        raise UserError(f"{name} is damaged or not an image{reason}; remove or replace it") from error

@@ -1,7 +1,7 @@
-"""Images made for one network: what its BatchNorm layers remember of the data that it was trained on, found again.
+"""Images generated for one network from the statistics that its BatchNorm layers recorded in training.
 
-DeepInversion (Yin et al., "Dreaming to distill", 2020) without its classes: no labels, no loss on what the network answers, and
-gradients with respect to the input only. The weights stay as they are.
+DeepInversion (Yin et al., "Dreaming to distill", 2020) without its class conditioning: no labels, no loss on the network's
+outputs, and gradients with respect to the input only. The weights do not change.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import safetensors
 import safetensors.torch
@@ -21,35 +21,33 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._files import atomic_file
 from ..errors import UserError
+from ..files import atomic_file
+from ..models import Model
 from ..progress import Progress, silent
+from ..specs import InputSpec
+from ._data import Data
 from ._synthetic import LENGTH, dead_leaves
-from ._text import windowed
-from ._types import Data
 
-if TYPE_CHECKING:
-    from ..models import Model
+__all__ = ["generate", "generated_for", "inversion", "needs_generating"]
 
-__all__ = ["inversion", "made_for", "meant_for"]
-
-# Part of the data's fingerprint: a recipe that makes other images is another version.
+# Part of the data's fingerprint: raise the version whenever the recipe generates different images.
 _RECIPE = "inversion 1"
 _STEPS = 60
 _RATE = 0.01
 _SMOOTHNESS = 5.0
-# Images that are made together, for the statistics are theirs: so many, or fewer if they have more pixels than this, for the
-# memory is theirs too.
-_TOGETHER, _PIXELS = 128, 32 * 224 * 224
+# Images are generated in batches, whose statistics are matched as a whole: this many images, or fewer if together they would
+# have more pixels than this, to limit memory.
+_BATCH, _PIXELS = 128, 32 * 224 * 224
 
 
 def inversion(split: str) -> Data:
-    """Images that are not there yet; `made_for` makes those that were drawn."""
+    """Images that do not exist yet; `generate` makes the ones that were drawn."""
     return Data(
         spec="inversion",
         root=None,
         split=split,
-        read=_not_made,
+        read=_not_generated,
         order=tuple(range(LENGTH)),
         labels=None,
         classes=None,
@@ -57,36 +55,38 @@ def inversion(split: str) -> Data:
     )
 
 
-def _not_made(index: int) -> NoReturn:  # noqa: ARG001 - there is none
-    raise UserError("the images of inversion must first be made for a network, as analyze does; dead-leaves needs none")
+def _not_generated(index: int) -> NoReturn:  # noqa: ARG001 - there is none
+    raise UserError(
+        "inversion images must be generated for a network first, as analyze does; dead-leaves needs no network"
+    )
 
 
-def meant_for(data: Data, model: Model | None) -> Data:
-    """``data`` with the fingerprint it will have once it is made for ``model``. Nothing is made; text is `windowed`, other
-    data stay as they are.
+def needs_generating(data: Data) -> bool:
+    """Whether the images of ``data`` have yet to be generated for a network."""
+    return data.read is _not_generated
 
-    Raises `UserError` if ``data`` needs a network and there is none.
+
+def generated_for(data: Data, model: Model | None) -> Data:
+    """``data`` with the fingerprint that its images will have once they are generated for ``model``.
+
+    Raises `UserError` if ``model`` is None.
     """
-    if data.read is not _not_made:
-        return windowed(data, model)
     if model is None:
-        _not_made(0)
+        _not_generated(0)
     about = f"{_RECIPE} {model.fingerprint} {model.input.model_dump_json()} {data.order}"
     return dataclasses.replace(data, source=hashlib.sha256(about.encode()).hexdigest())
 
 
-def made_for(data: Data, model: Model, progress: Progress = silent) -> Data:
-    """``data`` with its images made for ``model``, which is not changed; text `windowed`, other data as they are.
+def generate(data: Data, model: Model, progress: Progress = silent) -> Data:
+    """``data`` with its images generated for ``model``, which is not changed.
 
-    The images lie in ``$MODHIFI_HOME/inversion`` (default ``~/.cache/modhifi``), which is safe to delete: they are made once.
-    Raises `UserError` if the network has no BatchNorm statistics, or the folder cannot be written.
+    The images are generated once and cached in ``$MODHIFI_HOME/inversion`` (default ``~/.cache/modhifi``), which is safe to
+    delete. Raises `UserError` if the network has no BatchNorm statistics, or the folder is not writable.
     """
-    if data.read is not _not_made:
-        return windowed(data, model)
-    made = meant_for(data, model)
+    made = generated_for(data, model)
     home = Path(os.environ.get("MODHIFI_HOME") or Path.home() / ".cache" / "modhifi").expanduser()
     path = home / "inversion" / f"{made.source}.safetensors"
-    images = _kept(path, (len(data), *model.input.shape))
+    images = _cached(path, (len(data), *model.input.shape))
     if images is None:
         try:
             with atomic_file(path) as temporary:
@@ -94,14 +94,14 @@ def made_for(data: Data, model: Model, progress: Progress = silent) -> Data:
                 safetensors.torch.save_file({"images": images}, temporary)
         except OSError as error:
             raise UserError(
-                f"{path} cannot be written ({error.strerror}); let MODHIFI_HOME name a folder that can"
+                f"{path} cannot be written ({error.strerror}); set MODHIFI_HOME to a writable folder"
             ) from error
     rows = dict(zip(data.order, images.permute(0, 2, 3, 1).contiguous().numpy(), strict=True))
     return dataclasses.replace(made, read=lambda i: Image.fromarray(rows[i]))
 
 
-def _kept(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """The images (N, 3, H, W) uint8 that were made before; None if the file is gone, or damaged, and they must be made again."""
+def _cached(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """The cached images (N, 3, H, W) uint8; None if the file is missing or damaged and they must be generated again."""
     try:
         images = safetensors.torch.load_file(path)["images"]
     except (OSError, KeyError, safetensors.SafetensorError):
@@ -112,13 +112,11 @@ def _kept(path: Path, shape: tuple[int, ...]) -> Tensor | None:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _make(data: Data, model: Model, progress: Progress) -> Tensor:
-    """(N, 3, H, W) uint8 on the CPU: dead leaves of the same numbers, changed until their statistics in ``model`` fit.
+    """(N, 3, H, W) uint8 on the CPU: dead leaves with the same indices, changed until their statistics in ``model`` match.
 
-    Adam minimises equation 4 of the paper, the sum over the BatchNorm layers of ``‖μ(x) − μ‖ + ‖σ²(x) − σ²‖``, and a little of
-    the mean absolute difference between neighbouring pixels (total variation).
+    Adam minimises equation 4 of the paper, the sum over the BatchNorm layers of ``‖μ(x) − μ‖ + ‖σ²(x) − σ²‖``, plus a small
+    weight on the mean absolute difference between neighbouring pixels (total variation).
     """
-    from ..models import InputSpec
-
     net = copy.deepcopy(model.module).requires_grad_(False)
     gaps: list[Tensor] = []
 
@@ -131,7 +129,7 @@ def _make(data: Data, model: Model, progress: Progress) -> Tensor:
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
     if not norms:
         raise UserError(
-            f"{model.spec} has no BatchNorm statistics that images could be made from; take the data dead-leaves instead"
+            f"{model.spec} has no BatchNorm statistics to generate images from; use the data dead-leaves instead"
         )
     for norm in norms:
         norm.register_forward_pre_hook(compare)
@@ -140,8 +138,8 @@ def _make(data: Data, model: Model, progress: Progress) -> Tensor:
     mean, std = (torch.tensor(values, device=model.device).view(3, 1, 1) for values in (spec.mean, spec.std))
     plain = spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     leaves = dataclasses.replace(dead_leaves(data.split), order=data.order)
-    parts = math.ceil(len(data) / max(1, min(_TOGETHER, _PIXELS // math.prod(spec.size))))
-    what = "making images (gradients of the input only, no labels)"
+    parts = math.ceil(len(data) / max(1, min(_BATCH, _PIXELS // math.prod(spec.size))))
+    what = "generating images (gradients of the input only, no labels)"
     found = []
     for part in range(parts):
         start, stop = (len(data) * end // parts for end in (part, part + 1))

@@ -1,4 +1,4 @@
-"""Images in parquet files as Hugging Face's datasets lays them out: a column of encoded images, maybe one of labels."""
+"""Images in parquet files in the layout of Hugging Face's datasets: a column of encoded images, optionally one of labels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from .._files import file_sha256
 from ..errors import UserError
+from ..files import file_sha256
+from ._data import Data
 from ._images import open_image
-from ._types import Data
 
 __all__ = ["parquet"]
 
@@ -25,12 +25,11 @@ _LABEL = "label"
 
 
 def parquet(paths: Sequence[Path], split: str, classes: tuple[str, ...] | None = None) -> Data:
-    """The rows of one or several files, one after the other.
+    """The rows of one or several files, concatenated.
 
-    The image column is called ``img`` or ``image`` and holds encoded images, as bytes or as a struct with ``bytes``;
-    the label column is called ``label`` and holds class indices or names. The names of the classes are ``classes``,
-    those in Hugging Face's metadata, or the labels themselves. The encoded images stay in memory; each is decoded when
-    it is read.
+    The image column is named ``img`` or ``image`` and contains encoded images, as bytes or as a struct with ``bytes``; the
+    label column is named ``label`` and contains class indices or names. The class names are ``classes``, those in Hugging
+    Face's metadata, or the labels themselves. Encoded images are kept in memory; each is decoded when it is read.
 
     Raises `UserError` if a file is damaged, has no image column, or labels outside the classes.
     """
@@ -52,7 +51,7 @@ def parquet(paths: Sequence[Path], split: str, classes: tuple[str, ...] | None =
         encoded = value.get("bytes") if isinstance(value, dict) else value
         name = f"row {i} of {first}"
         if encoded is None:
-            raise UserError(f"{name} has no image bytes; images must lie in the file itself")
+            raise UserError(f"{name} has no image bytes; embed the images in the file")
         return open_image(encoded, name)
 
     return Data(
@@ -68,7 +67,7 @@ def parquet(paths: Sequence[Path], split: str, classes: tuple[str, ...] | None =
 
 
 def _read(path: Path) -> Any:
-    """The image column and, if there is one, the label column."""
+    """The image column and, if present, the label column."""
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -83,7 +82,7 @@ def _read(path: Path) -> Any:
             columns = [image, *([_LABEL] if _LABEL in schema.names else [])]
             return file.read(columns=columns).select(columns)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is truncated, damaged or not a parquet file") from error
+        raise UserError(f"{path} is truncated, damaged or not a parquet file; download or save it again") from error
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -93,7 +92,7 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _metadata_names(schema: Any) -> tuple[str, ...] | None:
-    """The names of a ClassLabel in the metadata that Hugging Face's datasets writes, if it is there and well formed."""
+    """The names of a ClassLabel in the metadata written by Hugging Face's datasets, if present and well formed."""
     try:
         info = json.loads((schema.metadata or {})[b"huggingface"])
         names = info["info"]["features"][_LABEL]["names"]
@@ -103,7 +102,7 @@ def _metadata_names(schema: Any) -> tuple[str, ...] | None:
 
 
 def _labels(column: Any, classes: tuple[str, ...] | None, path: Path) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Class indices (N,) int64 and class names; None and None where no row has a label (null, or the customary -1)."""
+    """Class indices (N,) int64 and class names; None and None if no row has a label (null, or the customary -1)."""
     values = column.to_pylist()
     if all(value is None or value == -1 for value in values):
         return None, None
@@ -112,14 +111,12 @@ def _labels(column: Any, classes: tuple[str, ...] | None, path: Path) -> tuple[T
         index = {name: i for i, name in enumerate(names)}
         wrong = next((value for value in values if value not in index), None)
         if wrong is not None:
-            raise UserError(f"{path} has the label {wrong!r}, which is none of the classes {', '.join(names[:10])}")
+            raise UserError(f"{path} has the label {wrong!r}, which is not one of the classes {', '.join(names[:10])}")
         return torch.tensor([index[value] for value in values]), names
     wrong = next((value for value in values if not isinstance(value, int) or value < 0), 0)
     if wrong != 0:
-        raise UserError(
-            f"{path} has the label {wrong!r}; labels must be class indices from 0 on, or names, in every row"
-        )
+        raise UserError(f"{path} has the label {wrong!r}; every row needs a class index from 0 up, or a class name")
     names = classes or tuple(str(i) for i in range(max(values) + 1))
     if max(values) >= len(names):
-        raise UserError(f"{path} has the label {max(values)}, but only {len(names)} classes are named")
+        raise UserError(f"{path} has the label {max(values)}, but only {len(names)} classes are named; name them all")
     return torch.tensor(values), names

@@ -1,20 +1,19 @@
-"""Text for language models: one file, cut into windows of tokens once it is known who reads it."""
+"""Text for language models: one file, cut into windows of tokens once the model is known."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ._types import Data
-
-if TYPE_CHECKING:
-    from ..models import Model
+from ..models import Model
+from ..shipped import TEXT_MODEL, shipped_folder
+from ._data import Data
 
 __all__ = ["SHIPPED_TEXT", "TEXT_SPLITS", "text", "tokens_of", "windowed"]
 
@@ -23,16 +22,12 @@ TEXT_SPLITS = ("calibration", "test")
 
 
 def text(spec: str, root: Path | None, split: str) -> Data:
-    """``text:FILE``, UTF-8, the same whole in every split, or ``text:kjv``, excerpts of the King James Bible that come with the
-    model ``text-llama``: chapters that it was trained on, and held-out ones. Raises `UserError` for a file that cannot be read.
+    """``text:FILE``, UTF-8, the same text for every split; or ``text:kjv``, excerpts of the King James Bible that ship with the
+    model ``text-llama``: chapters that it was trained on (calibration) and held-out chapters (test).
+
+    Raises `UserError` for a file that cannot be read.
     """
     if spec == SHIPPED_TEXT:
-        from ..models import TEXT_MODEL, shipped_folder
-
-        if root is not None:
-            raise UserError(f"{spec} comes with the project; leave the data root away")
-        if split not in TEXT_SPLITS:
-            raise UserError(f"{spec} has no split {split!r}; there is {', '.join(TEXT_SPLITS)}")
         path = shipped_folder(TEXT_MODEL) / f"{split}.txt"
     else:
         path = Path(spec.removeprefix("text:")).expanduser()
@@ -40,9 +35,7 @@ def text(spec: str, root: Path | None, split: str) -> Data:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"the text {path} cannot be read ({type(error).__name__}); name a file of UTF-8 text"
-        ) from error
+        raise UserError(f"the text {path} cannot be read ({type(error).__name__}); name a UTF-8 text file") from error
     return Data(
         spec=spec if spec == SHIPPED_TEXT else f"text:{path}",
         root=None,
@@ -62,21 +55,21 @@ def _no_picture(index: int) -> NoReturn:  # noqa: ARG001 - there is none
 
 
 def tokens_of(data: Data, model: Model) -> Tensor:
-    """(n,) int64: the whole text as ``model`` reads it, without special tokens. Raises `UserError` if it cannot."""
+    """(n,) int64: the whole text in tokens of ``model``, without special tokens. Raises `UserError` if that is not possible."""
     if data.text is None:
-        raise UserError(f"{model.spec} is a language model and {data.spec} is no text; give --data text:FILE")
+        raise UserError(f"{model.spec} is a language model and {data.spec} is not text; use --data text:FILE")
     if model.tokenizer is None:
-        raise UserError(f"{model.spec} has no tokenizer; put the files of its tokenizer into its folder")
-    # A text longer than the context is meant: the tokenizer's warning of it is not for the caller.
+        raise UserError(f"{model.spec} has no tokenizer; add the tokenizer files to its folder")
+    # Texts longer than the context are expected, so the tokenizer's warning about them is suppressed.
     ids = model.tokenizer(data.text, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
 
 
 def windowed(data: Data, model: Model | None) -> Data:
-    """``data`` as ``model`` takes it: text cut into windows of its context, one behind the other and the rest left away,
-    then drawn as was asked; images and windows as they are.
+    """``data`` in the form that ``model`` takes: text cut into consecutive windows of its context (the remainder is omitted)
+    and sampled as requested; images and windows unchanged.
 
-    Raises `UserError` if one is text and the other is not for text, or the text is shorter than one window.
+    Raises `UserError` if only one of ``data`` and ``model`` is for text, or the text is shorter than one window.
     """
     if data.text is None and model is not None and model.tokens is not None:
         tokens_of(data, model)
@@ -88,7 +81,7 @@ def windowed(data: Data, model: Model | None) -> Data:
     count = len(ids) // context
     if not count:
         raise UserError(
-            f"{data.spec} has {len(ids)} tokens, less than one window of {context}; give a longer text or --context N"
+            f"{data.spec} has {len(ids)} tokens, less than one window of {context}; use a longer text or a smaller --context"
         )
     rows = ids[: count * context].reshape(count, context)
     source = hashlib.sha256(f"windows of {context}".encode() + rows.numpy().tobytes()).hexdigest()

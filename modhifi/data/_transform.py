@@ -1,11 +1,11 @@
-"""From a picture to the network's input."""
+"""From an image to the network's input."""
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..models._types import InputSpec
+from ..specs import InputSpec
 
 __all__ = ["to_tensor"]
 
@@ -17,7 +17,7 @@ _FILTERS = {
 
 
 def to_tensor(image: Image.Image, spec: InputSpec) -> Tensor:
-    """(3, H, W) float32, normalised; see `InputSpec` for the steps. The pixels are those of torchvision's transforms."""
+    """(3, H, W) float32, normalised; see `InputSpec` for the steps. The pixels match torchvision's transforms."""
     picture = image.convert("RGB")
     height, width = spec.size
     if picture.size != (width, height):

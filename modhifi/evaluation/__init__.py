@@ -1,8 +1,8 @@
-"""Evaluation: what a changed network costs and gives, measured, before and after."""
+"""Evaluation: accuracy, cost and forgetting of a modified network, measured beside the original network."""
 
 from ._accuracy import Prediction, classifier_of, match_labels, predict
-from ._cost import count_cost, measure_latency, tensor_bytes
-from ._evaluate import ClassAccuracy, Evaluation, evaluate
+from ._cost import Timing, count_cost, measure_latency, ratio, tensor_bytes
+from ._evaluate import ClassAccuracy, Evaluation, evaluate, latencies
 from ._forgetting import (
     RELEARNING_STEPS,
     bn_recall,
@@ -23,6 +23,7 @@ __all__ = [
     "verdict",
     "RELEARNING_STEPS",
     "hiding_logit",
+    "latencies",
     "masked",
     "masked_model",
     "recalled",
@@ -31,6 +32,7 @@ __all__ = [
     "Evaluation",
     "Prediction",
     "Reading",
+    "Timing",
     "bn_recall",
     "classifier_of",
     "count_cost",
@@ -43,6 +45,7 @@ __all__ = [
     "perplexity",
     "predict",
     "probe_accuracy",
+    "ratio",
     "read",
     "tensor_bytes",
     "windows",

@@ -1,4 +1,4 @@
-"""What a network answers on labelled images."""
+"""Predictions of a network on labelled images."""
 
 from __future__ import annotations
 
@@ -35,28 +35,26 @@ class Prediction:
         return cls(label, logits.argmax(1), loss, features, logits)
 
     def accuracy(self, classes: Sequence[int] | None = None) -> float | None:
-        """The fraction answered rightly, over all images or those of ``classes``; None without images."""
+        """Fraction of correct predictions, over all images or those of ``classes``; None if there are no such images."""
         right = self.answer == self.label
         if classes is not None:
             right = right[torch.isin(self.label, torch.tensor(list(classes)))]
         return float(right.double().mean()) if len(right) else None
 
     def confusion(self, classes: int) -> list[list[int]]:
-        """(K, K) counts, true classes in rows, answers in columns."""
+        """(K, K) counts: true classes in rows, predicted classes in columns."""
         flat = torch.bincount(self.label * classes + self.answer, minlength=classes * classes)
         return [[int(count) for count in row] for row in flat.reshape(classes, classes)]
 
 
 def match_labels(data: Data, model: Model) -> Data:
-    """``data`` with its labels as indices into ``model.classes``: by name where the names are known, else by position
-    where there are equally many. Raises `UserError` if neither fits, or there are no labels.
+    """``data`` with its labels as indices into ``model.classes``: by name if all names are classes of the model, else by
+    position if there are equally many. Raises `UserError` if neither applies, or if ``data`` has no labels or no images.
     """
     if data.labels is None or data.classes is None:
-        raise UserError(
-            f"{data.spec} has no labels; measuring accuracy needs labelled images (class folders, or a label column)"
-        )
+        raise UserError(f"{data.spec} has no labels; accuracy needs labelled images (class folders or a label column)")
     if not len(data):
-        raise UserError(f"{data.spec} has no images in its {data.split} split")
+        raise UserError(f"{data.spec} has no images in its {data.split} split; choose another split")
     if data.classes == model.classes:
         return data
     if set(data.classes) <= set(model.classes):
@@ -66,13 +64,13 @@ def match_labels(data: Data, model: Model) -> Data:
         return data.relabelled(data.labels, model.classes)
     missing = next(name for name in data.classes if name not in model.classes)
     raise UserError(
-        f"{data.spec} has {len(data.classes)} classes and the network {len(model.classes)}, and {missing!r} is not one of"
-        " them; name the network's classes with --classes FILE"
+        f"{data.spec} has {len(data.classes)} classes and the network {len(model.classes)}, and {missing!r} is not one"
+        " of them; name the network's classes with --classes FILE"
     )
 
 
 def classifier_of(model: Model) -> str | None:
-    """The last linear layer with one output a class, whose input are the penultimate features; None if there is none."""
+    """The last linear layer with one output per class, which reads the penultimate features; None if there is none."""
     found = None
     for name, layer in model.module.named_modules():
         if isinstance(layer, nn.Linear) and layer.out_features == len(model.classes):
@@ -91,14 +89,14 @@ def predict(
 ) -> Prediction:
     """Runs the network over all of ``data``, whose labels must be the model's (`match_labels`).
 
-    Raises `UserError` if features are asked of a network without a linear classifier.
+    Raises `UserError` if ``features`` are requested and the network has no linear classifier.
     """
     kept: list[Tensor] = []
     handle = None
     if features:
         name = classifier_of(model)
         if name is None:
-            raise UserError(f"{model.spec} has no linear classifier, so there are no penultimate features to probe")
+            raise UserError(f"{model.spec} has no linear classifier and so no penultimate features to probe")
         handle = model.module.get_submodule(name).register_forward_pre_hook(
             lambda _, args: kept.append(args[0].detach().flatten(1).float().cpu())
         )

@@ -1,10 +1,12 @@
-"""What a network costs: parameters, multiply-accumulates, bytes, and milliseconds measured."""
+"""Cost of a network: parameters, multiply-accumulates, bytes, and measured latency in milliseconds."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,12 +14,12 @@ from ..components import Cost, flop_counter, structure_of
 from ..models import Model
 from ..progress import Progress, silent
 
-__all__ = ["count_cost", "measure_latency", "tensor_bytes"]
+__all__ = ["Timing", "count_cost", "measure_latency", "ratio", "tensor_bytes"]
 
 
 def count_cost(model: Model) -> Cost:
-    """Parameters, and multiply-accumulates of one sample (counted ×1), counted by running the network once. Those of a
-    language model follow from its widths: what attention is computed with is not always known to the counter.
+    """Parameters, and multiply-accumulates of one sample (each counted once), counted by running the network once. For language
+    models both are computed from the widths, because the counter does not know every attention kernel.
     """
     if model.tokens is not None:
         return structure_of(model).cost()
@@ -28,8 +30,37 @@ def count_cost(model: Model) -> Cost:
 
 
 def tensor_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers, in memory and in a safetensors file (whose header comes on top)."""
+    """Bytes of all parameters and buffers in memory; a safetensors file adds its header."""
     return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one forward pass, one value per round of the measurement."""
+
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+    @property
+    def spread(self) -> float:
+        """The interquartile range in milliseconds; 0 for a single round."""
+        return _interquartile(self.rounds)
+
+
+def ratio(now: Timing, before: Timing) -> tuple[float, float]:
+    """Running time of ``now`` as a fraction of that of ``before``, both measured in the same rounds: the median of the ratios
+    per round, and their interquartile range.
+    """
+    each = [one / other for one, other in zip(now.rounds, before.rounds, strict=True)]
+    return statistics.median(each), _interquartile(each)
+
+
+def _interquartile(values: Sequence[float]) -> float:
+    low, high = np.quantile(np.asarray(values), (0.25, 0.75))
+    return float(high - low)
 
 
 def measure_latency(
@@ -39,11 +70,11 @@ def measure_latency(
     rounds: int = 9,
     seconds: float = 0.06,
     progress: Progress = silent,
-) -> list[float]:
-    """Milliseconds of one forward pass of each network on ``example`` (B, …): the median over ``rounds``, in each of which
-    every network runs for about ``seconds``, one after the other, so that a machine that slows down slows all of them.
+) -> list[Timing]:
+    """Times one forward pass of each network on ``example`` (B, …). In each of ``rounds`` rounds every network runs for about
+    ``seconds``, in turns, so that a slowdown of the machine affects all of them alike.
     """
-    # Imported here: it looks for a compiler and may say so on standard error, which only a measurement should.
+    # Imported here, because the import looks for a compiler and may print to standard error.
     from torch.utils.benchmark import Timer
 
     timers = [
@@ -55,12 +86,12 @@ def measure_latency(
         for module in modules
     ]
     for timer in timers:
-        timer.timeit(2)  # the first passes allocate and choose kernels
+        timer.timeit(2)  # the first passes allocate memory and select kernels
     runs = [max(1, round(seconds / max(timer.timeit(1).median, 1e-6))) for timer in timers]
     times: list[list[float]] = [[] for _ in modules]
     for done in range(rounds):
         progress(done, rounds, "measuring latency")
         for index, timer in enumerate(timers):
-            times[index].append(timer.timeit(runs[index]).median)
+            times[index].append(1000 * timer.timeit(runs[index]).median)
     progress(rounds, rounds, "measuring latency")
-    return [statistics.median(values) * 1000 for values in times]
+    return [Timing(tuple(values)) for values in times]

@@ -1,4 +1,6 @@
-"""Before and after, in one value (contract: ``evaluate --json``)."""
+"""`evaluate`: every measurement of a modified network and its baseline in one value, the object that ``evaluate --json``
+prints.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,13 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from ..data import Data, DataRef, load_data, windowed
+from ..data import Data, load_data, windowed
 from ..errors import UserError
 from ..models import Model
 from ..progress import Progress, silent
+from ..specs import DataRef
 from ._accuracy import Prediction, classifier_of, match_labels, predict
-from ._cost import count_cost, measure_latency, tensor_bytes
+from ._cost import Timing, count_cost, measure_latency, tensor_bytes
 from ._forgetting import (
     RELEARNING_STEPS,
     hiding_logit,
@@ -26,12 +29,12 @@ from ._forgetting import (
 )
 from ._perplexity import checked, decode_speed, read
 
-__all__ = ["ClassAccuracy", "Evaluation", "evaluate"]
+__all__ = ["ClassAccuracy", "Evaluation", "evaluate", "latencies"]
 
 _LANGUAGE = ("perplexity", "tokens", "context", "stride", "prefill", "decode")
 _OF_CLASSES = ("accuracy", "per_class", "confusion")
 _FORGETTING = ("forget", "retain", "probe", "mia", "bn_recall", "relearning")
-# So many training images of the forgotten classes are asked about in the membership attack.
+# Training images of the forget classes that membership inference uses at most.
 _MEMBERS = 1000
 
 
@@ -44,13 +47,15 @@ class ClassAccuracy(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """Fractions are in [0, 1]; ``flops`` are multiply-accumulates of one sample; ``bytes`` those of the weights. Fields that
-    end in ``_before`` are the baseline's, None without one. The last block is there for unlearning plans only, with ``_mask`` the
-    baseline whose logits of the forgotten classes are masked; see `modhifi.evaluation._forgetting` for what each number means.
+    """Accuracies and other fractions are in [0, 1]; ``flops`` are multiply-accumulates of one sample; ``bytes`` are those of
+    the weights. Fields that end in ``_before`` belong to the baseline and are None without one.
 
-    The block before it is for language models: perplexity over ``tokens`` tokens in windows of ``context`` that begin
-    ``stride`` after one another, tokens a second read at once (``prefill``) and written one by one (``decode``). Their
-    ``accuracy`` is the share of tokens that are the first guess, and ``samples`` are windows.
+    The second block is for language models: perplexity over ``tokens`` tokens in windows of ``context`` tokens that start
+    ``stride`` tokens apart, and prefill and decode throughput in tokens/s. Their ``accuracy`` is the top-1 next-token accuracy,
+    and ``samples`` counts windows.
+
+    The last block is for unlearning plans only. Fields that end in ``_mask`` belong to the baseline with a logit mask on the
+    forget classes; the functions in `modhifi.evaluation` define each number.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -71,6 +76,8 @@ class Evaluation(BaseModel):
     bytes_before: int | None
     latency_ms: float | None
     latency_ms_before: float | None
+    latency_spread_ms: float | None = None
+    latency_spread_ms_before: float | None = None
     latency_batch: int
     device: str
 
@@ -109,7 +116,7 @@ class Evaluation(BaseModel):
     relearning_accuracy_mask: list[float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; the blocks of language models and of unlearning only where there is one, and of a language model
+        """Plain values. Fields of language models and of unlearning are omitted where they do not apply; language models have
         perplexity instead of accuracies.
         """
         values = self.model_dump(mode="json")
@@ -128,14 +135,14 @@ def evaluate(
     stride: int | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Measures ``model`` on labelled ``data``, or a language model on text, and ``baseline`` beside it. ``context`` and
-    ``stride`` are those of perplexity, see `modhifi.evaluation.read`.
+    """Measures ``model``, and ``baseline`` beside it, on labelled images, or on text for language models. ``context`` and
+    ``stride`` configure perplexity, see `modhifi.evaluation.read`.
 
-    For a model made by an unlearning plan: forget and retain accuracy, and the attacks. Membership needs the data's own
-    training images (``data.splits``), and is None where there are none.
+    A model made by an unlearning plan is also judged by forget and retain accuracy and by the attacks. Membership inference
+    needs the training images of the data source and is None if it has no train split.
 
     Raises:
-        UserError: if the data has no labels, none that the network knows, or too few for the probe.
+        UserError: if the data has no labels, labels that do not match the network, or too few images for the linear probe.
     """
     if model.tokens is not None:
         return _evaluate_language(model, data, baseline, latency, context, stride, progress)
@@ -144,18 +151,24 @@ def evaluate(
     data = match_labels(windowed(data, model), model)
     forget = None if model.plan is None or model.plan.kind != "unlearn" else model.plan.forget
     features = forget is not None and classifier_of(model) is not None
-    after = predict(model, data, features=features, progress=progress, what="evaluating the changed network")
+    after = predict(model, data, features=features, progress=progress, what="evaluating the modified network")
     before = (
-        predict(baseline, match_labels(data, baseline), features=features, progress=progress, what="evaluating before")
+        predict(
+            baseline,
+            match_labels(data, baseline),
+            features=features,
+            progress=progress,
+            what="evaluating the original network",
+        )
         if baseline is not None
         else None
     )
     cost = count_cost(model)
     cost_before = count_cost(baseline) if baseline is not None else None
-    times: list[float | None] = [None, None]
+    timings: list[Timing] = []
     if latency:
         pair = [model] if baseline is None else [model, baseline]
-        times[: len(pair)] = measure_latency([one.module for one in pair], model.example(), progress=progress)
+        timings = measure_latency([one.module for one in pair], model.example(), progress=progress)
     classes = model.classes
     result = Evaluation(
         model=model.spec,
@@ -172,14 +185,24 @@ def evaluate(
         flops_before=cost_before.flops if cost_before else None,
         bytes=tensor_bytes(model.module),
         bytes_before=tensor_bytes(baseline.module) if baseline is not None else None,
-        latency_ms=times[0],
-        latency_ms_before=times[1],
+        **latencies(timings),
         latency_batch=1,
         device=str(model.device),
     )
     if forget is not None:
         _judge(result, model, baseline, data, [classes.index(name) for name in forget], after, before, progress)
     return result
+
+
+def latencies(timings: Sequence[Timing]) -> dict[str, Any]:
+    """The latency fields of an `Evaluation` from the timings of a network and its baseline; None where one is missing."""
+    now, before = (*timings, None, None)[:2]
+    return {
+        "latency_ms": None if now is None else now.median,
+        "latency_ms_before": None if before is None else before.median,
+        "latency_spread_ms": None if now is None else now.spread,
+        "latency_spread_ms_before": None if before is None else before.spread,
+    }
 
 
 def _evaluate_language(
@@ -193,19 +216,19 @@ def _evaluate_language(
 ) -> Evaluation:
     context, stride = checked(model, context, stride)
     pair = [model] if baseline is None else [model, baseline]
-    what = ("reading with the changed network", "reading with the one before")
+    what = ("perplexity of the modified network", "perplexity of the original network")
     found = [
         read(one, data, context=context, stride=stride, progress=progress, what=words)
         for one, words in zip(pair, what, strict=False)
     ]
     costs = [count_cost(one) for one in pair]
-    times: list[float | None] = [None] * len(pair)
+    timings: list[Timing] = []
     speeds: list[float | None] = [None] * len(pair)
     if latency:
-        times[:] = measure_latency([one.module for one in pair], model.example(), progress=progress)
+        timings = measure_latency([one.module for one in pair], model.example(), progress=progress)
         speeds[:] = decode_speed(pair, progress)
     assert model.tokens is not None
-    prefill = [None if each is None else 1000 * model.tokens.context / each for each in times]
+    prefill = [1000 * model.tokens.context / each.median for each in timings]
 
     def of(values: list[Any], index: int) -> Any:
         return values[index] if index < len(values) else None
@@ -227,8 +250,7 @@ def _evaluate_language(
         flops_before=of([cost.flops for cost in costs], 1),
         bytes=sizes[0],
         bytes_before=of(sizes, 1),
-        latency_ms=times[0],
-        latency_ms_before=of(times, 1),
+        **latencies(timings),
         latency_batch=1,
         device=str(model.device),
         perplexity=found[0].perplexity,
@@ -236,7 +258,7 @@ def _evaluate_language(
         tokens=found[0].tokens,
         context=context,
         stride=stride,
-        prefill_tokens_per_second=prefill[0],
+        prefill_tokens_per_second=of(prefill, 0),
         prefill_tokens_per_second_before=of(prefill, 1),
         decode_tokens_per_second=speeds[0],
         decode_tokens_per_second_before=of(speeds, 1),
@@ -266,12 +288,12 @@ def _judge(
     before: Prediction | None,
     progress: Progress,
 ) -> None:
-    """Fills the unlearning block of ``result``: every measure of the changed network, of the baseline, and of the baseline with
-    a logit mask, which can be had from the baseline's own logits.
+    """Fills the unlearning fields of ``result``: each measure for the edited network, for the baseline, and for the baseline
+    with a logit mask, most of which follow from the baseline's own logits.
     """
     result.forget = [model.classes[index] for index in forget]
     retain = [index for index in range(len(model.classes)) if index not in forget]
-    # The mask is for networks with a linear classifier; what it answers is known from the baseline's logits.
+    # The mask needs a linear classifier; its predictions follow from the baseline's logits.
     hidden = None
     if before is not None and baseline is not None and before.features is not None:
         assert before.logits is not None
@@ -291,7 +313,7 @@ def _judge(
         result.probe_accuracy = probe_accuracy(after, forget)
         progress(1, 2, "linear probe")
         if before is not None:
-            # A mask leaves the features as they are.
+            # A mask does not change the features.
             result.probe_accuracy_before = result.probe_accuracy_mask = probe_accuracy(before, forget)
         progress(2, 2, "linear probe")
     if "train" in data.splits and data.split != "train":
@@ -300,14 +322,16 @@ def _judge(
         members = seen.where(torch.isin(seen.targets, torch.tensor(forget)))
         if len(members):
             members = members.take(_MEMBERS)
-            inside = predict(model, members, progress=progress, what="membership")
+            inside = predict(model, members, progress=progress, what="membership inference")
             result.mia = membership(inside, after, forget)
             if baseline is not None and before is not None:
-                known = predict(baseline, match_labels(members, baseline), progress=progress, what="membership")
+                known = predict(
+                    baseline, match_labels(members, baseline), progress=progress, what="membership inference"
+                )
                 result.mia_before = membership(known, before, forget)
                 if hidden is not None:
                     result.mia_mask = membership(masked(known, forget, hidden), masked(before, forget, hidden), forget)
-    # The attacker's own labelled images: others than the judge's, where there are others.
+    # The attacker's labelled images come from another split than the test images, if there is one.
     other = next((name for name in ("calibration", "train") if name in data.splits and name != data.split), None)
     source = match_labels(load_data(data.spec, data.root, other) if other else data, model)
     some = source.take(1000)

@@ -1,4 +1,7 @@
-"""How forgetting is judged: by what is left inside, not by accuracy alone (theory, section 6)."""
+"""Attacks that show what a network still holds of a class: accuracy alone proves nothing.
+
+See docs/theory.md, *Pruning and unlearning*.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from ..data import Data
 from ..errors import UserError
 from ..models import Model
 from ..progress import Progress, silent
+from ..surgery import recalibrate
 from ._accuracy import Prediction, classifier_of, match_labels, predict
 
 __all__ = [
@@ -31,22 +35,22 @@ __all__ = [
 
 
 _CLIP = 1.0
-# Steps of the relearning attack after which is looked; images of either kind that it learns from, and its optimiser.
+# Relearning: the steps after which accuracy is measured, the training images per kind, and the optimiser settings.
 RELEARNING_STEPS = (0, 1, 2, 5, 10, 20)
 _RELEARNING_IMAGES, _RELEARNING_BATCH, _RATE, _MOMENTUM = 100, 32, 5e-3, 0.9
 
 
 def hiding_logit(logits: Tensor, forget: Sequence[int]) -> float:
-    """What a logit mask answers for ``forget``: one less than the best other answer to any of ``logits`` (N, K). So little hides
-    them as can be: a mask that is far below would only be slower to lift.
+    """The logit that a mask assigns to the classes of ``forget``: 1 below the smallest winning logit of the other classes over
+    ``logits`` (N, K). It is just low enough to hide them, because a much lower value would only take longer to relearn.
     """
     rest = [index for index in range(logits.shape[1]) if index not in forget]
     return float(logits[:, rest].max(1).values.min()) - 1
 
 
 def masked_rows(classifier: nn.Module, forget: Sequence[int], hidden: float) -> tuple[Tensor, Tensor]:
-    """The logit mask: the weight (K, d) of a linear ``classifier`` with zero rows for ``forget``, and what is added to its output
-    (K,) so that their logits are ``hidden``.
+    """The logit mask of a linear ``classifier``: its weight (K, d) with zero rows for ``forget``, and the shift (K,) of its
+    output that sets their logits to ``hidden``.
     """
     assert isinstance(classifier, nn.Linear)
     chosen = list(forget)
@@ -60,7 +64,7 @@ def masked_rows(classifier: nn.Module, forget: Sequence[int], hidden: float) -> 
 
 
 def masked(prediction: Prediction, forget: Sequence[int], hidden: float) -> Prediction:
-    """The same with the logits of ``forget`` masked; ``prediction`` needs logits."""
+    """``prediction`` with the logits of ``forget`` set to ``hidden``; it must have logits."""
     assert prediction.logits is not None
     logits = prediction.logits.clone()
     logits[:, list(forget)] = hidden
@@ -68,7 +72,7 @@ def masked(prediction: Prediction, forget: Sequence[int], hidden: float) -> Pred
 
 
 def masked_model(model: Model, forget: Sequence[int], hidden: float) -> Model:
-    """A copy whose linear classifier answers ``hidden`` for the classes of ``forget``."""
+    """A copy of ``model`` whose linear classifier outputs ``hidden`` for the classes of ``forget``."""
     name = classifier_of(model)
     assert name is not None
     module = copy.deepcopy(model.module)
@@ -82,9 +86,11 @@ def masked_model(model: Model, forget: Sequence[int], hidden: float) -> Model:
 
 
 def probe_accuracy(prediction: Prediction, forget: Sequence[int], folds: int = 5) -> float:
-    """Is the class still in there? Accuracy on the images of ``forget`` of a linear probe (logistic regression on
-    standardised penultimate features, classes weighted equally), each image judged by a probe that did not see it
-    (stratified cross-validation). ``prediction`` needs features. Chance is one over the number of classes.
+    """Accuracy of a linear probe on the images of ``forget``: can the class still be found in the features?
+
+    The probe is a logistic regression on standardised penultimate features with classes weighted equally. In stratified
+    cross-validation each image is judged by a probe that was not fitted on it. ``prediction`` must have features. Lower is
+    better; chance is one over the number of classes.
 
     Raises `UserError` if a class has fewer than ``folds`` images.
     """
@@ -97,7 +103,9 @@ def probe_accuracy(prediction: Prediction, forget: Sequence[int], folds: int = 5
     label = prediction.label.numpy()
     fewest = int(np.bincount(label)[np.unique(label)].min())
     if fewest < folds:
-        raise UserError(f"the linear probe needs at least {folds} images of every class; one has {fewest}")
+        raise UserError(
+            f"the linear probe needs at least {folds} images of every class, and one has {fewest}; use more test images"
+        )
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, class_weight="balanced"))
     answer = cross_val_predict(
         probe, prediction.features.numpy(), label, cv=StratifiedKFold(folds, shuffle=True, random_state=0)
@@ -107,9 +115,9 @@ def probe_accuracy(prediction: Prediction, forget: Sequence[int], folds: int = 5
 
 
 def membership(members: Prediction, others: Prediction, forget: Sequence[int]) -> float | None:
-    """Can one tell what the network was trained on? Area under the ROC curve of the loss attack (Yeom et al. 2018): a
-    training image of the forgotten classes should have a lower loss than an unseen one. 0.5 is no trace; None without
-    images on either side.
+    """Membership inference: can an attacker recognise the training images of ``forget``? Area under the ROC curve of the loss
+    attack (Yeom et al. 2018), which expects a lower loss on training images (``members``) than on unseen ones (``others``). 0.5
+    means no signal; None if either side has no images.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -125,8 +133,8 @@ def membership(members: Prediction, others: Prediction, forget: Sequence[int]) -
 def bn_recall(
     model: Model, retained: Data, test: Data, forget: Sequence[int], progress: Progress = silent
 ) -> tuple[float | None, float | None]:
-    """The BatchNorm attack: statistics re-estimated on images of the retained classes alone, then (forget, retain) accuracy
-    on ``test``. (None, None) if the network has no BatchNorm.
+    """BN recall: (forget, retain) accuracy on ``test`` after BatchNorm statistics are re-estimated on images of the retained
+    classes only. (None, None) if the network has no BatchNorm.
     """
     found = recalled(model, retained, test, progress)
     if found is None:
@@ -136,13 +144,11 @@ def bn_recall(
 
 
 def recalled(model: Model, retained: Data, test: Data, progress: Progress = silent) -> Prediction | None:
-    """What the network answers on ``test`` after the attack of `bn_recall`; None if it has no BatchNorm."""
-    from ..surgery import recalibrate
-
+    """Predictions on ``test`` after the attack of `bn_recall`; None if the network has no BatchNorm."""
     attacked = dataclasses.replace(model, module=copy.deepcopy(model.module))
     if not recalibrate(attacked.module, (images for images, _ in retained.batches(model.input))):
         return None
-    return predict(attacked, match_labels(test, model), progress=progress, what="BatchNorm recall")
+    return predict(attacked, match_labels(test, model), progress=progress, what="BN recall")
 
 
 @torch.inference_mode(False)
@@ -154,9 +160,12 @@ def relearning(
     progress: Progress = silent,
     steps: Sequence[int] = RELEARNING_STEPS,
 ) -> list[float]:
-    """How fast does it come back? Accuracy on the images of ``forget`` in ``test`` after each of ``steps`` steps of stochastic
-    gradient descent on up to 100 images of those classes and as many of the others from ``samples``: batches of 32, rate 0.005,
-    momentum 0.9, gradients clipped at 1, BatchNorm as it is in use, all weights. Labels of both must be the model's.
+    """Accuracy on the images of ``forget`` in ``test`` after each of ``steps`` relearning steps: how fast does training bring
+    the class back?
+
+    Stochastic gradient descent on all weights, with up to 100 images of these classes and as many others from ``samples``:
+    batches of 32, learning rate 0.005, momentum 0.9, gradients clipped at 1, BatchNorm in evaluation mode. The labels of both
+    data sets must be the model's (`match_labels`).
     """
     assert samples.targets is not None
     assert test.targets is not None

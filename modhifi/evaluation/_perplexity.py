@@ -1,4 +1,4 @@
-"""What a language model makes of a text, and how fast it reads and writes."""
+"""Perplexity and decode throughput of language models."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from torch.nn import functional as F
 
 from ..data import Data, tokens_of
 from ..errors import UserError
-from ..models import CausalLM, Model, TokenSpec
+from ..models import CausalLM, Model
 from ..models.language import check_context
 from ..progress import Progress, silent
+from ..specs import TokenSpec
 
 __all__ = ["Reading", "decode_speed", "perplexity", "read", "windows"]
 
-# Logits that are held at once, 256 MiB in single precision.
+# Logits in memory at once: 256 MiB in single precision.
 _LOGITS = 1 << 26
-# Tokens written when the speed of writing is measured, and how often.
+# Tokens generated per round when decode throughput is measured, and the number of rounds.
 _WRITTEN, _ROUNDS = 24, 3
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Of every token but the first one of a text: the sum of ``−log p(token | what precedes it)`` in nats, how many there
-    are, and how many of them are the model's first guess. ``windows`` were run.
+    """Totals over all tokens of a text but the first: ``loss``, the sum of ``−log p(token | context)`` in nats; ``tokens``,
+    their number; ``right``, how many of them the model predicts as the most likely token. ``windows`` is the number of
+    windows run.
     """
 
     loss: float
@@ -39,15 +41,15 @@ class Reading:
 
     @property
     def perplexity(self) -> float:
-        """``exp`` of the mean loss; infinite where that is too much for a float."""
+        """``exp`` of the mean loss; inf if that overflows a float."""
         mean = self.loss / self.tokens
         return math.exp(mean) if mean < 700 else math.inf
 
 
 def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """``(start, first, end)``: tokens ``start`` up to before ``end`` are run together, and those from ``first`` on are
-    judged. Windows begin ``stride`` tokens after one another, so that every token but the first is judged once, all but
-    those of the first window after at least ``context − stride`` others.
+    """Yields ``(start, first, end)``: the window of tokens ``[start, end)``, of which those from ``first`` on are judged.
+    Windows start ``stride`` tokens apart. Every token but the first is judged exactly once, after the first window with at
+    least ``context − stride`` tokens before it.
     """
     seen, start = 1, 0
     while seen < tokens:
@@ -59,7 +61,7 @@ def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, 
 def perplexity(
     model: Model, data: Data, *, context: int | None = None, stride: int | None = None, progress: Progress = silent
 ) -> float:
-    """See `read`, of which it is the one number."""
+    """Perplexity of ``model`` on the text of ``data``, see `read`."""
     return read(model, data, context=context, stride=stride, progress=progress).perplexity
 
 
@@ -71,26 +73,25 @@ def read(
     context: int | None = None,
     stride: int | None = None,
     progress: Progress = silent,
-    what: str = "reading",
+    what: str = "perplexity",
 ) -> Reading:
-    """Runs the language model over the text of ``data`` in `windows`, or over the first so many of them as were asked of
-    `Data.take`.
+    """Runs a language model over the text of ``data`` in `windows`: all of them, or as many as `Data.take` selected.
 
     Args:
-        model: with a tokenizer.
-        data: of ``text:FILE``.
-        context: tokens of a window, the model's own by default.
-        stride: tokens between the beginnings of two windows, half of the context by default.
+        model: a language model with a tokenizer.
+        data: text, ``text:FILE``.
+        context: tokens per window, by default the model's context.
+        stride: tokens between the starts of two windows, by default half the context.
         progress: see `modhifi.progress`.
-        what: the step's name.
+        what: name of the step in progress reports.
 
     Raises:
-        UserError: if ``data`` is no text, is shorter than two tokens, or context and stride do not go together.
+        UserError: if ``data`` is not text or is shorter than two tokens, or if ``context`` or ``stride`` is out of range.
     """
     context, stride = checked(model, context, stride)
     ids = tokens_of(data, model)
     if len(ids) < 2:
-        raise UserError(f"{data.spec} has {len(ids)} tokens; perplexity needs at least two")
+        raise UserError(f"{data.spec} has {len(ids)} tokens; perplexity needs at least 2")
     places = list(windows(len(ids), context, stride))
     if data.asked is not None:
         places = places[: data.asked]
@@ -117,7 +118,7 @@ def read(
 
 
 def checked(model: Model, context: int | None, stride: int | None) -> tuple[int, int]:
-    """Context and stride with their defaults. Raises `UserError` as `read` does."""
+    """Context and stride with defaults filled in. Raises `UserError` as `read` does."""
     if not isinstance(model.input, TokenSpec):
         raise UserError(f"{model.spec} takes images; perplexity is for language models")
     assert isinstance(model.module, CausalLM)
@@ -125,24 +126,24 @@ def checked(model: Model, context: int | None, stride: int | None) -> tuple[int,
     check_context(model.module.lm.config, context)
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride < context:
-        raise UserError(f"the stride is 1 to {context - 1} tokens with a context of {context}, not {stride}")
+        raise UserError(f"the stride is 1 to {context - 1} tokens for a context of {context}, not {stride}")
     return context, stride
 
 
 def _judged(places: Sequence[tuple[int, int, int]], length: int) -> Tensor:
-    """(B, length − 1) bool: which of the predictions of each window count."""
+    """(B, length − 1) bool: the predictions of each window that are judged."""
     at = torch.arange(1, length)
     return torch.stack([start + at >= first for start, first, _ in places])
 
 
 @torch.inference_mode()
 def decode_speed(models: Sequence[Model], progress: Progress = silent) -> list[float]:
-    """Tokens a second that each of the language models writes one by one, with its key-value cache, behind half a context:
-    the median over some rounds, in each of which all of them take their turn.
+    """Decode throughput of each language model in tokens/s: tokens generated one at a time with the key-value cache after a
+    prompt of half the context. Median over several rounds, the models in turns.
     """
     speeds: list[list[float]] = [[] for _ in models]
     for done in range(_ROUNDS):
-        progress(done, _ROUNDS, "measuring the speed of writing")
+        progress(done, _ROUNDS, "measuring decode throughput")
         for index, model in enumerate(models):
             assert model.tokens is not None
             half = max(1, model.tokens.context // 2)
@@ -150,7 +151,7 @@ def decode_speed(models: Sequence[Model], progress: Progress = silent) -> list[f
             count = min(_WRITTEN, half)
             short, long = (_seconds(model, prompt, new) for new in (1, 1 + count))
             speeds[index].append(count / max(long - short, 1e-9))
-    progress(_ROUNDS, _ROUNDS, "measuring the speed of writing")
+    progress(_ROUNDS, _ROUNDS, "measuring decode throughput")
     return [statistics.median(values) for values in speeds]
 
 

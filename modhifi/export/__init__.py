@@ -1,6 +1,7 @@
 """Export: what the user takes away, and reading it back."""
 
-from ._folder import FORMATS, export, read_export
+from ._folder import export, read_export
+from ._formats import Format, formats, register_format
 from ._report import report_html
 
-__all__ = ["FORMATS", "export", "read_export", "report_html"]
+__all__ = ["Format", "export", "formats", "read_export", "register_format", "report_html"]

@@ -7,41 +7,33 @@ this folder is needed. ``model.onnx`` and ``model.pt2`` run without this project
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import nn
+from pydantic import ValidationError
 
-from .._files import atomic_folder, file_sha256, read_json
 from ..errors import UserError
-from ..models import CausalLM, InputSpec, Model, Step, TokenSpec, architecture, fingerprint, read_checkpoint
+from ..files import atomic_folder, file_sha256, read_json
+from ..models import CausalLM, Model, architecture, fingerprint, read_checkpoint
 from ..plan import Plan
 from ..progress import Progress, silent
+from ..specs import InputSpec, Step, TokenSpec, Value
+from ..surgery import restructure
+from ._formats import formats as known_formats
 from ._language import read_language, write_language
 
-__all__ = ["FORMATS", "export", "read_export"]
+__all__ = ["export", "read_export"]
 
-FORMATS = ("safetensors", "onnx", "pt2")
 EXPORT_SCHEMA = 1
 # What the manifest of a language model says in place of an architecture: its configuration lies beside it.
 _LANGUAGE = "transformers"
 _MANIFEST = "manifest.json"
-_TOLERANCE = 1e-4
 
 
-class _Manifest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Manifest(Value):
     schema_version: int
     architecture: str
     steps: list[Step]
@@ -67,9 +59,10 @@ def export(
     Raises:
         UserError: for an unknown format, a folder that holds something else, or a network that the format cannot express.
     """
-    unknown = [name for name in formats if name not in FORMATS]
+    known = known_formats()
+    unknown = [name for name in formats if name not in known]
     if unknown or not formats:
-        raise UserError(f"unknown format {', '.join(unknown) or 'none'!r}; formats are {', '.join(FORMATS)}")
+        raise UserError(f"unknown format {', '.join(unknown) or 'none'!r}; choose from {', '.join(known)}")
     if isinstance(model.module, CausalLM):
         if set(formats) != {"safetensors"}:
             raise UserError("language models are written as safetensors; leave the other formats away")
@@ -84,14 +77,7 @@ def export(
         wanted = ["safetensors", *dict.fromkeys(name for name in formats if name != "safetensors")]
         for done, name in enumerate(wanted):
             progress(done, len(wanted), f"writing {name}")
-            target = folder / f"model.{name}"
-            if name == "safetensors":
-                state = {key: value.contiguous().clone() for key, value in net.state_dict().items()}
-                safetensors.torch.save_file(state, target)
-            elif name == "onnx":
-                _write_onnx(net, model, target)
-            else:
-                _write_pt2(net, model, target)
+            known[name].write(net, model, folder / known[name].file)
         _write_about(model, folder, model.architecture)
         progress(len(wanted), len(wanted), "written")
     return Path(out)
@@ -120,8 +106,6 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
     """The network that `export` wrote into ``folder``, on ``device``; None, for language models, as in `language_model`.
     Raises `UserError` if it is missing or damaged.
     """
-    from ..surgery import restructure
-
     path = folder / _MANIFEST
     if not path.exists():
         raise UserError(f"{folder} is not an exported model: it has no {_MANIFEST}; write one with modhifi export")
@@ -175,71 +159,3 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
         architecture=manifest.architecture,
         steps=tuple(manifest.steps),
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch's exporters write to standard output and warn of their own internals; neither is for the caller."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _example(model: Model) -> torch.Tensor:
-    return model.example(2).cpu()  # a batch of one would be taken for a constant
-
-
-def _check(answers: torch.Tensor, net: nn.Module, example: torch.Tensor, what: str) -> None:
-    with torch.inference_mode():
-        own = net(example)
-    difference = float((answers - own).abs().max())
-    if not difference <= _TOLERANCE * max(1.0, float(own.abs().max())):
-        raise RuntimeError(
-            f"the {what} file answers differently from the network, by {difference:.3g}; it was not kept"
-        )
-
-
-def _write_onnx(net: nn.Module, model: Model, target: Path) -> None:
-    import onnxruntime
-
-    example = _example(model)
-    try:
-        with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                net,
-                (example,),
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                dynamo=True,
-            )
-            assert program is not None
-            program.save(str(target), external_data=False)
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise UserError(
-            f"{model.spec} cannot be written as ONNX ({str(error).splitlines()[0]}); leave that format away"
-        ) from error
-    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"images": example.numpy()})
-    _check(torch.from_numpy(np.asarray(logits)), net, example, "ONNX")
-
-
-def _write_pt2(net: nn.Module, model: Model, target: Path) -> None:
-    example = _example(model)
-    try:
-        with _quiet(), torch.no_grad():
-            program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-            torch.export.save(program, target)
-    except (torch._dynamo.exc.TorchDynamoException, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{model.spec} cannot be written by torch.export ({reason}); leave pt2 away") from error
-    with _quiet(), torch.no_grad():
-        _check(torch.export.load(target).module()(example), net, example, "torch.export")

@@ -1,9 +1,9 @@
-"""The mathematics of Subset Fidelity, on plain tensors: no modules, no files, no randomness.
+"""The mathematics of Subset Fidelity on plain tensors: no modules, no files, no randomness.
 
-Two views of the same layer. `_gram` works on the component similarity matrices ``G_o[i, j] = E<A_oi, A_oj>`` of ModHiFi
-(Kashyap et al., NeurIPS 2025, Def. 3.1, Prop. 3.8): one scalar per (output, component). `_moments` works on the second
-moment of the layer's input, ``H = E[x xᵀ]``, from which every ``G_o`` follows and which also answers what *any* new weights
-on a subset could do. Everything is computed in float64 and returned in the dtype that came in.
+There are two views of the same layer. `_gram` works on the component similarity matrices ``G_o[i, j] = E<A_oi, A_oj>`` of
+ModHiFi (Kashyap et al., NeurIPS 2025, Def. 3.1, Prop. 3.8), with one scalar per (output, component). `_moments` works on the
+second moment of the layer's input, ``H = E[x xᵀ]``, which determines every ``G_o`` and also what *any* new weights on a subset
+can achieve. Everything is computed in float64; `_gram` returns the dtype of its input.
 """
 
 from ._fit import TAIL, Limit, fit_moments, fit_rows

@@ -1,4 +1,8 @@
-"""A layer fitted to rows of its input and of what it should answer (theory, section 4, level 3; section 6 with weights)."""
+"""Fitting a layer to rows of its input and of its target output.
+
+Sequential compensation weights all rows equally (docs/theory.md, *Compensation*); unlearning weights them (*Pruning and
+unlearning*).
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,17 @@ from torch import Tensor
 
 __all__ = ["TAIL", "Limit", "fit_moments", "fit_rows"]
 
-# The ridge is the eigenvalue below which so little of the energy of a layer's input lies, all smaller ones together: what the
-# inputs hardly ever do, the weights are not changed for.
+# The ridge is the largest eigenvalue for which it and all smaller ones together hold at most this share of the input's energy:
+# directions that the input hardly ever takes do not change the weights.
 TAIL = 1e-4
-# How often a layer before a ReLU is fitted again.
+# How often a layer in front of a ReLU is refitted.
 _ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Limit:
-    """For outputs that a ReLU cuts off: ``free`` (r, O) bool says which, and ``bound`` (O,) or (r, O) how far they may go:
-    up to there, or where ``falling`` (O,) down to there.
+    """For outputs that a ReLU cuts off: ``free`` (r, O) bool marks them, and ``bound`` (O,) or (r, O) limits them from above,
+    or from below where ``falling`` (O,) is true.
     """
 
     free: Tensor
@@ -27,7 +31,7 @@ class Limit:
     falling: Tensor
 
     def follow(self, target: Tensor, found: Tensor) -> Tensor:
-        """``target`` where it must be met; elsewhere what was ``found``, as far as it may go."""
+        """``target`` where it must be met; elsewhere ``found``, clipped to the bound."""
         within = torch.where(self.falling, torch.maximum(found, self.bound), torch.minimum(found, self.bound))
         return torch.where(self.free, within, target)
 
@@ -41,10 +45,12 @@ def fit_rows(
     limit: Limit | None = None,
     share: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, float]:
-    """``W' = argmin E‖y − W'x − b‖² + λ‖W' − W‖²`` from ``rows`` (r, n), ``target`` (r, O) and the weights as they are, ``own``
-    (O, n): W' (O, n), b (O,), which is 0 unless ``centred``, both float64, and λ relative to the mean eigenvalue of E[x xᵀ]. λ is
-    the largest eigenvalue for which the smaller ones and itself hold at most ``tail`` of the trace. With a ``limit`` the targets
-    that are free follow the fit, in turns. ``share`` (r,), positive, weighs the rows in every expectation; equal by default.
+    """``W' = argmin E‖y − W'x − b‖² + λ‖W' − W‖²`` from ``rows`` (r, n), ``target`` (r, O) and the weights ``own`` (O, n).
+
+    Returns W' (O, n) and b (O,), both float64, and λ relative to the mean eigenvalue of E[x xᵀ]. b is 0 unless ``centred``. λ
+    is the largest eigenvalue for which it and all smaller ones hold at most ``tail`` of the trace. With a ``limit``, fitting
+    alternates with moving the free targets to the fit. ``share`` (r,), positive, weights the rows in every expectation; equal
+    weights by default.
     """
     exact = torch.float32 if rows.device.type == "mps" else torch.float64
     each = rows.new_full((len(rows), 1), 1 / len(rows)) if share is None else (share / share.sum())[:, None].to(rows)
@@ -56,11 +62,11 @@ def fit_rows(
     x = rows - mean_x.to(rows)
     weighted = x * each
     second = (weighted.T @ x).to(exact)
-    factor, pull, relative = _pulled(second, tail)
+    factor, ridge, relative = _regularised(second, tail)
 
     def solved(target: Tensor) -> tuple[Tensor, Tensor]:
         mean_y = mean(target)
-        cross = ((target - mean_y.to(target)).T @ weighted).to(exact) + pull * own.to(exact)
+        cross = ((target - mean_y.to(target)).T @ weighted).to(exact) + ridge * own.to(exact)
         weight = torch.cholesky_solve(cross.T, factor).T
         return weight, mean_y - weight @ mean_x
 
@@ -72,23 +78,23 @@ def fit_rows(
 
 
 def fit_moments(second: Tensor, cross: Tensor, own: Tensor, tail: float) -> tuple[Tensor, float]:
-    """`fit_rows` from what was summed over the rows: ``second`` = E[x xᵀ] (n, n), ``cross`` = E[y xᵀ] (O, n), both in the
-    precision to solve in. W' (O, n) and λ relative to the mean eigenvalue; for a constant beside them give covariances.
+    """`fit_rows` from averages over the rows: ``second`` = E[x xᵀ] (n, n) and ``cross`` = E[y xᵀ] (O, n), both in the
+    precision to solve in. Returns W' (O, n) and λ relative to the mean eigenvalue. To fit a constant too, pass covariances.
     """
-    factor, pull, relative = _pulled(second.clone(), tail)
-    return torch.cholesky_solve((cross + pull * own.to(cross)).T, factor).T, relative
+    factor, ridge, relative = _regularised(second.clone(), tail)
+    return torch.cholesky_solve((cross + ridge * own.to(cross)).T, factor).T, relative
 
 
-def _pulled(second: Tensor, tail: float) -> tuple[Tensor, float, float]:
-    """The Cholesky factor of ``second`` + λ, in whose place it is written, λ, and λ relative to the mean eigenvalue."""
-    pull = max(_tail_eigenvalue(second, tail), 1e-12)
-    relative = pull / max(float(second.diagonal().mean()), 1e-12)
-    second.diagonal().add_(pull)
-    return torch.linalg.cholesky(second), pull, relative
+def _regularised(second: Tensor, tail: float) -> tuple[Tensor, float, float]:
+    """The Cholesky factor of ``second`` + λI, λ, and λ relative to the mean eigenvalue; adds λI to ``second`` in place."""
+    ridge = max(_tail_eigenvalue(second, tail), 1e-12)
+    relative = ridge / max(float(second.diagonal().mean()), 1e-12)
+    second.diagonal().add_(ridge)
+    return torch.linalg.cholesky(second), ridge, relative
 
 
 def _tail_eigenvalue(second: Tensor, tail: float) -> float:
-    # Single precision will do for a threshold, and takes a fraction of the time for wide layers.
+    # Single precision suffices for a threshold, and takes a fraction of the time for wide layers.
     values = torch.linalg.eigvalsh(second.float()).clamp(min=0.0)
     few = values.cumsum(0) <= tail * values.sum()
     return float(values[few][-1]) if bool(few.any()) else 0.0

@@ -3,7 +3,7 @@
     FS_o(S) = b_Sᵀ G_SS⁺ b_S / y_o,   b = G·1,   y = 1ᵀG 1,   δ*_S = G_SS⁺ b_S
 
 ``G`` is symmetric positive semidefinite, (O, C, C): outputs, components, components. An output with ``y_o = 0`` has nothing
-to reconstruct: its fidelity is given as 0, and it carries no weight in what is chosen for all outputs together.
+to reconstruct: its fidelity is reported as 0, and it has no weight in choices made for all outputs together.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ _DEPENDENT = 1e-10
 
 
 def _checked(gram: Tensor) -> Tensor:
-    """``gram`` in float64 (on the CPU where the device has no float64)."""
+    """``gram`` in float64 (on the CPU if the device has no float64)."""
     if gram.ndim != 3 or gram.shape[1] != gram.shape[2]:
         raise ValueError(f"gram must have shape (O, C, C), not {tuple(gram.shape)}")
     if not gram.is_floating_point():
-        raise ValueError(f"gram must be of a floating dtype, not {gram.dtype}")
+        raise ValueError(f"gram must have a floating-point dtype, not {gram.dtype}")
     if not bool(torch.isfinite(gram).all()):
         raise ValueError("gram has entries that are not finite")
     return (gram.cpu() if gram.device.type == "mps" else gram).to(torch.float64)
@@ -37,7 +37,7 @@ def _indices(subset: Tensor | Sequence[int], components: int, device: torch.devi
     if index.numel() and (int(index.min()) < 0 or int(index.max()) >= components):
         raise ValueError(f"subset has indices outside 0..{components - 1}")
     if len(set(index.tolist())) != index.numel():
-        raise ValueError("subset names a component twice")
+        raise ValueError("subset contains a component twice")
     return index
 
 
@@ -48,14 +48,14 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def _energy(gram: Tensor) -> Tensor:
-    """``y_o``, (O,); exactly 0 where it is only rounding noise beside the contributions' own energies."""
+    """``y_o``, (O,); exactly 0 where it is only rounding noise compared with the energies of the contributions."""
     energy = gram.sum((1, 2))
     noise = 1e-14 * gram.shape[1] * gram.diagonal(dim1=1, dim2=2).sum(1)
     return torch.where(energy > noise, energy, 0.0)
 
 
 def singleton_fidelity(gram: Tensor) -> Tensor:
-    """FS_o({i}) = E<A_oi, Y_o>² / (E‖A_oi‖² E‖Y_o‖²), the squared cosine (theory, section 2, fact 2).
+    """FS_o({i}) = E<A_oi, Y_o>² / (E‖A_oi‖² E‖Y_o‖²), the squared cosine between contribution and output.
 
     ``gram``: (O, C, C) floating. Returns (O, C) in [0, 1]; 0 for a component or an output without energy.
     Raises ValueError for another shape, an integer dtype, or entries that are not finite.
@@ -66,7 +66,7 @@ def singleton_fidelity(gram: Tensor) -> Tensor:
 
 
 def compensation(gram: Tensor, subset: Tensor | Sequence[int]) -> Tensor:
-    """δ*_S = G_SS⁺ b_S, the scalars that reconstruct each output best from ``subset`` (Prop. 3.8).
+    """δ*_S = G_SS⁺ b_S, the scalars that best reconstruct each output from ``subset`` (Prop. 3.8).
 
     ``gram``: (O, C, C); ``subset``: (k,) distinct indices. Returns (O, k), the minimum-norm solution where several are
     equally good. Raises ValueError for bad shapes, dtypes or indices.
@@ -82,7 +82,7 @@ def compensation(gram: Tensor, subset: Tensor | Sequence[int]) -> Tensor:
 
 
 def subset_fidelity(gram: Tensor, subset: Tensor | Sequence[int]) -> Tensor:
-    """FS_o(S) of Def. 3.1: the share of each output's energy that ``subset`` reconstructs with its best scalars.
+    """FS_o(S) of Def. 3.1: the share of each output's energy that ``subset`` reconstructs with the best scalars.
 
     ``gram``: (O, C, C); ``subset``: (k,) distinct indices, possibly none. Returns (O,) in [0, 1].
     Raises ValueError for bad shapes, dtypes or indices.
@@ -102,17 +102,18 @@ def fidelity_curve(gram: Tensor, order: Tensor | Sequence[int]) -> Tensor:
     g = _checked(gram)
     index = _indices(order, g.shape[1], g.device)
     if index.numel() != g.shape[1]:
-        raise ValueError(f"order names {index.numel()} of {g.shape[1]} components; it must be a permutation")
+        raise ValueError(f"order contains {index.numel()} of {g.shape[1]} components; it must be a permutation")
     _, gains = _forward(g, g.shape[1], index)
     explained = torch.cat([torch.zeros_like(gains[:, :1]), gains.cumsum(1)], 1)
     return _ratio(explained, _energy(g)[:, None]).to(gram)
 
 
 def greedy_subset(gram: Tensor, k: int, direction: Literal["forward", "backward"] = "backward") -> Tensor:
-    """The ``k`` components that greedy search keeps, for all outputs together, energy-weighted: Σ_o y_o FS_o(S).
+    """The ``k`` components that greedy search keeps for all outputs together, weighted by energy: Σ_o y_o FS_o(S).
 
-    ``backward`` removes, one at a time, the component whose removal costs least (closed form: δ_i² / (G⁻¹)_ii); ``forward``
-    adds the one that gains most. ``gram``: (O, C, C). Returns (k,) int64, most important first.
+    ``backward`` removes the components one at a time, always the one whose removal costs least (closed form:
+    δ_i² / (G⁻¹)_ii); ``forward`` adds the component with the largest gain. ``gram``: (O, C, C). Returns (k,) int64, most
+    important first.
     Raises ValueError for ``k`` outside 0..C, an unknown direction, or as `subset_fidelity` does.
     """
     g = _checked(gram)
@@ -126,21 +127,21 @@ def greedy_subset(gram: Tensor, k: int, direction: Literal["forward", "backward"
 
 
 def _normalised(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """``G`` scaled to unit diagonal, and the scales (O, C): fidelity does not depend on them, rounding does."""
+    """``G`` scaled to unit diagonal, and the scales (O, C): fidelity does not depend on them, but rounding does."""
     scale = gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
     inverse = torch.where(scale > 0, 1 / torch.where(scale > 0, scale, 1.0), 0.0)
     return gram * inverse[:, :, None] * inverse[:, None, :], scale
 
 
 def _forward(gram: Tensor, k: int, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Cholesky factorisation, the pivot given by ``order`` or the one with the largest gain over all outputs.
+    """Cholesky factorisation; the pivot is given by ``order``, or is the component with the largest gain over all outputs.
 
-    Returns the pivots (k,) and, per output, the energy that each newly explains (O, k).
+    Returns the pivots (k,) and, per output, the additional energy that each explains (O, k).
     """
     unit, scale = _normalised(gram)
     outputs, components, _ = unit.shape
-    residual = (unit @ scale[..., None])[..., 0]  # <A_i / ‖A_i‖, what is still to be explained>, (O, C)
-    own = unit.diagonal(dim1=1, dim2=2).clone()  # energy of each orthogonal part, (O, C)
+    residual = (unit @ scale[..., None])[..., 0]  # <A_i / ‖A_i‖, unexplained part of Y>, (O, C)
+    own = unit.diagonal(dim1=1, dim2=2).clone()  # energy of each component's orthogonal part, (O, C)
     factor = unit.new_zeros(outputs, components, k)
     chosen = torch.full((k,), -1, dtype=torch.int64, device=gram.device)
     gains = unit.new_zeros(outputs, k)
@@ -160,8 +161,8 @@ def _forward(gram: Tensor, k: int, order: Tensor | None = None) -> tuple[Tensor,
 
 
 def _backward(gram: Tensor) -> Tensor:
-    """All components, last removed first. The ridge, 1e-10 on a unit diagonal, keeps dependent components invertible."""
-    unit, weight = _normalised(gram)  # in units of ‖A_i‖ the optimal scalars of the full set are the scales themselves
+    """All components, the last removed first. A ridge of 1e-10 on the unit diagonal keeps the matrix invertible."""
+    unit, weight = _normalised(gram)  # in units of ‖A_i‖, the optimal scalars of the full set are the scales
     components = unit.shape[1]
     inverse = torch.linalg.inv(unit + 1e-10 * torch.eye(components, dtype=unit.dtype, device=unit.device))
     left = torch.ones(components, dtype=torch.bool, device=gram.device)

@@ -1,16 +1,16 @@
-"""Subset Fidelity from the second moment of a layer's input: H = E[x xᵀ] answers every question about every subset.
+"""Subset Fidelity from the second moment of a layer's input: H = E[x xᵀ] determines the fidelity of every subset.
 
 Notation: a layer ``Y = W x`` with ``W`` (O, n); component ``i`` owns some of the ``n`` columns (the pixels of a kernel, the
-dimensions of a head). ``G_o[i, j] = w_oiᵀ H_ij w_oj``. Components are given as ``blocks``: an integer ``k`` where component
-``i`` owns columns ``i·k … (i+1)·k`` and every column is owned, or a (C, k) int64 tensor of columns, where those that are
-not named belong to other groups and stay as they are. Three ways to make up for what is removed (theory, sections 2 and 4):
+dimensions of a head). ``G_o[i, j] = w_oiᵀ H_ij w_oj``. Components are given as ``blocks``: an integer ``k`` if component
+``i`` owns columns ``i·k`` to ``(i+1)·k − 1`` and every column is owned, or a (C, k) int64 tensor of columns; columns that are
+not listed belong to other groups and are kept. There are three levels of compensation (docs/theory.md, *Compensation*):
 
-- ``none``: the remaining weights stay;
+- ``none``: the remaining weights do not change;
 - ``scalar``: δ* per (output, component), Prop. 3.8, which reconstructs the components' own part of the output;
-- ``full``: ``W'_S = W H_{:,S} H_SS⁻¹``, the least-squares optimum over all weights on all columns that stay.
+- ``full``: ``W'_S = W H_{:,S} H_SS⁻¹``, the least-squares optimum over all weights on the remaining columns.
 
-Errors are ``E‖Y − Ŷ‖²`` per position, summed over outputs. A ridge is added to ``H`` beforehand (`ridged`), so that it pulls
-the new weights towards the old ones and nothing changes when nothing is removed.
+Errors are ``E‖Y − Ŷ‖²`` per position, summed over outputs. A ridge is added to ``H`` beforehand (`ridged`). It pulls the new
+weights towards the old ones, and nothing changes if nothing is removed.
 """
 
 from collections.abc import Sequence
@@ -42,13 +42,13 @@ __all__ = [
 Compensate = Literal["none", "scalar", "full"]
 Blocks = int | Tensor
 
-# Outputs handled at a time where a (O, C, C) array would otherwise be needed whole: at most 2^26 entries, 512 MiB.
+# (O, C, C) arrays are computed for as many outputs at a time as have at most 2^26 entries, 512 MiB.
 _ENTRIES = 1 << 26
 
 # Side of the blocks that `inverse` works on.
 _TILE = 512
 
-# While more components than the second number are left, one in so many leaves in one step of `eliminate`.
+# While more than `_ONE_BY_ONE` components remain, a step of `eliminate` removes one in `_AT_ONCE` of them.
 _AT_ONCE = 64
 _ONE_BY_ONE = 256
 
@@ -65,7 +65,7 @@ def _checked(second: Tensor, weight: Tensor, blocks: Blocks) -> tuple[Tensor, Te
         shown = str(tuple(blocks.shape))
     if not fits:
         raise ValueError(
-            f"second moment {tuple(second.shape)}, weight {tuple(weight.shape)} and blocks {shown} do not belong together"
+            f"second moment {tuple(second.shape)}, weight {tuple(weight.shape)} and blocks {shown} do not match"
         )
     if second.device.type == "mps":
         second, weight = second.cpu(), weight.cpu()
@@ -75,7 +75,7 @@ def _checked(second: Tensor, weight: Tensor, blocks: Blocks) -> tuple[Tensor, Te
 
 
 def own_part(columns: Tensor, weight: Tensor, *squares: Tensor) -> tuple[Tensor, ...]:
-    """``weight`` (O, n) and matrices (n, n) cut down to the components' own ``columns`` (C, k), one component after the other."""
+    """``weight`` (O, n) and matrices (n, n) restricted to the components' own ``columns`` (C, k), in order of components."""
     flat = columns.reshape(-1)
     if torch.equal(flat, torch.arange(weight.shape[1], device=flat.device)):
         return weight, *squares
@@ -83,21 +83,21 @@ def own_part(columns: Tensor, weight: Tensor, *squares: Tensor) -> tuple[Tensor,
 
 
 def _owned(second: Tensor, weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, int]:
-    """`own_part`, and ``k``."""
+    """`own_part` of ``second`` and of ``weight``, and ``k``."""
     own_weight, own_second = own_part(columns, weight, second)
     return own_second, own_weight, columns.shape[1]
 
 
 def centre(second: Tensor, mean: Tensor) -> Tensor:
-    """The covariance ``H − m mᵀ``, (n, n) float64; what is lost, ``W m``, is a constant that a bias can put back."""
+    """The covariance ``H − m mᵀ``, (n, n) float64; what is lost, ``W m``, is a constant that a bias can restore."""
     m = mean.to(torch.float64)
     return second.to(torch.float64) - torch.outer(m, m)
 
 
 def ridged(second: Tensor, ridge: float, floor: float = 0.0) -> Tensor:
-    """``H + λI`` in float64, (n, n), with ``λ = max(ridge · mean(diag H), floor)``; at least 1e-300 so that zero inputs invert.
+    """``H + λI`` in float64, (n, n), with ``λ = max(ridge · mean(diag H), floor)``, at least 1e-300 so that zeros invert.
 
-    ``floor`` is for what ``H`` was rounded by when it was accumulated: smaller eigenvalues are noise, and may be negative.
+    ``floor`` is the rounding error of the accumulated ``H``: smaller eigenvalues are noise, and may be negative.
     """
     h = second.to(torch.float64).clone()
     h.diagonal().add_(max(ridge * float(h.diagonal().mean()), floor, 1e-300))
@@ -109,7 +109,7 @@ def inverse(second: Tensor) -> Tensor:
     h = second.cpu() if second.device.type == "mps" else second
     factor = torch.linalg.cholesky(h.to(torch.float64))
     n = len(factor)
-    # L⁻¹ and L⁻ᵀL⁻¹ by block columns, without the zeros above the diagonal: several times faster than
+    # Computes L⁻¹ and L⁻ᵀL⁻¹ by block columns, skipping the zeros above the diagonal: several times faster than
     # torch.cholesky_inverse, which runs on one core.
     half, found = torch.zeros_like(factor), torch.empty_like(factor)
     starts = range(0, n, _TILE)
@@ -134,7 +134,7 @@ def gram(second: Tensor, weight: Tensor, blocks: Blocks) -> Tensor:
 
 
 def aggregate_gram(second: Tensor, weight: Tensor, blocks: Blocks) -> Tensor:
-    """``Σ_o G_o``, (C, C) float64, without forming the single ones."""
+    """``Σ_o G_o``, (C, C) float64, without forming the individual ``G_o``."""
     h, w, block = _owned(*_checked(second, weight, blocks))
     components = w.shape[1] // block
     return ((w.T @ w) * h).reshape(components, block, components, block).sum((1, 3))
@@ -162,16 +162,16 @@ def singleton_from_moments(second: Tensor, weight: Tensor, blocks: Blocks) -> Te
 
 
 def row_sum(second: Tensor, weight: Tensor, blocks: Blocks) -> Tensor:
-    """``Σ_o E⟨Y_o, A_oi⟩ = Σ_o (G_o 1)_i``, (C,) float64: the published implementation's score (App. D.2)."""
+    """``Σ_o E⟨Y_o, A_oi⟩ = Σ_o (G_o 1)_i``, (C,) float64: the score of the published implementation (App. D.2)."""
     h, w, columns = _checked(second, weight, blocks)
     return ((w @ h) * w).sum(0)[columns].sum(1)
 
 
 def scalar_compensation(second: Tensor, weight: Tensor, blocks: Blocks, keep: Tensor | Sequence[int]) -> Tensor:
     """The weights with ``δ*`` applied to the components ``keep`` and zero for the others: (O, n) float64 (Prop. 3.8). Columns
-    of no component keep their weights.
+    that belong to no component keep their weights.
 
-    With one column a component this is `full_compensation` of the components' own part, whose conditions hold.
+    With one column per component this is `full_compensation` of the components' own part, under the same conditions.
     """
     h, w, columns = _checked(second, weight, blocks)
     own_h, own_w, block = _owned(h, w, columns)
@@ -191,20 +191,20 @@ def scalar_compensation(second: Tensor, weight: Tensor, blocks: Blocks, keep: Te
 
 
 def full_compensation(second: Tensor, weight: Tensor, blocks: Blocks, keep: Tensor | Sequence[int]) -> Tensor:
-    """``W' = W H_{:,S} H_SS⁻¹`` on the columns ``S`` that stay and zero elsewhere: (O, n) float64.
+    """``W' = W H_{:,S} H_SS⁻¹`` on the remaining columns ``S`` and zero elsewhere: (O, n) float64.
 
-    ``second`` should be `ridged`; a singular ``H_SS`` raises `torch.linalg.LinAlgError`.
+    ``second`` should be `ridged`; raises `torch.linalg.LinAlgError` if ``H_SS`` is singular.
     """
     h, w, columns = _checked(second, weight, blocks)
-    stays = torch.ones(w.shape[1], dtype=torch.bool, device=w.device)
-    stays[columns.reshape(-1)] = False
-    stays[columns[_indices(keep, len(columns), w.device)].reshape(-1)] = True
+    kept = torch.ones(w.shape[1], dtype=torch.bool, device=w.device)
+    kept[columns.reshape(-1)] = False
+    kept[columns[_indices(keep, len(columns), w.device)].reshape(-1)] = True
     new = torch.zeros_like(w)
-    if bool(stays.all()):
+    if bool(kept.all()):
         return w.clone()
-    if bool(stays.any()):
-        factor = torch.linalg.cholesky(h[stays][:, stays])
-        new[:, stays] = torch.cholesky_solve((w @ h[:, stays]).T, factor).T
+    if bool(kept.any()):
+        factor = torch.linalg.cholesky(h[kept][:, kept])
+        new[:, kept] = torch.cholesky_solve((w @ h[:, kept]).T, factor).T
     return new
 
 
@@ -216,22 +216,22 @@ def error_curve(
     compensate: Compensate,
     inverted: Tensor | None = None,
 ) -> Tensor:
-    """``E‖Y − Ŷ‖²`` when the first 0, 1, …, C components of ``order`` stay: (C + 1,) float64.
+    """``E‖Y − Ŷ‖²`` when the first 0, 1, …, C components of ``order`` are kept: (C + 1,) float64.
 
-    One factorisation answers every size. Full: removing ``R`` costs ``tr(W_R [(H⁻¹)_RR]⁻¹ W_Rᵀ)``, and with the rows of
-    ``H⁻¹`` in the order of removal its Cholesky factor gives the cost of all nested ``R`` at once. ``inverted``: `inverse` of
-    ``second``, if it is at hand. With ``none`` the error may exceed the energy at size 0.
+    One factorisation gives every size. For ``full``, removing ``R`` costs ``tr(W_R [(H⁻¹)_RR]⁻¹ W_Rᵀ)``; with the rows of
+    ``H⁻¹`` in the order of removal, its Cholesky factor gives the cost of all nested ``R`` at once. ``inverted``: `inverse` of
+    ``second``, if already known. With ``none``, an error may exceed the energy, which is the error at size 0.
     """
     h, w, columns = _checked(second, weight, blocks)
     components, block = columns.shape
     index = _indices(order, components, w.device)
     if index.numel() != components:
-        raise ValueError(f"order names {index.numel()} of {components} components; it must be a permutation")
+        raise ValueError(f"order contains {index.numel()} of {components} components; it must be a permutation")
     if compensate == "none":
         removed = aggregate_gram(h, w, columns)[index][:, index].flip(0, 1)
-        total = removed.cumsum(0).cumsum(1).diagonal()  # error when the last 1, 2, … of the order are gone
+        total = removed.cumsum(0).cumsum(1).diagonal()  # error when the last 1, 2, … of the order are removed
         error = torch.cat([total.flip(0), total.new_zeros(1)])
-    elif compensate == "scalar" and block > 1:  # with one weight a slice, scalar is full
+    elif compensate == "scalar" and block > 1:  # with one weight per slice, scalar is full
         own_h, own_w, _ = _owned(h, w, columns)
         energy = output_energy(own_h, own_w)
         error = w.new_zeros(components + 1)
@@ -254,10 +254,11 @@ def error_curve(
 
 
 def _scalar_errors(ordered: Tensor, energy: Tensor) -> Tensor:
-    """(C + 1,): error summed over outputs when the first 0…C components of the (O, C, C) matrices stay with their best scalars.
+    """(C + 1,): the error, summed over outputs, when the first 0…C components of the (O, C, C) matrices are kept with their
+    best scalars.
 
-    With ``G = L Lᵀ`` the squared entries of ``L⁻¹ b`` are what each component newly explains. Where an output's components
-    are too dependent for that, `fidelity_curve` sorts them out.
+    With ``G = L Lᵀ``, the squared entries of ``L⁻¹ b`` are the additional energy that each component explains. Outputs whose
+    components are too dependent for this are left to `fidelity_curve`.
     """
     scale = ordered.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
     inverted = torch.where(scale > 0, 1 / torch.where(scale > 0, scale, 1.0), 0.0)
@@ -279,14 +280,14 @@ def eliminate(layers: Sequence[tuple[Tensor, Tensor, Blocks]]) -> tuple[Tensor, 
     """Backward greedy elimination with full compensation, in closed form (optimal brain surgeon for blocks).
 
     Removing component ``i`` costs ``tr(W_i [(H⁻¹)_ii]⁻¹ W_iᵀ)``; afterwards ``W ← W − W_i [(H⁻¹)_ii]⁻¹ H⁻¹_{i,:}`` and ``H⁻¹``
-    takes the matching rank-k downdate. While more than 256 components are left, the cheapest 64th of them leaves in one
-    step, so that wide layers take a few hundred steps.
+    takes the matching rank-k downdate. While more than 256 components remain, one step removes the cheapest 64th of them,
+    so that wide layers take a few hundred steps.
 
-    ``layers``: one ``(inverted (n, n), weight (O, n), blocks)`` for each consumer of the same C components, ``inverted`` the
-    `inverse` of its ridged moment; their costs add. Only the components' own rows and columns are looked at.
+    ``layers``: one ``(inverted (n, n), weight (O, n), blocks)`` per consumer of the same C components, with ``inverted`` the
+    `inverse` of its ridged moment; their costs are added. Only the components' own rows and columns are used.
 
-    Returns the order, most important first, (C,) int64, and the cost at which each component left, (C,) float64, indexed
-    by component. Raises ValueError if the layers differ in C.
+    Returns the order, most important first, (C,) int64, and the cost at which each component was removed, (C,) float64,
+    indexed by component. Raises ValueError if the layers differ in C.
     """
     states = []
     for inverted, weight, blocks in layers:
@@ -294,10 +295,10 @@ def eliminate(layers: Sequence[tuple[Tensor, Tensor, Blocks]]) -> tuple[Tensor, 
         states.append((p.clone(), w.T.clone(), block))  # (m, m), (m, O)
     counts = {len(p) // block for p, _, block in states}
     if len(counts) != 1:
-        raise ValueError(f"the layers have {sorted(counts)} components; they must be the same ones")
+        raise ValueError(f"the layers have {sorted(counts)} components; they must read the same components")
     components = counts.pop()
     device = states[0][0].device
-    names = torch.arange(components, device=device)  # which component each block of the matrices is
+    names = torch.arange(components, device=device)  # the component of each block of the matrices
     alive = torch.ones(components, dtype=torch.bool, device=device)
     removed: list[Tensor] = []
     costs = torch.zeros(components, dtype=torch.float64, device=device)
@@ -309,28 +310,28 @@ def eliminate(layers: Sequence[tuple[Tensor, Tensor, Blocks]]) -> tuple[Tensor, 
         removed.append(names[worst])
         alive[worst] = False
         left -= len(worst)
-        # Rows that are gone are taken out of the matrices now and then: each time costs a copy.
-        stay = torch.nonzero(alive)[:, 0] if left <= 0.8 * len(alive) else None
+        # Removed rows are only dropped from the matrices now and then, because each time costs a copy.
+        remaining = torch.nonzero(alive)[:, 0] if left <= 0.8 * len(alive) else None
         for position, (p, w, block) in enumerate(states):
             gone = _columns(worst, block)
             rows = p[gone]
             scaled = torch.linalg.solve(rows[:, gone], torch.cat([rows, w[gone]], 1))  # [(H⁻¹)_ii]⁻¹ [H⁻¹_{i,:}, W_i]
             p.addmm_(rows.T, scaled[:, : len(p)], alpha=-1.0)
             w.addmm_(rows.T, scaled[:, len(p) :], alpha=-1.0)
-            if stay is None:
-                # What is gone must not be singular where all blocks are inverted together.
+            if remaining is None:
+                # All blocks are inverted together, so removed ones must not be singular.
                 p[gone, gone] = 1.0
             else:
-                index = _columns(stay, block)
+                index = _columns(remaining, block)
                 states[position] = (p[index][:, index], w[index], block)
-        if stay is not None:
-            names, alive = names[stay], alive[stay]
+        if remaining is not None:
+            names, alive = names[remaining], alive[remaining]
     return torch.cat(removed).flip(0), costs
 
 
 def removal_cost(layers: Sequence[tuple[Tensor, Tensor, Blocks]]) -> Tensor:
-    """``tr(W_i [(H⁻¹)_ii]⁻¹ W_iᵀ)``, (C,) float64: what the removal of each component alone costs when the others make up for it,
-    summed over ``layers``, which are as `eliminate` takes them.
+    """``tr(W_i [(H⁻¹)_ii]⁻¹ W_iᵀ)``, (C,) float64: the cost of removing each component alone while the others compensate,
+    summed over ``layers``, which are as in `eliminate`.
     """
     states = []
     for inverted, weight, blocks in layers:
@@ -340,7 +341,7 @@ def removal_cost(layers: Sequence[tuple[Tensor, Tensor, Blocks]]) -> Tensor:
 
 
 def _columns(index: Tensor, block: int) -> Tensor:
-    """The columns of the components ``index`` where ``block`` follow one another, (len(index)·block,)."""
+    """The columns of the components ``index``, with ``block`` contiguous columns per component: (len(index)·block,)."""
     return (index[:, None] * block + torch.arange(block, device=index.device)).reshape(-1)
 
 

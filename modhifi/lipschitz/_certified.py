@@ -1,9 +1,9 @@
-"""The certified counterpart: an upper bound of each layer's constant from operator norms alone (theory, section 5).
+"""The certified counterpart: an upper bound of each layer's constant, from operator norms alone.
 
-The network is exported as a graph of elementary operations. Each of them has a Lipschitz constant with respect to each of its
-inputs; from the output backwards ``K(x) = Σ L·K(y)`` over all ``y`` that use ``x``: products along a way, sums where ways part.
-LayerNorm and attention have no finite constant on all of ℝⁿ; theirs hold where inputs have no smaller norm, and queries, keys and
-values no larger one, than was seen. What is not known to have a constant at all gives none, with the reason.
+The network is exported as a graph of elementary operations, each with a Lipschitz constant with respect to each of its inputs.
+From the output backwards, ``K(x) = Σ L·K(y)`` over all ``y`` that use ``x``: products along a path, sums where paths branch.
+LayerNorm and attention have no finite constant on all of ℝⁿ; theirs hold while inputs have no smaller norm, and queries, keys
+and values no larger norm, than was seen. Operations without a known constant give none, with the reason.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ aten = torch.ops.aten
 
 
 class Upper(BaseModel):
-    """An upper bound of a layer's constant. ``value``: None where none is known, ``reason`` says why. ``ranges``: whether it
-    holds only while the norms that LayerNorm divides by, and those of queries, keys and values, stay in the range seen.
+    """An upper bound of a layer's constant. ``value``: None if none is known, with the ``reason``. ``ranges``: whether it holds
+    only while the norms that LayerNorm divides by, and those of queries, keys and values, remain in the range seen.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,11 +42,10 @@ class Upper(BaseModel):
 def certified(
     module: nn.Module, layers: Sequence[str], images: Tensor, *, progress: Progress = silent
 ) -> dict[str, Upper]:
-    """An upper bound of the Lipschitz constant of ``h_l`` for each layer, everything beside it held as it is.
+    """An upper bound of the Lipschitz constant of ``h_l`` for each layer, with everything beside it held fixed.
 
-    ``images``: (N, 3, H, W) on the CPU. The first gives the shapes; the others are only run where there is a LayerNorm or
-    attention, whose ranges are those seen on them. Spectral norms are those of the convolutions as operators at the size of
-    their input.
+    ``images``: (N, 3, H, W) on the CPU. The first gives the shapes; the others are only run if there is a LayerNorm or
+    attention, to find its ranges. Spectral norms are those of the convolutions as operators at their input size.
     """
     device = next(module.parameters()).device
     exported = torch.export.export(module, (images[:1].to(device),), strict=False)
@@ -54,17 +53,17 @@ def certified(
     assert isinstance(graph, torch.fx.GraphModule)
     nodes = [node for node in graph.graph.nodes if node.op in ("placeholder", "call_function", "get_attr", "output")]
     live = _live(nodes)
-    seen = _ranges(graph, images.to(device), progress) if any(node.target in _DATA for node in nodes) else {}
+    seen = _ranges(graph, images.to(device), progress) if any(node.target in _RANGED for node in nodes) else {}
     table = _Table(graph, live, seen)
     gains: dict[torch.fx.Node, list[tuple[torch.fx.Node, float, str]]] = {}
-    written: dict[torch.fx.Node, torch.fx.Node] = {}  # an operation in place takes the place of what it wrote to
+    written: dict[torch.fx.Node, torch.fx.Node] = {}  # an in-place operation replaces what it wrote to
     calls = [node for node in nodes if node.op == "call_function" and node in live]
     for done, node in enumerate(calls):
-        progress(done, len(calls), "operator norms")
+        progress(done, len(calls), "bounding each operation")
         gains[node] = [(written.get(arg, arg), gain, why) for arg, gain, why in table.gains(node)]
         if getattr(getattr(node.target, "overloadpacket", None), "__name__", "").endswith("_"):
             written[node.all_input_nodes[0]] = node
-    progress(len(calls), len(calls), "operator norms")
+    progress(len(calls), len(calls), "bounding each operation")
     bounds: dict[torch.fx.Node, Upper] = {}
     for node in nodes:
         if node.op == "output":
@@ -76,16 +75,16 @@ def certified(
             continue
         for arg, gain, why in gains[node]:
             if arg in live:
-                through = node.target in _DATA
-                bounds[arg] = _added(bounds.get(arg), after, gain, why, through)
+                through = node.target in _RANGED
+                bounds[arg] = _accumulated(bounds.get(arg), after, gain, why, through)
     of = {_layer_of(node): node for node in calls if node.target in (aten.conv2d.default, aten.linear.default)}
-    missing = Upper(value=None, reason="the exported graph does not have it")
-    nothing = Upper(value=0.0)  # it is not used at all
+    missing = Upper(value=None, reason="not found in the exported graph")
+    nothing = Upper(value=0.0)  # not used at all
     return {name: bounds.get(of[name], nothing) if name in of else missing for name in layers}
 
 
-def _added(so_far: Upper | None, after: Upper, gain: float, why: str, through: bool) -> Upper:
-    """The bound of a tensor that is used once more, by an operation of ``gain`` whose own bound is ``after``."""
+def _accumulated(so_far: Upper | None, after: Upper, gain: float, why: str, through: bool) -> Upper:
+    """The bound of a tensor with one more use, by an operation with ``gain`` whose own bound is ``after``."""
     before = so_far or Upper(value=0.0)
     if before.value is None:
         return before
@@ -97,7 +96,7 @@ def _added(so_far: Upper | None, after: Upper, gain: float, why: str, through: b
 
 
 def _arguments(node: torch.fx.Node) -> dict[str, Any]:
-    """By the names of the operation's schema, with its defaults."""
+    """The operation's arguments by the names in its schema, including defaults."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     named = {arg.name: arg.default_value for arg in schema if arg.has_default_value()}
     named |= {arg.name: value for arg, value in zip(schema, node.args, strict=False)}
@@ -110,7 +109,7 @@ def _layer_of(node: torch.fx.Node) -> str:
 
 
 def _live(nodes: Sequence[torch.fx.Node]) -> set[torch.fx.Node]:
-    """What depends on the input."""
+    """The nodes that depend on the network's input."""
     found: set[torch.fx.Node] = set()
     for node in nodes:
         if node.op == "placeholder" or any(arg in found for arg in node.all_input_nodes):
@@ -119,8 +118,8 @@ def _live(nodes: Sequence[torch.fx.Node]) -> set[torch.fx.Node]:
 
 
 class _Ranges(torch.fx.Interpreter):
-    """Runs the graph and keeps of each LayerNorm the smallest norm that it divides by, and of each attention the largest norms of
-    a query, a key and a value.
+    """Runs the graph and records the smallest norm that each LayerNorm divides by, and the largest norms of a query, a key and
+    a value in each attention.
     """
 
     def __init__(self, graph: torch.fx.GraphModule) -> None:
@@ -128,7 +127,7 @@ class _Ranges(torch.fx.Interpreter):
         self.found: dict[torch.fx.Node, tuple[float, ...]] = {}
 
     def run_node(self, n: torch.fx.Node) -> Any:
-        if n.target in _DATA:
+        if n.target in _RANGED:
             args, _ = self.fetch_args_kwargs_from_env(n)
             if n.target is aten.scaled_dot_product_attention.default:
                 new = tuple(float(value.norm(dim=-1).max()) for value in args[:3])
@@ -145,13 +144,13 @@ def _ranges(graph: torch.fx.GraphModule, images: Tensor, progress: Progress) -> 
     interpreter = _Ranges(graph)
     with torch.no_grad():
         for done, image in enumerate(images):
-            progress(done, len(images), "looking at ranges")
+            progress(done, len(images), "recording the ranges of norms")
             interpreter.run(image[None])
     return interpreter.found
 
 
 # fmt: off
-_SAME = {
+_NON_EXPANSIVE = {
     aten.relu, aten.relu_, aten.hardtanh, aten.hardtanh_, aten.relu6, aten.relu6_, aten.dropout, aten.dropout_,
     aten.contiguous, aten.alias, aten.detach, aten.detach_, aten.clone, aten.flatten, aten.view, aten.reshape,
     aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze, aten.unflatten, aten.slice, aten.select,
@@ -159,7 +158,7 @@ _SAME = {
     aten.stack, aten.tanh, aten.elu, aten.elu_, aten.celu, aten.softplus, aten.feature_dropout, aten.flip,
 }
 # fmt: on
-"""Operations that bring no two points further apart, in each of their inputs."""
+"""Operations that never increase the distance between two points, in each of their inputs."""
 _SMOOTH = {
     aten.sigmoid: 0.25,
     aten.sigmoid_: 0.25,
@@ -175,14 +174,14 @@ _SMOOTH = {
     aten.softmax: 0.5,
     aten._softmax: 0.5,
 }
-"""The largest slope, rounded up; of softmax, the largest norm of diag(p) − ppᵀ."""
+"""The largest slope, rounded up; for softmax, the largest norm of diag(p) − ppᵀ."""
 _POOLS = {aten.avg_pool2d, aten.adaptive_avg_pool2d, aten.mean, aten.upsample_nearest2d, aten.upsample_bilinear2d}
-"""Linear in each channel alone."""
-_DATA = {aten.layer_norm.default, aten.rms_norm.default, aten.scaled_dot_product_attention.default}
+"""Operations that are linear in each channel separately."""
+_RANGED = {aten.layer_norm.default, aten.rms_norm.default, aten.scaled_dot_product_attention.default}
 
 
 class _Table:
-    """The constant of every operation."""
+    """The Lipschitz constant of every operation."""
 
     def __init__(
         self,
@@ -195,11 +194,11 @@ class _Table:
         self.constants: dict[torch.fx.Node, Any] = {}
 
     def gains(self, node: torch.fx.Node) -> list[tuple[torch.fx.Node, float, str]]:
-        """(input, constant, why it is infinite) for each input that depends on the network's."""
+        """(input, constant, why it is infinite) for each input that depends on the network's input."""
         inputs = [arg for arg in node.all_input_nodes if arg in self.live]
         target = node.target
         packet: Any = getattr(target, "overloadpacket", None)
-        if target is operator.getitem or packet in _SAME:
+        if target is operator.getitem or packet in _NON_EXPANSIVE:
             return [(arg, 1.0, "") for arg in inputs]
         if packet in _SMOOTH:
             return [(arg, _SMOOTH[packet], "") for arg in inputs]
@@ -234,7 +233,7 @@ class _Table:
         return [(arg, math.inf, why) for arg in inputs]
 
     def _value(self, argument: Any) -> Any:
-        """The value of an argument that does not depend on the input."""
+        """The value of an argument that does not depend on the network's input."""
         if not isinstance(argument, torch.fx.Node):
             return argument
         if argument.op == "get_attr":
@@ -280,10 +279,11 @@ class _Table:
         return [largest / self.seen[node][0]]
 
     def _attention(self, node: torch.fx.Node, inputs: list[torch.fx.Node]) -> list[float] | None:
-        """Of one head with scores S = s·QKᵀ, P = softmax(S) by rows and output PV, where no query, key or value is longer than
-        R_q, R_k, R_v: a row's answer moves by the covariance of V and dS under its p, ``‖Cov_p(V, dS)‖ ≤ R_v·√(Σ_j p_j dS_j²)``.
-        With dS_ij = s(dq_i·k_j + q_i·dk_j) that gives ``s·R_v·R_k‖dQ‖`` and, as a column of P sums to at most n,
-        ``s·R_v·R_q·√n‖dK‖``; ``‖P dV‖ ≤ √n‖dV‖`` for the same reason. Heads do not mix.
+        """For one head with scores S = s·QKᵀ, P = softmax(S) by rows and output PV, where queries, keys and values have norms
+        of at most R_q, R_k, R_v: the output of a row changes by the covariance of V and dS under its p, and
+        ``‖Cov_p(V, dS)‖ ≤ R_v·√(Σ_j p_j dS_j²)``. With dS_ij = s(dq_i·k_j + q_i·dk_j) this gives ``s·R_v·R_k‖dQ‖`` and,
+        because a column of P sums to at most n, ``s·R_v·R_q·√n‖dK‖``; ``‖P dV‖ ≤ √n‖dV‖`` for the same reason. Heads do not
+        mix.
         """
         given = _arguments(node)
         query, key, value = given["query"], given["key"], given["value"]
@@ -304,7 +304,7 @@ class _Table:
         found = dict.fromkeys(inputs, 0.0)
         for arg, factor in ((node.args[0], 1.0), (node.args[1], other)):
             if isinstance(arg, torch.fx.Node) and arg in found:
-                found[arg] += factor * _repeats(arg, node)
+                found[arg] += factor * _broadcast_gain(arg, node)
         return list(found.values())
 
     def _scale(self, node: torch.fx.Node, inputs: list[torch.fx.Node]) -> list[float] | None:
@@ -316,19 +316,19 @@ class _Table:
             return None
         factor = torch.as_tensor(self._value(second if first is inputs[0] else first)).cpu().double().abs()
         factor = 1 / factor if by_division else factor
-        return [float(factor.max()) * _repeats(inputs[0], node)]
+        return [float(factor.max()) * _broadcast_gain(inputs[0], node)]
 
     def _expand(self, node: torch.fx.Node, inputs: list[torch.fx.Node]) -> list[float] | None:
-        return [_repeats(inputs[0], node)]
+        return [_broadcast_gain(inputs[0], node)]
 
     def _leaky(self, node: torch.fx.Node, _: list[torch.fx.Node]) -> list[float] | None:
         return [max(1.0, abs(float(_arguments(node)["negative_slope"])))]
 
     def _max_pool(self, node: torch.fx.Node, _: list[torch.fx.Node]) -> list[float] | None:
-        """A value can be the largest of every window that it lies in."""
+        """A value can be the maximum of every window that contains it."""
         given = _arguments(node)
-        window, step, apart = (_two(given[name]) for name in ("kernel_size", "stride", "dilation"))
-        if window is None or apart != (1, 1):
+        window, step, dilation = (_pair(given[name]) for name in ("kernel_size", "stride", "dilation"))
+        if window is None or dilation != (1, 1):
             return None
         times = [math.ceil(w / s) for w, s in zip(window, step or window, strict=True)]
         return [math.sqrt(times[0] * times[1])]
@@ -347,16 +347,16 @@ class _Table:
         def forward(x: Tensor) -> Tensor:
             return function(x, *rest, **node.kwargs)  # type: ignore[operator, no-any-return]
 
-        # Every channel is treated alike.
+        # All channels are treated alike, so one of them suffices.
         return [operator_norm(forward, (1, 1, *shape[2:]), torch.device("cpu"))]
 
 
-def _repeats(arg: torch.fx.Node, node: torch.fx.Node) -> float:
-    """What an input that is broadcast to the output's shape grows by."""
+def _broadcast_gain(arg: torch.fx.Node, node: torch.fx.Node) -> float:
+    """The factor by which the norm of an input grows if it is broadcast to the shape of the output."""
     return math.sqrt(max(1.0, node.meta["val"].numel() / max(1, arg.meta["val"].numel())))
 
 
-def _two(value: Any) -> tuple[int, int] | None:
+def _pair(value: Any) -> tuple[int, int] | None:
     if isinstance(value, int):
         return value, value
     if not value:

@@ -1,6 +1,6 @@
-"""Gains of finite errors: something is added to a layer's output, and what arrives at the network's is measured.
+"""Gains of finite errors: an error is added to a layer's output, and its effect on the network's output is measured.
 
-One pass from the layer on (`Replay`) for each layer and each batch.
+Each layer and batch takes one pass from the layer on (`Replay`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .._operators import Change, Edit, change_of, changed, get_operator
-from .._replay import Replay, batched
+from ..layers import Change, Edit, Replay, batched, change_of, changed, get_operator
 from ..progress import Progress, silent
 from ._gains import Gains
 
 __all__ = ["directional", "moved_by", "pairs", "random"]
 
 Shape = Callable[[int], Change]
-"""From the number of samples in a batch to the change that is made to it."""
+"""Maps the number of samples in a batch to the change that is made to it."""
 
 
 def directional(
@@ -29,8 +28,8 @@ def directional(
     batch_size: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Gains]:
-    """``‖h_l(z + e) − h_l(z)‖ / ‖e‖`` at each sample, with ``e`` the error that the edit of layer ``l`` makes there; the rest of
-    the network is as it is (theory, section 5).
+    """``‖h_l(z + e) − h_l(z)‖ / ‖e‖`` at each sample, with ``e`` the error that the edit of layer ``l`` makes there; the rest
+    of the network is unchanged.
 
     ``images``: (N, 3, H, W) on the CPU; ``batch_size``: as many as fit into a gigabyte by default.
     """
@@ -47,8 +46,8 @@ def random(
     batch_size: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Gains]:
-    """The same with ``e`` drawn isotropically: normal, its size ``scale`` times the root-mean-square of the sample's own output
-    of the layer. What an error without any direction of its own does.
+    """`directional` with ``e`` drawn isotropically: normal, its size ``scale`` times the root-mean-square of the layer's output
+    for the sample. Shows the effect of an error without a preferred direction.
     """
     device = next(module.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
@@ -70,8 +69,8 @@ def pairs(
     batch_size: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Gains]:
-    """``‖h_l(z') − h_l(z)‖ / ‖z' − z‖`` with ``z'`` the layer's output for another sample, the one before in the batch; what runs
-    beside the layer stays that of the first (theory, section 5). Batches have at least two samples.
+    """``‖h_l(z') − h_l(z)‖ / ‖z' − z‖`` with ``z'`` the layer's output for another sample, the previous one in the batch;
+    everything beside the layer remains that of the first sample. Batches have at least two samples.
     """
 
     def other(output: Tensor, samples: int) -> Tensor:
@@ -88,7 +87,7 @@ def moved_by(
     batch_size: int | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[str, Gains], dict[str, Tensor]]:
-    """`directional`, and by how much the network's output moved, (N, K) for each layer."""
+    """`directional`, and the difference at the network's output, (N, K) for each layer."""
     return _run(module, _fixed(module, edits), images, batch_size, progress, keep=True)
 
 
@@ -100,7 +99,7 @@ def _fixed(module: nn.Module, edits: Mapping[str, Edit]) -> dict[str, Shape]:
 
 
 def _of_output(error: Callable[[Tensor, int], Tensor]) -> Shape:
-    """A change that depends on the layer's output (and the number of samples) alone."""
+    """A change that depends only on the layer's output and the number of samples."""
     return lambda samples: lambda _, __, output: error(output, samples)
 
 
@@ -113,7 +112,7 @@ def _run(
     at_least: int = 1,
     keep: bool = False,
 ) -> tuple[dict[str, Gains], dict[str, Tensor]]:
-    """The gains, and where ``keep`` says so by how much the output moved, (N, K) for each layer."""
+    """The gains and, with ``keep``, the differences at the network's output, (N, K) for each layer."""
     local: dict[str, list[Tensor]] = {name: [] for name in shapes}
     reached: dict[str, list[Tensor]] = {name: [] for name in shapes}
     moved: dict[str, list[Tensor]] = {name: [] for name in shapes}

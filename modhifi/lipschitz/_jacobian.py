@@ -1,10 +1,10 @@
-"""The operator norm of the Jacobian ``J_l`` from a layer's output to the network's, at each sample.
+"""The operator norm of the Jacobian ``J_l`` from a layer's output to the network's output, at each sample.
 
-One backward pass gives ``J_lᵀu`` of *all* layers at once, but ``J_l v`` takes a pass for each. So the power iteration is done in
-blocks on the side of the network's output, and all layers share the block: with orthonormal columns ``U``, the largest singular
-value of ``J_lᵀU`` is at most that of ``J_l`` (Rayleigh and Ritz), and equal to it once ``U`` spans the whole output. Networks
-with few outputs are therefore answered exactly; for the others every further round takes ``J_l v`` of the best ``v`` so far of
-each layer (of several where layers are few), and its block are the directions in which these point most.
+One backward pass gives ``J_lᵀu`` for *all* layers at once, but ``J_l v`` takes one pass per layer. The block power iteration
+therefore works on the side of the network's output, and all layers share the block. For orthonormal columns ``U``, the largest
+singular value of ``J_lᵀU`` is at most that of ``J_l`` (Rayleigh and Ritz), and equal to it once ``U`` spans the whole output:
+the norm is exact for networks with few outputs. For others, every further round computes ``J_l v`` for the best ``v`` of each
+layer so far (for several if there are few layers); the main directions of these vectors are the next block.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
-from .._operators import get_operator
-from .._replay import Replay, batched
+from ..layers import Replay, batched, get_operator
 from ..progress import Progress, silent
 from ._gains import Gains
 
@@ -45,21 +44,21 @@ def jacobian(
         module: the network, in evaluation mode.
         layers: Conv2d or Linear layers by name.
         images: (N, 3, H, W) on the CPU.
-        block: backward passes (VJP) in one round; for an exact answer one for each output.
-        rounds: the first begins with ``start``, or without it with random directions; each other one takes a pass in forward
-            mode (JVP) for each layer and ``block`` backward passes.
-        start: (N, K) for each layer, directions of the output to begin with: what `directional` saw arrive, for example.
+        block: backward passes (VJP) per round; an exact result takes one per output.
+        rounds: the first starts from ``start``, or from random directions without it; each further round takes one pass in
+            forward mode (JVP) per layer and ``block`` backward passes.
+        start: (N, K) for each layer, directions at the output to start from: the differences of `moved_by`, for example.
         seed: of the random directions.
         batch_size: as many as fit into a gigabyte by default.
         progress: see `modhifi.progress`.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
-    # Few at once: memory that has to be found anew for every batch is slower than more batches.
+    # Small batches: having to allocate memory anew for every batch is slower than running more batches.
     batches = list(batched(module, images, batch_size, times=4 + 2 * block))
     first = 0
     guard: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     for done, batch in enumerate(batches):
-        progress(done, len(batches), "following the Jacobian")
+        progress(done, len(batches), "block power iteration")
         begin = None
         if start is not None:
             begin = torch.stack([start[name][first : first + len(batch)] for name in layers], 2)
@@ -70,13 +69,13 @@ def jacobian(
         except RuntimeError as error:
             if "inplace operation" not in str(error):
                 raise
-            # The network writes over what its gradient needs: from here on copies are kept of that.
+            # The network overwrites tensors that its gradient needs: from here on, copies of them are kept.
             guard = torch.autograd.graph.allow_mutation_on_saved_tensors
             with guard():
                 best = _norms(module, layers, batch, block, rounds, begin, seed + done)
         for name in layers:
             found[name].append(best[name].cpu())
-    progress(len(batches), len(batches), "following the Jacobian")
+    progress(len(batches), len(batches), "block power iteration")
     squared = {name: torch.cat(values) if values else torch.zeros(0) for name, values in found.items()}
     return {name: Gains(torch.ones_like(value), value) for name, value in squared.items()}
 
@@ -90,7 +89,7 @@ def _norms(
     start: Tensor | None,
     seed: int,
 ) -> dict[str, Tensor]:
-    """The squared norms (B,) of each layer."""
+    """The squared norms (B,) of each layer's Jacobian."""
     with torch.enable_grad(), _probed(module, layers) as probes:
         output = module(x).flatten(1)  # (B, K)
     samples, outputs = output.shape
@@ -119,7 +118,7 @@ def _norms(
 
 
 def _basis(given: Tensor | None, output: Tensor, block: int, seed: int) -> Tensor:
-    """(B, K, block) orthonormal: the directions in which those ``given``, (B, K, L), point most, filled up with random ones."""
+    """(B, K, block) orthonormal: the main directions of ``given`` (B, K, L), filled up with random ones."""
     samples, outputs = output.shape
     generator = torch.Generator().manual_seed(seed)
     columns = torch.randn(samples, outputs, block, generator=generator, dtype=torch.float64)
@@ -132,7 +131,7 @@ def _basis(given: Tensor | None, output: Tensor, block: int, seed: int) -> Tenso
 
 @contextlib.contextmanager
 def _probed(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """While open, a zero that gradients are taken of is added to the output of each layer."""
+    """Inside the context, a zero tensor that requires a gradient is added to the output of each layer."""
     probes: dict[str, Tensor] = {}
     hooks = []
     try:
@@ -169,7 +168,7 @@ def _backward(output: Tensor, probes: Mapping[str, Tensor], directions: Tensor, 
 
 
 def _forward(module: nn.Module, replay: Replay, name: str, towards: Tensor, shape: torch.Size) -> Tensor:
-    """``J_l v`` (B, K) for the directions (B, d) at the layer's output."""
+    """``J_l v`` (B, K) for the directions ``towards`` (B, d) at the layer's output."""
 
     def hook(_: nn.Module, __: object, output: Tensor) -> Tensor:
         dual: Tensor = forward_ad.make_dual(output, towards.reshape(shape))
@@ -178,10 +177,10 @@ def _forward(module: nn.Module, replay: Replay, name: str, towards: Tensor, shap
     handle = get_operator(module, name).register_forward_hook(hook)
     try:
         with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level(), replay.at(name):
-            # torch's own forward formulas of some operations still go through torch.jit.
+            # torch's forward-mode formulas of some operations still use torch.jit.
             warnings.simplefilter("ignore", FutureWarning)
             tangent = forward_ad.unpack_dual(module(replay.x)).tangent
-            # Nothing arrives where the layer's output is not used.
+            # Nothing arrives if the layer's output is not used.
             arrived = torch.zeros_like(replay.output) if tangent is None else tangent
             found: Tensor = arrived.clone().flatten(1)
             return found

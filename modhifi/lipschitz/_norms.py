@@ -1,18 +1,18 @@
-"""What a LayerNorm divides by: it magnifies by at most ``max|γ| / r`` with ``r`` the smallest seen (theory, section 5)."""
+"""The norms that a LayerNorm divides by: it magnifies by at most ``max|γ| / r``, with ``r`` the smallest one seen."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from .._replay import batched
+from ..layers import batched
 from ..progress import Progress, silent
 
 __all__ = ["smallest_norms", "spread"]
 
 
 def spread(x: Tensor, dims: int, eps: float | None, centred: bool = True) -> Tensor:
-    """√(variance + ε) over the last ``dims`` dimensions, what is divided by; not ``centred``: √(mean square + ε), of RMSNorm."""
+    """LayerNorm's divisor, √(variance + ε), over the last ``dims`` axes; RMSNorm's, √(mean square + ε) if not ``centred``."""
     axes = tuple(range(-dims, 0))
     x = x.float()
     square = x.var(axes, unbiased=False) if centred else x.square().mean(axes)
@@ -22,8 +22,8 @@ def spread(x: Tensor, dims: int, eps: float | None, centred: bool = True) -> Ten
 def smallest_norms(
     module: nn.Module, images: Tensor, *, batch_size: int | None = None, progress: Progress = silent
 ) -> dict[str, Tensor]:
-    """(N,) for each LayerNorm or RMSNorm: the smallest norm that it divided by at each sample, over positions, in the unit of
-    its input (root-mean-square over channels). One forward pass. ``images``: (N, 3, H, W) on the CPU.
+    """(N,) for each LayerNorm or RMSNorm: the smallest norm that it divides by for each sample, over positions, in the units of
+    its input (root-mean-square over channels). Takes one forward pass. ``images``: (N, 3, H, W) on the CPU.
     """
     found: dict[str, list[Tensor]] = {}
     hooks = []
@@ -46,7 +46,7 @@ def smallest_norms(
             return {}
         with torch.no_grad():
             for done, batch in enumerate(batches):
-                progress(done, len(batches), "looking at norms")
+                progress(done, len(batches), "recording the smallest norms")
                 samples = len(batch)
                 module(batch)
     finally:

@@ -1,4 +1,4 @@
-"""Spectral norms of linear operators, convolutions at the size of their input among them."""
+"""Spectral norms of linear operators, including convolutions at their input size."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def convolution_norm(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> float:
-    """The spectral norm of ``x ↦ conv2d(x, weight)`` on inputs of ``size`` (H, W), zero padding included: the largest singular
-    value of the matrix (O·H'·W', C·H·W) that it is.
+    """The spectral norm of ``x ↦ conv2d(x, weight)`` on inputs of ``size`` (H, W), including zero padding: the largest singular
+    value of the equivalent matrix (O·H'·W', C·H·W).
 
-    ``weight``: (O, C/groups, kh, kw). Where patches do not overlap and nothing is padded it is that of the flattened weight;
+    ``weight``: (O, C/groups, kh, kw). If patches do not overlap and nothing is padded, it is the norm of the flattened weight;
     otherwise see `operator_norm`.
     """
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -49,7 +49,7 @@ def convolution_norm(
 def operator_norm(forward: Linear, shape: Sequence[int], device: torch.device) -> float:
     """The spectral norm of the linear map ``forward`` on float32 tensors of ``shape``, by Lanczos iteration (ARPACK) on AᵀA.
 
-    To a relative 1e-5, from above: the residual and what float32 rounds are added to the eigenvalue.
+    Accurate to a relative 1e-5, from above: the residual and the rounding error of float32 are added to the eigenvalue.
     """
     with torch.enable_grad():
         probe = torch.zeros(*shape, device=device, requires_grad=True)
@@ -59,7 +59,7 @@ def operator_norm(forward: Linear, shape: Sequence[int], device: torch.device) -
         point = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32).reshape(shape)).to(device)
         with torch.no_grad():
             there = forward(point)
-        # The adjoint of a linear map is its vector-Jacobian product, wherever it is taken.
+        # The adjoint of a linear map is its vector-Jacobian product at any point.
         (back,) = torch.autograd.grad(image, probe, there, retain_graph=True)
         return back.cpu().numpy().reshape(-1)
 

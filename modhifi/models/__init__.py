@@ -1,29 +1,24 @@
-"""Models: specs, loading, the small networks of our own, checkpoints (contract: MODEL)."""
+"""Models: the loaded network, the families that networks come from, and reading checkpoints."""
 
-from ._load import DEFAULT_MODEL, TEXT_MODEL, architecture, list_models, load_model, shipped_folder
+from ._families import DEFAULT_MODEL, Family, architecture, families, family_of, register_family
+from ._model import Model, fingerprint
 from ._offload import held, onloaded, place_of
-from ._reload import reload
-from ._types import InputSpec, Model, ModelRef, Step, TokenSpec, fingerprint
-from .checkpoints import read_checkpoint
+from .checkpoints import fill, read_checkpoint
 from .language import CausalLM
 
 __all__ = [
-    "CausalLM",
     "DEFAULT_MODEL",
-    "InputSpec",
+    "CausalLM",
+    "Family",
     "Model",
-    "ModelRef",
-    "Step",
-    "TEXT_MODEL",
-    "TokenSpec",
     "architecture",
+    "families",
+    "family_of",
+    "fill",
     "fingerprint",
-    "list_models",
-    "load_model",
     "held",
     "onloaded",
     "place_of",
     "read_checkpoint",
-    "reload",
-    "shipped_folder",
+    "register_family",
 ]

@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision, pretrained, with weights from a file, or untrained with fixed random weights."""
+"""Networks from timm and torchvision: pretrained, filled from a checkpoint, or untrained with reproducible random weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ._types import InputSpec
+from ..specs import InputSpec
 
 __all__ = ["timm_model", "torchvision_model"]
 
@@ -23,12 +23,12 @@ Built = tuple[nn.Module, InputSpec, tuple[str, ...]]
 
 
 def timm_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
-    """``timm:NAME``. A name with a tag (``resnet18.a1_in1k``) gets timm's pretrained weights, one without a tag
-    random ones that are the same every time. With ``state``, a checkpoint to be filled in by the caller, nothing is
-    fetched and the head is built for its number of classes.
+    """``timm:NAME``. A name with a tag (``resnet18.a1_in1k``) gets timm's pretrained weights, a name without one gets random
+    weights that are the same every time. With ``state``, a checkpoint that the caller fills in later, nothing is downloaded
+    and the head has the checkpoint's number of classes.
 
-    Returns the network on the CPU, what it wants as input, and its class names. Raises `UserError` for an unknown name
-    or tag, or if pretrained weights cannot be fetched.
+    Returns the network on the CPU, its input and its class names. Raises `UserError` for an unknown name or tag, or if
+    pretrained weights cannot be downloaded.
     """
     import timm
     from timm.data.config import resolve_model_data_config
@@ -43,8 +43,8 @@ def timm_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
         try:
             model: Any = timm.create_model(name, pretrained=True)
         except Exception as error:
-            # Whatever the hub's client and the network under it raise: there is no common class.
-            raise _unreachable(f"timm:{name}", error) from error
+            # The hub client and the network stack raise exceptions that have no common base class.
+            raise _download_failed(f"timm:{name}", error) from error
     else:
         config = timm.get_pretrained_cfg(name if tag else architecture, allow_unregistered=True)
         classifier: Any = config.classifier if config is not None else None
@@ -54,9 +54,9 @@ def timm_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
         with _seeded(0):
             model = timm.create_model(name, pretrained=False, **arguments)
         if state is None:
-            _say_random(f"timm:{name}", f"a name with a tag ({tags[0]})" if tags else "none")
+            _warn_random(f"timm:{name}", f"a name with a tag ({tags[0]})" if tags else "")
     if model.num_classes < 1:
-        raise UserError(f"timm:{name} has no classes, it only computes features; choose a classifier")
+        raise UserError(f"timm:{name} only computes features and has no classes; choose a classifier")
     data = resolve_model_data_config(model)
     interpolation = data["interpolation"]
     spec = InputSpec(
@@ -70,8 +70,8 @@ def timm_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
 
 
 def torchvision_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
-    """``torchvision:NAME`` (random weights, the same every time) or ``torchvision:NAME@WEIGHTS`` (``DEFAULT`` or
-    another name of torchvision's). ``state``, result and errors as for `timm_model`.
+    """``torchvision:NAME`` (random weights, the same every time) or ``torchvision:NAME@WEIGHTS`` (``DEFAULT`` or another of
+    torchvision's names). ``state``, the result and the errors are as in `timm_model`.
     """
     from torchvision import models
 
@@ -89,18 +89,18 @@ def torchvision_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
         try:
             model = models.get_model(architecture, weights=version, progress=False)
         except Exception as error:
-            raise _unreachable(f"torchvision:{name}", error) from error
+            raise _download_failed(f"torchvision:{name}", error) from error
     else:
         with _seeded(0):
             model = models.get_model(architecture, weights=None)
-            # The last layer with an output for each class; SqueezeNet's is a convolution.
+            # The classifier is the last layer with one output per class; SqueezeNet's is a convolution.
             layers = [(key, m) for key, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
             heads = [key for key, layer in layers if layer.weight.shape[0] == 1000]
             arguments = _head(state, f"{heads[-1]}.weight") if heads else {}
             if arguments.get("num_classes", 1000) != 1000:
                 model = models.get_model(architecture, weights=None, **arguments)
         if state is None:
-            _say_random(f"torchvision:{name}", f"torchvision:{architecture}@DEFAULT")
+            _warn_random(f"torchvision:{name}", f"torchvision:{architecture}@DEFAULT")
     weights = available[version] if version else available.DEFAULT
     preset = weights.transforms()
     spec = InputSpec(
@@ -115,14 +115,14 @@ def torchvision_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
 
 
 def _head(state: Mapping[str, Tensor] | None, key: str) -> dict[str, Any]:
-    """The argument that builds the head as large as the checkpoint's."""
+    """The argument that gives the head as many classes as the checkpoint's."""
     if state is None or key not in state:
         return {}
     return {"num_classes": state[key].shape[0]}
 
 
 def _names(count: int) -> tuple[str, ...]:
-    """ImageNet's names for 1,000 classes, else the indices. Two names stand twice in ImageNet; they get their index."""
+    """ImageNet's names for 1,000 classes, otherwise the indices. Names that occur twice in ImageNet also get their index."""
     if count != 1000:
         return tuple(str(i) for i in range(count))
     from torchvision.models import ResNet18_Weights
@@ -134,7 +134,7 @@ def _names(count: int) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers on the CPU start from ``seed`` inside; outside, the generator is as it was."""
+    """Inside the context, the CPU's random generator starts from ``seed``; afterwards its state is restored."""
     generator = torch.default_generator
     before = generator.get_state()
     generator.manual_seed(seed)
@@ -144,18 +144,19 @@ def _seeded(seed: int) -> Iterator[None]:
         generator.set_state(before)
 
 
-def _say_random(spec: str, better: str) -> None:
-    _log.warning("%s has random, untrained weights; for trained ones give a weights file or use %s", spec, better)
+def _warn_random(spec: str, better: str) -> None:
+    alternative = f" or use {better}" if better else ""
+    _log.warning("%s has random, untrained weights; for trained ones give a weights file%s", spec, alternative)
 
 
-def _unreachable(spec: str, error: Exception) -> UserError:
+def _download_failed(spec: str, error: Exception) -> UserError:
     return UserError(
-        f"the pretrained weights of {spec} could not be fetched ({type(error).__name__}); "
-        "check the network connection, or download them elsewhere and give the file as weights"
+        f"the pretrained weights of {spec} could not be downloaded ({type(error).__name__}); "
+        "check the network connection, or download them elsewhere and pass the file as weights"
     )
 
 
 def _similar(names: list[str]) -> str:
     if not names:
         return ""
-    return f"; there is {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+    return f"; available: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"

@@ -1,4 +1,4 @@
-"""Weights that accelerate keeps on the disk or in another memory until the module they belong to runs."""
+"""Weights that accelerate keeps on disk or in another memory until their module runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["held", "onloaded", "place_of", "whole"]
 
 @contextlib.contextmanager
 def onloaded(module: nn.Module) -> Iterator[None]:
-    """While open, the module's own weights can be read, wherever accelerate keeps them."""
+    """Inside the context, the module's own weights can be read, wherever accelerate keeps them."""
     if not hasattr(module, "_hf_hook"):
         yield
         return
@@ -25,7 +25,7 @@ def onloaded(module: nn.Module) -> Iterator[None]:
 
 
 def held(module: nn.Module) -> nn.Module:
-    """The module itself, or a copy with all its weights in memory where accelerate would bring some of them at every call."""
+    """The module itself, or a copy with all its weights in memory if accelerate would otherwise load some at every call."""
     if not any(getattr(getattr(part, "_hf_hook", None), "offload", False) for part in module.modules()):
         return module
     from accelerate.hooks import remove_hook_from_submodules
@@ -39,7 +39,7 @@ def held(module: nn.Module) -> nn.Module:
 
 
 def whole(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """``tensor``, the entry ``name`` of the module's state, with its values."""
+    """``tensor``, the entry ``name`` of the module's state dict, with its values loaded."""
     if not tensor.is_meta:
         return tensor
     parent, _, last = name.rpartition(".")
@@ -49,7 +49,7 @@ def whole(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
 
 
 def place_of(module: nn.Module) -> torch.device:
-    """Where the module runs: that of its weights, or where accelerate brings them."""
+    """The device that the module runs on: that of its weights, or the one accelerate moves them to."""
     for part in module.modules():
         device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
         if device is not None:

@@ -1,8 +1,8 @@
-"""A plain chain of convolutions for 32×32 images, in the manner of Simonyan and Zisserman's VGG with BatchNorm.
+"""A plain CNN for 32×32 images, in the style of Simonyan and Zisserman's VGG with BatchNorm.
 
-Seven 3×3 convolutions, maximum pooling after the first, third and fifth, global average pooling and one linear layer.
-It has nearly three times the parameters of ResNet-56 and nothing that ties its layers to each other: the
-over-parameterised kind of network that structured pruning is usually shown on. https://arxiv.org/abs/1409.1556
+Seven 3×3 convolutions, max pooling after the first, third and fifth, global average pooling and one linear layer. It has
+nearly three times the parameters of ResNet-56 and no residual connections that couple its layers: the over-parameterised
+kind of network on which structured pruning is usually demonstrated. https://arxiv.org/abs/1409.1556
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Causal language models of transformers, seen as every other network here: tokens in, logits out.
+"""Causal language models from transformers, with the interface of every other network here: tokens in, logits out.
 
-What differs from family to family stands in `FAMILIES` and nowhere else: where the decoder blocks are, what their layers are
-called, and how the configuration names their widths. GPT-2 keeps its weights transposed (``Conv1D``); such layers become
-`torch.nn.Linear` when it is loaded, and are turned back when it is written.
+Everything that differs between families is in `FAMILIES`: where the decoder blocks are, what their layers are called, and
+how the configuration names their widths. GPT-2 stores its weights transposed (``Conv1D``); such layers become
+`torch.nn.Linear` on loading and are converted back on writing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ._types import TokenSpec
+from ..specs import TokenSpec
 
 __all__ = [
     "FAMILIES",
@@ -37,17 +37,17 @@ __all__ = [
     "transformers",
 ]
 
-# Windows longer than this are not looked at unless they are asked for.
+# The longest window that is used by default.
 _CONTEXT = 1024
-# What a folder with a tokenizer has one of.
+# A folder with a tokenizer contains at least one of these files.
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 @dataclass(frozen=True)
 class Family:
-    """The layers of a decoder block by their names in it. ``query``, ``key`` and ``value`` are one and the same layer where
-    they are fused. ``neurons`` is the configuration's name for the hidden width of the MLP; ``grouped`` says whether it has
-    names for the numbers of query heads, of key-value heads, and for the size of a head.
+    """The layers of a decoder block, by their names within the block. ``query``, ``key`` and ``value`` are the same layer if
+    they are fused. ``neurons`` is the configuration's name for the hidden width of the MLP; ``grouped`` is true if the
+    configuration has separate fields for the number of query heads, the number of key-value heads and the head size.
     """
 
     blocks: str
@@ -108,12 +108,12 @@ FAMILIES: dict[str, Family] = {
         grouped=False,
     ),
 }
-"""By the configuration's ``model_type``."""
+"""The supported families, by ``model_type`` of the configuration."""
 
 
 class CausalLM(nn.Module):
-    """A language model ``lm`` of transformers as a map from (B, T) int64 tokens to (B, T, vocabulary) logits; ``lm`` itself
-    generates.
+    """The transformers language model ``lm`` as a map from (B, T) int64 tokens to (B, T, vocabulary) logits. To generate
+    text, use ``lm`` itself.
     """
 
     def __init__(self, lm: Any) -> None:
@@ -133,7 +133,7 @@ class CausalLM(nn.Module):
         return [(f"{path}.{name}", block) for name, block in self.get_submodule(path).named_children()]
 
     def heads_of(self, block: nn.Module) -> tuple[int, int, int]:
-        """Query heads, key-value heads, and channels of one head, as they are in this block."""
+        """The query heads, key-value heads and channels per head of this block."""
         family = self.family
         size = int(block.get_submodule(family.attention).head_dim)  # type: ignore[arg-type]
         width = int(block.get_submodule(family.out).in_features)  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ class CausalLM(nn.Module):
 
 
 def transformers() -> Any:
-    """The library, imported when it is first needed; `UserError` where it is not installed."""
+    """The transformers library, imported on first use; raises `UserError` if it is not installed."""
     try:
         import transformers as library
     except ImportError as error:
@@ -154,7 +154,7 @@ def transformers() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers draws bars and warns on standard error; progress is told otherwise here."""
+    """Inside the context, transformers prints no progress bars and warnings: progress is reported in other ways here."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -171,18 +171,18 @@ def quiet() -> Iterator[None]:
 def language_model(
     name: str, device: torch.device | None, context: int | None = None, dtype: torch.dtype | None = None
 ) -> tuple[CausalLM, TokenSpec, Any]:
-    """``hf:NAME_OR_DIR``: the network, what it takes, and its tokenizer (None if it has none that opens).
+    """``hf:NAME_OR_DIR``: the network, its input, and its tokenizer (None if the folder has none).
 
     Args:
-        name: on the hub or in the hub's cache, or a folder that `save_pretrained` wrote.
-        device: where it goes; None leaves that to accelerate (transformers' ``device_map="auto"``), which keeps on the CPU
-            or the disk what the accelerators have no room for.
-        context: tokens of a sample; by default as many as the model takes, but no more than 1,024.
+        name: of a model on the hub or in the hub's cache, or a folder written by `save_pretrained`.
+        device: where the network is loaded. None leaves placement to accelerate (transformers' ``device_map="auto"``), which
+            keeps on the CPU or on disk whatever does not fit on the accelerators.
+        context: tokens per sample; by default the model's maximum, but at most 1,024.
         dtype: of the weights; the checkpoint's own by default.
 
     Raises:
-        UserError: if transformers is missing, nothing of that name can be had, it is of another family, takes no such context,
-            or its tokenizer does not open.
+        UserError: if transformers is missing, the model cannot be loaded or is not of a supported family, the context is out
+            of range, or the tokenizer cannot be opened.
     """
     library = transformers()
     where = str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
@@ -191,24 +191,24 @@ def language_model(
         with quiet():
             config = library.AutoConfig.from_pretrained(where)
             if config.model_type not in FAMILIES:
-                raise UserError(f"hf:{name} is of the family {config.model_type}; there is {', '.join(FAMILIES)}")
+                raise UserError(f"hf:{name} is a {config.model_type} model; choose one of {', '.join(FAMILIES)}")
             lm = library.AutoModelForCausalLM.from_pretrained(where, **options)
     except UserError:
         raise
-    except Exception as error:  # whatever the hub's client, the parser or the loader raise: there is no common class
+    except Exception as error:  # hub client, parser and loader raise exceptions that have no common base class
         detail = _first_line(error)
         raise UserError(
-            f"hf:{name} could not be loaded ({detail}); name a folder that save_pretrained wrote, or a model of the hub"
+            f"hf:{name} could not be loaded ({detail}); name a folder written by save_pretrained, or a model on the hub"
         ) from error
     tokenizer = open_tokenizer(where)
     if device is not None:
         lm = lm.to(device)
-    module = CausalLM(_linear(lm)).eval().requires_grad_(False)
+    module = CausalLM(_with_linear_layers(lm)).eval().requires_grad_(False)
     return module, token_spec(lm.config, context), tokenizer
 
 
 def token_spec(config: Any, context: int | None = None) -> TokenSpec:
-    """What a model of this configuration takes; for ``context`` and what is raised see `language_model`."""
+    """The input of a model with this configuration; ``context`` and the errors are as in `language_model`."""
     context = min(int(config.max_position_embeddings), _CONTEXT) if context is None else context
     check_context(config, context)
     return TokenSpec(
@@ -219,20 +219,20 @@ def token_spec(config: Any, context: int | None = None) -> TokenSpec:
 
 
 def open_tokenizer(where: str | Path) -> Any:
-    """The tokenizer of a model's folder or name; None if the folder has none: such a model can be shown, not fed text.
+    """The tokenizer of a model's folder or name. None if the folder has none: such a model can be shown but not fed text.
 
-    Raises `UserError` for one that does not open.
+    Raises `UserError` if it cannot be opened.
     """
     folder = Path(where)
     try:
         with quiet():
             return transformers().AutoTokenizer.from_pretrained(where)
-    except Exception as error:  # whatever the readers of many formats raise
+    except Exception as error:  # the readers of the many formats raise almost anything
         if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZERS):
             return None
         detail = _first_line(error)
         raise UserError(
-            f"the tokenizer of {where} does not open ({detail}); mend its files, or take them away"
+            f"the tokenizer of {where} cannot be opened ({detail}); fix its files, or remove them"
         ) from error
 
 
@@ -242,7 +242,7 @@ def _first_line(error: Exception) -> str:
 
 
 def head_counts(config: Any) -> tuple[int, ...]:
-    """The numbers of key-value heads, from 1 to those that it has, that a configuration like this one can give all blocks."""
+    """The numbers of key-value heads, up to the model's own, that such a configuration can express for all blocks."""
     family = FAMILIES[config.model_type]
     if not family.grouped:
         return (int(config.num_attention_heads),)
@@ -259,11 +259,11 @@ def _with_heads(config: Any, heads: int, groups: int, size: int) -> Any:
 
 
 def is_valid(config: Any) -> bool:
-    """Whether transformers takes the configuration when it is written and read: Llama's heads must divide the hidden size."""
+    """Whether transformers accepts the configuration on writing and reading: Llama's heads must divide the hidden size."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
-        if hasattr(config, "validate"):  # not in the first versions, which take anything
+        if hasattr(config, "validate"):  # early versions accept anything and have no such method
             config.validate()
     except StrictDataclassError:
         return False
@@ -271,29 +271,29 @@ def is_valid(config: Any) -> bool:
 
 
 def check_context(config: Any, context: int) -> None:
-    """Raises `UserError` unless windows of so many tokens go into the model."""
+    """Raises `UserError` unless the model accepts windows of ``context`` tokens."""
     longest = int(config.max_position_embeddings)
     if not 2 <= context <= longest:
-        raise UserError(f"the context is 2 to {longest} tokens for this model, not {context}")
+        raise UserError(f"the context must be 2 to {longest} tokens for this model, not {context}")
 
 
 def of_config(config: Any, dtype: torch.dtype = torch.float32) -> CausalLM:
-    """An untrained network of this configuration, on the CPU."""
+    """An untrained network with this configuration, on the CPU."""
     with quiet():
         lm = transformers().AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return CausalLM(_linear(lm)).eval().requires_grad_(False)
+    return CausalLM(_with_linear_layers(lm)).eval().requires_grad_(False)
 
 
-def _turned(module: nn.Module, kind: type[nn.Module], make: Any) -> None:
-    """Replaces every layer of that kind, in place."""
+def _replace_layers(module: nn.Module, kind: type[nn.Module], make: Any) -> None:
+    """Replaces every layer of type ``kind`` by ``make(layer)``, in place."""
     for name, layer in list(module.named_modules()):
         if isinstance(layer, kind):
             parent, _, last = name.rpartition(".")
             setattr(module.get_submodule(parent), last, make(layer))
 
 
-def _linear(lm: Any) -> Any:
-    """``lm`` with `torch.nn.Linear` in place of transformers' ``Conv1D``, in place."""
+def _with_linear_layers(lm: Any) -> Any:
+    """``lm`` with transformers' ``Conv1D`` layers replaced by `torch.nn.Linear`, in place."""
     from transformers.pytorch_utils import Conv1D
 
     def linear(layer: Any) -> nn.Linear:
@@ -306,14 +306,14 @@ def _linear(lm: Any) -> Any:
     if lm.config.model_type == "gpt2":
         if any(hasattr(part, "_hf_hook") for part in lm.modules()):
             raise UserError(
-                "GPT-2 models cannot be spread over devices: their layers are turned on loading; choose one"
+                "GPT-2 models cannot be spread over devices (their layers are converted on loading); choose one device"
             )
-        _turned(lm, Conv1D, linear)
+        _replace_layers(lm, Conv1D, linear)
     return lm
 
 
 def as_transformers(module: CausalLM) -> Any:
-    """``module.lm`` as its library makes it, to be written; a copy where layers must be turned back."""
+    """``module.lm`` in the form that transformers writes; a copy if layers must be converted back."""
     lm = module.lm
     if lm.config.model_type != "gpt2":
         return lm
@@ -327,13 +327,13 @@ def as_transformers(module: CausalLM) -> Any:
         return made
 
     lm = copy.deepcopy(lm)
-    _turned(lm.transformer, nn.Linear, transposed)
+    _replace_layers(lm.transformer, nn.Linear, transposed)
     return lm
 
 
 def shaped_like(module: CausalLM, state: dict[str, Tensor]) -> None:
-    """Gives every linear layer inside the blocks the shape that its weight has in ``state``, and a bias where there is one,
-    in place; the values come later.
+    """Gives every linear layer inside the blocks, in place, the shape of its weight in ``state``, and a bias if ``state`` has
+    one; the values are filled in later.
     """
     for path, block in module.blocks():
         for name, layer in block.named_modules():
@@ -348,9 +348,9 @@ def shaped_like(module: CausalLM, state: dict[str, Tensor]) -> None:
 
 
 def set_heads(module: CausalLM) -> None:
-    """Puts the attentions' own numbers of heads in order after their layers were cut, and the configuration's widths where
-    all blocks have the same ones and it can express them: `save_pretrained` of ``module.lm`` then gives what transformers
-    alone opens.
+    """Updates the head counts of the attention modules after their layers were cut, and the widths in the configuration if
+    they are the same in all blocks and it can express them: transformers alone then opens what `save_pretrained` of
+    ``module.lm`` writes.
     """
     family, config = module.family, module.lm.config
     widths = set()
@@ -374,7 +374,7 @@ def set_heads(module: CausalLM) -> None:
 
 
 def opens_alone(module: CausalLM, config: Any | None = None) -> bool:
-    """Whether transformers builds, from the configuration alone, a network whose weights have these names and shapes."""
+    """Whether transformers, from the configuration alone, builds a network whose weights have these names and shapes."""
     if not is_valid(config or module.lm.config):
         return False
     with torch.device("meta"), quiet():
@@ -383,4 +383,4 @@ def opens_alone(module: CausalLM, config: Any | None = None) -> bool:
         except ValueError:
             return False
     own = {name: tuple(value.shape) for name, value in module.lm.state_dict().items()}
-    return {name: tuple(value.shape) for name, value in _linear(twin).state_dict().items()} == own
+    return {name: tuple(value.shape) for name, value in _with_linear_layers(twin).state_dict().items()} == own

@@ -1,4 +1,4 @@
-"""Modality balance: training several modalities together so that none is left out, and measuring how they compete.
+"""Modality balance: training on several modalities so that none is neglected, and measuring how they compete.
 
     method = AGM(alpha=1.0)
     for inputs, targets in batches:              # inputs: a dict or tuple of modalities, each (B, …)
@@ -6,8 +6,9 @@
         criterion(method(model, inputs, targets), targets).backward()
         optimizer.step()
 
-Adaptive gradient modulation of Li et al., ICCV 2023, arXiv 2308.07686 (theory, section 7), for any model; methods to compare it
-with; the competition strength; and a small recipe on audio-visual digits that compares them all (`train`).
+Adaptive gradient modulation (AGM, Li et al., ICCV 2023, arXiv 2308.07686) for any model; other methods to compare with; the
+competition strength; and a small experiment on audio-visual digits that compares all methods (`train`). See docs/theory.md,
+*Modality balance*.
 """
 
 from ._competition import competition_strength
@@ -15,14 +16,14 @@ from ._data import MultimodalData, Pairs, audio_visual_digits, keep_energy, load
 from ._methods import AGM, MSES, MSLR, OGMGE, Diverged, Joint
 from ._networks import FUSIONS, Fusion, network
 from ._report import TITLES, in_words, report, rows
-from ._run import METHODS, Alone, Epoch, MethodName, Outcome, Run, Settings, Spread
+from ._run import BALANCING_METHODS, Alone, Epoch, MeanSpread, MethodName, Outcome, Run, Settings
 from ._shapley import mono_modal_outputs, shapley_values
 from ._train import train
 
 __all__ = [
     "AGM",
     "FUSIONS",
-    "METHODS",
+    "BALANCING_METHODS",
     "TITLES",
     "MSES",
     "MSLR",
@@ -38,7 +39,7 @@ __all__ = [
     "Pairs",
     "Run",
     "Settings",
-    "Spread",
+    "MeanSpread",
     "audio_visual_digits",
     "competition_strength",
     "in_words",

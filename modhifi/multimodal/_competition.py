@@ -1,4 +1,4 @@
-"""How much of what a modality alone would know the joint model has lost to the others (theory, section 7)."""
+"""Competition strength: how much of what a modality knows alone the joint model does not hold (AGM, Li et al., ICCV 2023)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ _RIDGES = np.logspace(-6, 2, 17)
 
 
 def competition_strength(fit_features: Tensor, fit_concept: Tensor, features: Tensor, concept: Tensor) -> float:
-    """d_m of one modality: 0 if the fused features hold all of its mono-modal concept, 1 if nothing more than the mean.
+    """d_m of one modality: 0 if the fused features hold all of its mono-modal concept, 1 if they hold no more than its mean.
+    Lower is better.
 
-    ``concept`` (n, K) are the outputs c_m of a network trained on the modality alone, ``features`` (n, F) what the joint
-    model's last layer reads for the same n test samples. The ridge regression ĉ_m of the one on the other is fitted on other
-    held-out samples, ``fit_features`` (N, F) and ``fit_concept`` (N, K); its strength is chosen by leave-one-out error on
-    those. See `distance`.
+    ``concept`` (n, K) holds the outputs c_m of a network trained on the modality alone, ``features`` (n, F) the inputs of the
+    joint model's last layer, for the same n test samples. The ridge regression ĉ_m from features to concept is fitted on other
+    held-out samples, ``fit_features`` (N, F) and ``fit_concept`` (N, K), with its strength chosen by leave-one-out error.
+    `distance` compares ĉ_m with c_m. Raises `UserError` if the rows do not match.
     """
     if len(fit_features) != len(fit_concept) or len(features) != len(concept):
-        raise UserError("features and mono-modal outputs must be of the same samples, one row each")
+        raise UserError("features and mono-modal outputs must come from the same samples, one row each")
     seen = fit_features.double().cpu()
-    # Strengths relative to the mean variance of a feature. Features are not scaled one by one: what hardly moved in the samples
-    # of the fit would count for most where it moves.
+    # Strengths are relative to the mean variance of a feature. Features are not scaled one by one: a feature that is
+    # nearly constant in the fit would be amplified wherever it varies.
     scale = len(seen) * float(seen.var(0, correction=0).mean()) or 1.0
     ridge = RidgeCV(scale * _RIDGES).fit(seen.numpy(), fit_concept.double().cpu().numpy())
     found = torch.from_numpy(ridge.predict(features.double().cpu().numpy()))
@@ -34,12 +35,12 @@ def competition_strength(fit_features: Tensor, fit_concept: Tensor, features: Te
 
 
 def distance(found: Tensor, concept: Tensor) -> float:
-    """tr( (ĉ − c) Cov(c)⁺ (ĉ − c)ᵀ ) / (n·K) for (n, K) predictions and outputs; the mean as prediction gives 1 at full rank.
+    """tr( (ĉ − c) Cov(c)⁺ (ĉ − c)ᵀ ) / (n·K) for predictions ĉ and outputs c, (n, K). Predicting the mean gives 1 at full rank.
 
-    Directions in which the outputs, each with variance 1, differ by no more than their type's rounding (probabilities add up to
-    1) do not count.
+    Outputs are scaled to variance 1. Directions in which they vary by no more than the rounding of their dtype do not count
+    (probabilities add up to 1, so one direction never varies).
     """
-    # A covariance has the square of the rounding error, and sums of many.
+    # A covariance squares the rounding error and sums many of them.
     rounding = min(1e-3, 1e4 * torch.finfo(concept.dtype).eps ** 2)
     found, concept = found.double(), concept.double()
     scale = concept.std(0, correction=0)

@@ -1,11 +1,11 @@
-"""Audio-visual digits, and what stands in for them where there are no recordings.
+"""Audio-visual digits, and two views of one image where no recordings are available.
 
-*Audio-visual digits*: scikit-learn's handwritten digits (8×8) and spoken digits of the Free Spoken Digit Dataset as log-mel
-spectrograms (32×32), paired by label. Images are split as `modhifi.load_data` splits them; recordings by their number among a
-speaker's recordings of a digit: 0–4 test (as the dataset's authors do), 5–9 validation, the rest training. No image and no
-recording is in two splits.
+*Audio-visual digits*: scikit-learn's handwritten digits (8×8) and the spoken digits of the Free Spoken Digit Dataset (FSDD)
+as log-mel spectrograms (32×32), paired by label. Images are split as in `modhifi.load_data`; recordings by their number among
+a speaker's recordings of a digit: 0–4 test (as in the dataset), 5–9 validation, the rest training. The splits share no image
+and no recording.
 
-*Two views of the digits*: the left and the right half of each image, for whoever has no recordings.
+*Two views*: the left and the right half of each image, which needs no recordings.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ __all__ = [
 SPLITS = ("train", "validation", "test")
 _IMAGES = {"train": "train", "validation": "calibration", "test": "test"}
 RATE = 8000
-"""Samples a second of a recording."""
+"""Sampling rate of a recording in Hz."""
 _WINDOW, _HOP, _MELS, _FRAMES = 256, 160, 32, 32
 _NAME = re.compile(r"(\d)_([^_]+)_(\d+)\.wav")
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Samples of one split: modality → (N, C, H, W) float32, and class indices (N,) int64."""
+    """Samples of one split: ``inputs``, modality → (N, C, H, W) float32, and class indices (N,) int64."""
 
     inputs: dict[str, Tensor]
     targets: Tensor
@@ -63,7 +63,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class MultimodalData:
-    """Three disjoint splits. ``about`` is one sentence for people: what is paired with what."""
+    """Three disjoint splits. ``about``: one sentence that describes the pairs."""
 
     name: str
     about: str
@@ -82,7 +82,7 @@ class MultimodalData:
         return {name: tuple(one.shape[1:]) for name, one in self.train.inputs.items()}  # type: ignore[misc]
 
     def only(self, modality: str) -> MultimodalData:
-        """The same with one modality."""
+        """The same data with one modality only."""
         return self._each(lambda pairs: Pairs({modality: pairs.inputs[modality]}, pairs.targets))
 
     def to(self, device: torch.device) -> MultimodalData:
@@ -99,12 +99,13 @@ class MultimodalData:
 def load_multimodal(
     data: str = "digits", pairs: int | None = None, degrade: Mapping[str, float] | None = None, seed: int = 0
 ) -> MultimodalData:
-    """``digits`` (two views, nothing needed) or a folder with the Free Spoken Digit Dataset as train.parquet and test.parquet.
+    """``digits`` (two views, no files needed), or a folder that holds the Free Spoken Digit Dataset as train.parquet and
+    test.parquet.
 
-    ``pairs`` training pairs are drawn by ``seed`` (all images once if left out); validation and test are always the same.
-    ``degrade`` names modalities and the share of PCA energy that each of them keeps, as AV-MNIST does (`keep_energy`).
+    ``pairs`` training pairs are drawn by ``seed`` (by default every image once); validation and test data are always the same.
+    ``degrade`` maps modalities to the share of PCA energy to keep, as in AV-MNIST (`keep_energy`).
 
-    Raises `UserError` for data that is missing, damaged, or of one class only, and for a degradation of no modality.
+    Raises `UserError` for missing or damaged data, training pairs of a single class, or an unknown modality in ``degrade``.
     """
     made = two_views(pairs, seed) if data == "digits" else audio_visual_digits(Path(data), pairs, seed)
     for name, energy in (degrade or {}).items():
@@ -117,9 +118,9 @@ def load_multimodal(
 
 
 def keep_energy(splits: list[Tensor], energy: float) -> list[Tensor]:
-    """Each split (N, …) on the first principal components of the first one: the fewest with ``energy`` of its variance."""
+    """Projects each split (N, …) on the fewest principal components of the first split that hold ``energy`` of its variance."""
     if not 0 < energy <= 1:
-        raise UserError(f"the share of energy that is kept lies above 0 and up to 1, not {energy}")
+        raise UserError(f"the share of energy to keep is above 0 and at most 1, not {energy}")
     flat = splits[0].flatten(1).double()
     mean = flat.mean(0)
     _, values, directions = torch.linalg.svd(flat - mean, full_matrices=False)
@@ -134,7 +135,7 @@ def keep_energy(splits: list[Tensor], energy: float) -> list[Tensor]:
 
 
 def _images(split: str) -> tuple[Tensor, Tensor]:
-    """(N, 1, 8, 8) in 0..1 and class indices (N,)."""
+    """Images (N, 1, 8, 8) in [0, 1] and class indices (N,)."""
     data = load_data("digits", split=_IMAGES[split])
     pixels = np.stack([np.asarray(data.read(i)) for i in data.order]).astype(np.float32) / 255
     assert data.targets is not None, "the digits have labels"
@@ -151,24 +152,24 @@ def two_views(pairs: int | None = None, seed: int = 0) -> MultimodalData:
             images, targets = images[chosen], targets[chosen]
         found[split] = Pairs({"left": images[..., :4], "right": images[..., 4:]}, targets)
     return _standardised(
-        "digits", "Left and right half of scikit-learn's handwritten digits: two real views, no recordings.", found
+        "digits", "Left and right halves of scikit-learn's handwritten digits: two real views, no recordings.", found
     )
 
 
 def _draw(available: int, wanted: int, seed: int) -> Tensor:
-    """Indices: without replacement as long as there are enough, then again from the beginning."""
+    """``wanted`` indices below ``available``, without replacement; each further round starts again with all of them."""
     if wanted < 2:
-        raise UserError(f"{wanted} training pairs are too few; ask for at least 2")
+        raise UserError(f"{wanted} training pairs are too few; use at least 2")
     generator = torch.Generator().manual_seed(seed)
     rounds = -(-wanted // available)
     return torch.cat([torch.randperm(available, generator=generator) for _ in range(rounds)])[:wanted]
 
 
 def _standardised(name: str, about: str, splits: Mapping[str, Pairs]) -> MultimodalData:
-    """Every modality with mean 0 and variance 1 over the training pairs, so that zeros mute to the mean."""
+    """Standardises every modality over the training pairs, so that muting with zeros replaces it by its mean."""
     train = splits["train"]
     if len(train.targets.unique()) < 2:
-        raise UserError("the training pairs are of one class only; ask for more pairs or other data")
+        raise UserError("all training pairs belong to one class; use more pairs or other data")
     for modality, values in list(train.inputs.items()):
         mean, deviation = values.mean(), values.std()
         for split in splits.values():
@@ -188,11 +189,11 @@ def audio_visual_digits(folder: Path, pairs: int | None = None, seed: int = 0) -
         images, targets = _images(split)
         sounds, spoken = recordings[split]
         if split == "train":
-            # All images and all recordings are used alike, each by its own draw.
+            # Images and recordings are drawn independently, so that all of both are used equally often.
             chosen = _draw(len(targets), len(targets) if pairs is None else pairs, seed)
             partner = _partners(targets[chosen], spoken, seed)
         else:
-            # Each image that is judged meets several recordings: fewer chance effects of the pairing.
+            # Each test image is paired with three recordings, to reduce chance effects of the pairing.
             chosen = torch.arange(len(targets)).repeat(3 if split == "test" else 1)
             partner = _partners(targets[chosen], spoken, 0)
         found[split] = Pairs({"image": images[chosen], "audio": sounds[partner]}, targets[chosen])
@@ -202,13 +203,15 @@ def audio_visual_digits(folder: Path, pairs: int | None = None, seed: int = 0) -
 
 
 def _partners(targets: Tensor, spoken: Tensor, seed: int) -> Tensor:
-    """For each target (N,) the index of a recording of its class; the recordings of a class take turns in a drawn order."""
+    """For each target (N,) the index of a recording of its class; the recordings of a class are used in turns, in random
+    order.
+    """
     generator = torch.Generator().manual_seed(seed + 1)
     partner = torch.empty_like(targets)
     for label in targets.unique().tolist():
         places, own = (targets == label).nonzero()[:, 0], (spoken == label).nonzero()[:, 0]
         if not len(own):
-            raise UserError(f"there is no recording of the digit {label} in one of the splits; all ten are needed")
+            raise UserError(f"no recording of the digit {label} in one of the splits; every split needs all ten digits")
         partner[places] = own[torch.randperm(len(own), generator=generator)].repeat(len(places) // len(own) + 1)[
             : len(places)
         ]
@@ -222,7 +225,7 @@ def _recordings(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
         path = folder / f"{file}.parquet"
         if not path.is_file():
             raise UserError(
-                f"no {path}; name a folder with the Free Spoken Digit Dataset as train.parquet and test.parquet"
+                f"no {path}; name a folder that holds the Free Spoken Digit Dataset as train.parquet and test.parquet"
             )
         try:
             table = pq.read_table(path, columns=["audio", "label"]).to_pylist()
@@ -232,7 +235,7 @@ def _recordings(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
             audio = row["audio"] if isinstance(row["audio"], dict) else {}
             named = _NAME.fullmatch(str(audio.get("path")))
             if named is None:
-                raise UserError(f"{path}: the path of a recording must say DIGIT_SPEAKER_NUMBER.wav")
+                raise UserError(f"{path}: the path of each recording must have the form DIGIT_SPEAKER_NUMBER.wav")
             number = int(named[3])
             split = "test" if number < 5 else "validation" if number < 10 else "train"
             if row["label"] not in range(10):
@@ -240,7 +243,7 @@ def _recordings(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
             rows[split].append((_waveform(audio.get("bytes"), f"{named[0]} of {path}"), row["label"]))
     for split, numbers in (("test", "0 to 4"), ("validation", "5 to 9"), ("train", "10 and above")):
         if not rows[split]:
-            raise UserError(f"{folder} has no recordings numbered {numbers}, which are those of the {split} split")
+            raise UserError(f"{folder} has no recordings numbered {numbers}, which form the {split} split")
     return {
         split: (log_mel([sound for sound, _ in found]), torch.tensor([label for _, label in found]))
         for split, found in rows.items()
@@ -248,21 +251,21 @@ def _recordings(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _waveform(encoded: bytes | None, name: str) -> NDArray[np.float32]:
-    """Samples in −1..1 of a mono wav of 16 bits at 8 kHz."""
+    """The samples of a 16-bit mono WAV file at 8 kHz, in [−1, 1)."""
     try:
         with wave.open(io.BytesIO(encoded or b"")) as file:
             form = (file.getnchannels(), file.getsampwidth(), file.getframerate())
             frames = file.readframes(file.getnframes())
     except (wave.Error, EOFError, TypeError) as error:
-        raise UserError(f"{name} is no wav file") from error
+        raise UserError(f"{name} is not a WAV file") from error
     if form != (1, 2, RATE) or not frames or len(frames) % 2:
-        raise UserError(f"{name} must be a mono wav of 16 bits at {RATE} Hz that is whole and not empty")
+        raise UserError(f"{name} must be a complete, non-empty 16-bit mono WAV file at {RATE} Hz")
     return np.frombuffer(frames, dtype="<i2").astype(np.float32) / np.float32(32768)
 
 
 def log_mel(sounds: list[NDArray[np.float32]]) -> Tensor:
-    """(N, 1, 32, 32): logarithm of the energy in 32 mel bands (rows) of 32 windows of 32 ms, 20 ms apart (columns). What is
-    shorter than 0.65 s is followed by silence, what is longer is cut off.
+    """(N, 1, 32, 32): log energy in 32 mel bands (rows) of 32 windows of 32 ms, 20 ms apart (columns). Recordings shorter than
+    0.65 s are padded with silence, longer ones are cut.
     """
     length = _WINDOW + _HOP * (_FRAMES - 1)
     padded = torch.zeros(len(sounds), length)
@@ -274,7 +277,7 @@ def log_mel(sounds: list[NDArray[np.float32]]) -> Tensor:
 
 
 def mel_filters() -> Tensor:
-    """(32, 129): triangles, evenly spaced on the mel scale 2595 log10(1 + f/700) from 0 to 4,000 Hz."""
+    """(32, 129): triangular filters, evenly spaced on the mel scale 2595 log10(1 + f/700) from 0 to 4,000 Hz."""
     top = 2595 * np.log10(1 + RATE / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, _MELS + 2) / 2595) - 1)
     bins = np.arange(_WINDOW // 2 + 1) * RATE / _WINDOW

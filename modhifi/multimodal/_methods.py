@@ -1,4 +1,4 @@
-"""Ways to train several modalities together, all used alike in a training loop of one's own:
+"""Training methods for several modalities, all used the same way in your own training loop:
 
     method = AGM(alpha=1.0)
     optimizer = torch.optim.SGD(method.parameter_groups(model, rate=0.05), momentum=0.9)
@@ -8,10 +8,10 @@
             criterion(method(model, inputs, targets), targets).backward()
             method.adjust(model)                            # before gradients are clipped
             optimizer.step()
-        method.end_epoch(model, {…: …})                     # modality → its loss on validation data
+        method.end_epoch(model, {…: …})                     # modality → validation loss
 
-`Joint` is plain joint training. `AGM` needs ``method(model, inputs, targets)`` alone and works with any model. The others, to
-compare with, need to know which parameters belong to which modality: ``model.encoders``, a ModuleDict by modality.
+`Joint` is plain joint training. `AGM` needs only ``method(model, inputs, targets)`` and works with any model. The other
+methods, for comparison, must know which parameters belong to which modality: ``model.encoders``, a ModuleDict by modality.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ __all__ = ["AGM", "MSES", "MSLR", "OGMGE", "Diverged", "Joint"]
 _STEEPEST = 50.0
 
 
-class Diverged(UserError):  # noqa: N818 - what happened, as in Cancelled
-    """Training left the finite numbers."""
+class Diverged(UserError):  # noqa: N818 - named after the event, like Cancelled
+    """Training diverged: a loss or an output is not finite."""
 
 
 class Joint:
-    """Plain joint training: nothing is modulated.
+    """Plain joint training, without modulation.
 
-    ``coefficients`` is what the gradients of each modality were multiplied by in the last batch.
+    ``coefficients``: the factor that the gradient of each modality was multiplied by in the last batch.
     """
 
     name = "joint"
@@ -51,7 +51,7 @@ class Joint:
         self.coefficients: dict[str, float] = {}
 
     def parameter_groups(self, model: nn.Module, rate: float) -> list[dict[str, Any]]:
-        """For an optimizer: which parameters learn at what rate."""
+        """Parameter groups for an optimizer, with learning rates; ``rate`` is the common one."""
         return [{"params": list(model.parameters()), "lr": rate}]
 
     def __call__(self, model: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
@@ -66,31 +66,32 @@ class Joint:
         return self.forward(model, given, inputs, targets)
 
     def forward(self, model: nn.Module, given: dict[str, Tensor], inputs: Inputs, targets: Tensor) -> Tensor:  # noqa: ARG002
-        """What a method does with a batch that was found to be in order."""
+        """The method's forward pass for a batch that passed the checks."""
         return call(model, given, inputs)
 
     def adjust(self, model: nn.Module) -> None:
-        """Between ``backward`` and the step, before gradients are clipped."""
+        """Call this between ``backward`` and the optimizer step, before gradients are clipped."""
 
     def end_epoch(self, model: nn.Module, losses: Mapping[str, float]) -> None:
-        """After an epoch, with the loss of each modality's own output on validation data."""
+        """Call this after each epoch with the validation loss of each modality's own output."""
 
 
 class AGM(Joint):
-    """Adaptive gradient modulation (Li et al., ICCV 2023; theory, section 7).
+    """Adaptive gradient modulation (AGM, Li et al., ICCV 2023).
 
-    With ``s_m`` the mean cross-entropy of modality m's Shapley output φ_m over the batch, s̄ their mean over the M modalities and
-    ŝ the running means over all batches so far, this one included,
+    With ``s_m`` the mean cross-entropy of modality m's Shapley output φ_m over the batch, s̄ their mean over the M
+    modalities, and ŝ the running means over all batches so far, including this one,
 
         r_m = exp( M/(M−1) · (s̄ − s_m) ) ,  τ_m = exp( M/(M−1) · (ŝ̄ − ŝ_m) ) ,  κ_m = exp( α (τ_m − r_m) )
 
-    and the gradient that flows back through φ_m is multiplied by κ_m. The output itself is the model's own, so that with
-    ``alpha=0`` training is that of `Joint`, bit by bit. Costs 2^M − 2 more passes; they run with BatchNorm in evaluation mode and
-    see the random draws (dropout) of the first. In several processes the scores are of all of them together. Each call wants its
-    backward pass before the next call, which changes BatchNorm's statistics in place.
+    and the gradient that flows back through φ_m is multiplied by κ_m. The output is the model's own, so with ``alpha=0``
+    training equals `Joint` bit by bit. Each call costs 2^M − 2 more forward passes, which run with BatchNorm in evaluation
+    mode and the same random draws (dropout) as the first. With several processes the scores are computed over all of them.
+    Call ``backward`` before the next call, which changes BatchNorm statistics in place.
 
-    ``baseline``, a dict or tuple like the inputs, replaces a muted modality (zeros where it has none). ``alpha`` may be changed
-    between batches. ``limit`` bounds the exponent α (τ_m − r_m) on both sides.
+    ``baseline``, a dict or tuple like the inputs, replaces muted modalities (zeros for modalities without a baseline).
+    ``alpha`` may change between batches. ``limit`` clips the exponent α (τ_m − r_m) on both sides. Raises `UserError` for a
+    negative ``alpha``.
     """
 
     name = "agm"
@@ -99,7 +100,7 @@ class AGM(Joint):
     def __init__(self, alpha: float = 1.0, baseline: Inputs | None = None, limit: float = 7.0) -> None:
         super().__init__()
         if not alpha >= 0:
-            raise UserError(f"alpha is how strongly gradients are modulated, 0 or more, not {alpha}")
+            raise UserError(f"alpha, the strength of the modulation, must be 0 or more, not {alpha}")
         self.alpha, self.baseline, self.limit = alpha, baseline, limit
         self.scores: dict[str, float] = {}
         """s_m of the last batch."""
@@ -108,11 +109,11 @@ class AGM(Joint):
         self.batches = 0
 
     def forward(self, model: nn.Module, given: dict[str, Tensor], inputs: Inputs, targets: Tensor) -> Tensor:
-        # A wrapped model synchronises its buffers at each call; the muted passes must not.
+        # DistributedDataParallel synchronises buffers at each call, which the muted passes must not do.
         bare = model.module if isinstance(model, DistributedDataParallel) else model
         everything = frozenset(given)
         draws = _Draws(targets.device)
-        # First the pass in training mode: it updates BatchNorm's statistics, which the muted passes read.
+        # The pass in training mode comes first: it updates the BatchNorm statistics that the muted passes read.
         outputs = {everything: call(model, given, inputs)}
         with muted(bare):
             for present in coalitions(list(given)):
@@ -127,22 +128,23 @@ class AGM(Joint):
             if wrong and everything not in wrong:
                 absent = ", ".join(name for name in given if name not in wrong[0])
                 raise Diverged(
-                    f"the model's output is not finite with {absent} muted; give AGM a baseline that the model can take"
+                    f"the model's output is not finite with {absent} muted; give AGM a baseline that the model can"
+                    " process"
                 ) from None
             raise
         factors = [share(present, self.coefficients) for present in outputs]
         return _Modulated.apply(factors, *outputs.values())  # type: ignore[no-any-return]
 
     def _observe(self, values: Mapping[str, Tensor], targets: Tensor) -> None:
-        """Scores, running scores and coefficients of one batch."""
+        """Updates scores, running scores and coefficients from one batch."""
         sums = [cross_entropy(value, targets, reduction="sum") for value in values.values()]
-        told = torch.stack([*sums, torch.full_like(sums[0], len(targets))])
+        totals = torch.stack([*sums, torch.full_like(sums[0], len(targets))])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(told)
-        means = (told[:-1] / told[-1]).cpu().double()
+            torch.distributed.all_reduce(totals)
+        means = (totals[:-1] / totals[-1]).cpu().double()
         if not bool(torch.isfinite(means).all()):
             raise Diverged(
-                "the model's output is not finite any more: training diverged; choose a lower learning rate or a smaller alpha"
+                "training diverged: the model's output is not finite; use a lower learning rate or a smaller alpha"
             )
         self.scores = dict(zip(values, means.tolist(), strict=True))
         self.batches += 1
@@ -157,13 +159,15 @@ class AGM(Joint):
 
 
 def _ratios(scores: Tensor) -> Tensor:
-    """exp( M/(M−1) · (mean − s_m) ), (M,) -> (M,); an exponent stops at 50, far beyond what could still matter."""
+    """exp( M/(M−1) · (mean − s_m) ), (M,) → (M,). Exponents are capped at 50 against overflow; larger values make no
+    difference.
+    """
     count = len(scores)
     return (count / (count - 1) * (scores.mean() - scores)).clamp(max=_STEEPEST).exp()
 
 
 class _Modulated(torch.autograd.Function):
-    """The first tensor as it is; in the backward pass each tensor gets the gradient times its factor."""
+    """Returns the first tensor unchanged; in the backward pass each tensor gets the gradient times its factor."""
 
     @staticmethod
     def forward(ctx: Any, factors: list[float], whole: Tensor, *others: Tensor) -> Tensor:  # noqa: ARG004
@@ -176,7 +180,7 @@ class _Modulated(torch.autograd.Function):
 
 
 class _Draws:
-    """Lets later passes see the random draws that the next one is going to see."""
+    """Records the random state, so that later passes can repeat the random draws of the next one."""
 
     def __init__(self, device: torch.device) -> None:
         self.devices = [device] if device.type == "cuda" else []
@@ -192,11 +196,12 @@ class _Draws:
 
 
 class OGMGE(Joint):
-    """On-the-fly gradient modulation with generalisation enhancement (Peng et al., CVPR 2022), for two modalities in late fusion.
+    """On-the-fly gradient modulation with generalisation enhancement (Peng et al., CVPR 2022), for late fusion of two
+    modalities.
 
-    With ``s_m = Σ_i softmax(z_m)[y_i]`` of each modality's own logits and ρ_m = s_m / s_other, the encoder of the modality with
-    ρ_m > 1 learns with its gradient times 1 − tanh(α ρ_m); to every gradient of an encoder Gaussian noise of its own standard
-    deviation is added. The model has ``heads``, a ModuleDict by modality whose outputs add up to the logits.
+    With ``s_m = Σ_i softmax(z_m)[y_i]`` of each modality's own logits z_m and ρ_m = s_m / s_other, the encoder gradient of
+    the modality with ρ_m > 1 is multiplied by 1 − tanh(α ρ_m). Gaussian noise with the standard deviation of the gradient is
+    added to every encoder gradient. The model needs ``heads``, a ModuleDict by modality whose outputs add up to the logits.
     """
 
     name = "ogm-ge"
@@ -208,9 +213,9 @@ class OGMGE(Joint):
         self._generator: torch.Generator | None = None
 
     def forward(self, model: nn.Module, given: dict[str, Tensor], inputs: Inputs, targets: Tensor) -> Tensor:
-        heads = _parts(model, "heads", given, "OGM-GE is made for late fusion")
+        heads = _parts(model, "heads", given, "OGM-GE needs late fusion")
         if len(given) != 2:
-            raise UserError(f"OGM-GE is made for two modalities, not {len(given)}; AGM takes any number")
+            raise UserError(f"OGM-GE needs two modalities, not {len(given)}; AGM supports any number")
         logits: dict[str, Tensor] = {}
 
         def keep(name: str) -> Any:
@@ -235,7 +240,7 @@ class OGMGE(Joint):
         return output
 
     def adjust(self, model: nn.Module) -> None:
-        encoders = _parts(model, "encoders", self.coefficients, "OGM-GE is made for late fusion")
+        encoders = _parts(model, "encoders", self.coefficients, "OGM-GE needs late fusion")
         for name, factor in self.coefficients.items():
             for parameter in encoders[name].parameters():
                 if parameter.grad is None:
@@ -243,15 +248,15 @@ class OGMGE(Joint):
                 deviation = parameter.grad.std(correction=0)
                 parameter.grad.mul_(factor)
                 if self.noise:
-                    if self._generator is None:  # one of its own: the same draws in every process
+                    if self._generator is None:  # a separate generator, for the same draws in every process
                         self._generator = torch.Generator(parameter.device).manual_seed(self.seed)
                     drawn = torch.empty_like(parameter.grad).normal_(generator=self._generator)
                     parameter.grad.add_(drawn * deviation)
 
 
 class MSLR(Joint):
-    """Modality-specific learning rates (Yao and Mihalcea, 2022, strategy *keep*): each encoder keeps the rate that suits the
-    modality when it is trained alone; ``rates`` are multiples of the common one.
+    """Modality-specific learning rates (Yao and Mihalcea, 2022, strategy *keep*): each encoder keeps the learning rate that
+    is best when its modality is trained alone. ``rates``: modality → multiple of the common rate.
     """
 
     name = "mslr"
@@ -273,8 +278,8 @@ class MSLR(Joint):
 
 
 class MSES(Joint):
-    """Modality-specific early stopping (Fujimori et al., 2020): an encoder is left as it is, its BatchNorm included, from the
-    epoch on in which the loss of its modality's own output on validation data has not improved for ``patience`` epochs.
+    """Modality-specific early stopping (Fujimori et al., 2020): an encoder, including its BatchNorm, is frozen once the
+    validation loss of its modality's own output has not improved for ``patience`` epochs.
     """
 
     name = "mses"
@@ -298,7 +303,7 @@ class MSES(Joint):
             return super().forward(model, given, inputs, targets)
 
     def adjust(self, model: nn.Module) -> None:
-        # Not zero, with which momentum and decay would go on; nor frozen, which a model in several processes does not take.
+        # Zero gradients would let momentum and decay continue; requires_grad=False breaks DistributedDataParallel.
         for encoder in self._stopped(model):
             for parameter in encoder.parameters():
                 parameter.grad = None
@@ -315,10 +320,12 @@ class MSES(Joint):
 
 
 def _parts(model: nn.Module, part: str, modalities: Mapping[str, Any], why: str) -> Mapping[str, nn.Module]:
-    """``model.encoders`` or ``model.heads`` with a module for each of the modalities, or a `UserError` that says who asks."""
+    """``model.encoders`` or ``model.heads``. Raises a `UserError` that begins with ``why`` unless it has a module per
+    modality.
+    """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     found = getattr(bare, part, None)
     if not isinstance(found, nn.ModuleDict) or any(name not in found for name in modalities):
         names = ", ".join(modalities)
-        raise UserError(f"{why}: the model needs {part}, a ModuleDict with an entry for each modality ({names})")
+        raise UserError(f"{why}: the model must have {part}, a ModuleDict with an entry per modality ({names})")
     return dict(found.items())

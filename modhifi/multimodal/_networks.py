@@ -1,9 +1,10 @@
-"""Small networks for two or more modalities: convolutions, fused late, early, or both.
+"""Small convolutional networks for two or more modalities with late, early or hybrid fusion.
 
-Without BatchNorm, unless it is asked for: with it a slow modality learns almost as fast as a quick one, and they compete less.
+BatchNorm is off by default: with it a slow modality learns almost as fast as a fast one, and they compete less.
 
-All take a dict of modalities, each (B, C, H, W), and give logits (B, K). ``encoders`` holds what belongs to one modality alone,
-``features`` gives what the last layer reads. With one modality each is the mono-modal network of the same kind.
+All networks take a dict of modalities, each (B, C, H, W), and return logits (B, K). ``encoders`` holds the part that belongs to
+each modality alone; ``features`` returns the input of the last layer. With a single modality each is the mono-modal network of
+the same kind.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def _block(inputs: int, outputs: int, norm: bool) -> nn.Sequential:
 
 
 def _encoder(shape: tuple[int, int, int], norm: bool) -> nn.Sequential:
-    """(B, C, H, W) -> (B, 64): halves the map until its shorter side is 4 or less."""
+    """(B, C, H, W) → (B, 64): halves the feature map until its shorter side is at most 4."""
     channels, height, width = shape
     layers: list[nn.Module] = [_block(channels, 8, norm)]
     wide = 8
@@ -43,7 +44,7 @@ def _encoder(shape: tuple[int, int, int], norm: bool) -> nn.Sequential:
 
 
 class Late(nn.Module):
-    """An encoder and a linear head for each modality; the heads' outputs add up."""
+    """Late fusion: an encoder and a linear head per modality; the outputs of the heads are added."""
 
     def __init__(self, shapes: Shapes, classes: int, norm: bool = False) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class Late(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(_WIDTH, classes) for name in shapes})
 
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(B, 64·M): what the heads read."""
+        """(B, 64·M): the inputs of the heads."""
         return torch.cat([encoder(inputs[name]) for name, encoder in self.encoders.items()], dim=1)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -60,7 +61,9 @@ class Late(nn.Module):
 
 
 class Early(nn.Module):
-    """One convolution for each modality brings it to an 8×8 grid; from there on the modalities are channels of one network."""
+    """Early fusion: one convolution per modality maps it to an 8×8 grid; from there on the modalities are channels of one
+    network.
+    """
 
     def __init__(self, shapes: Shapes, classes: int, norm: bool = False) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class Early(nn.Module):
         self.head = nn.Linear(_WIDTH, classes)
 
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(B, 64)."""
+        """(B, 64): the input of the head."""
         maps: Tensor = torch.cat([encoder(inputs[name]) for name, encoder in self.encoders.items()], dim=1)
         return self.trunk(maps)  # type: ignore[no-any-return]
 
@@ -83,7 +86,7 @@ class Early(nn.Module):
 
 
 class Hybrid(nn.Module):
-    """Late fusion, and beside the heads a hidden layer that reads all encoders."""
+    """Hybrid fusion: late fusion plus a hidden layer that reads all encoders; one head reads both."""
 
     def __init__(self, shapes: Shapes, classes: int, norm: bool = False) -> None:
         super().__init__()
@@ -96,7 +99,7 @@ class Hybrid(nn.Module):
         return self.late.encoders
 
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(B, 64·(M + 1))."""
+        """(B, 64·(M + 1)): the input of the head."""
         apart = self.late.features(inputs)
         return torch.cat([apart, self.joint(apart)], dim=1)
 
@@ -108,10 +111,11 @@ _NETWORKS: dict[str, type[Late | Early | Hybrid]] = {"late": Late, "early": Earl
 
 
 def network(fusion: str, shapes: Shapes, classes: int, norm: bool = False) -> Late | Early | Hybrid:
-    """A network with fresh weights for modalities of these shapes (C, H, W); ``norm`` puts BatchNorm behind every convolution.
+    """A network with new random weights for modalities of these shapes (C, H, W); ``norm`` adds BatchNorm after each
+    convolution.
 
     Raises `UserError` for an unknown fusion.
     """
     if fusion not in _NETWORKS:
-        raise UserError(f"{fusion!r} is none of the fusions {', '.join(FUSIONS)}")
+        raise UserError(f"unknown fusion {fusion!r}; choose one of {', '.join(FUSIONS)}")
     return _NETWORKS[fusion](shapes, classes, norm)

@@ -1,6 +1,6 @@
-"""A finished (or half-finished) comparison of training methods: what was asked for, what happened, what was measured.
+"""`Run`, a comparison of training methods: settings, training curves and measurements so far.
 
-On disk it is a folder: ``run.json``, and the weights of every network that was trained, ``METHOD-SEED.safetensors``.
+On disk a run is a folder with ``run.json`` and the weights of every trained network, ``METHOD-SEED.safetensors``.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .._files import read_json
 from ..errors import UserError
+from ..files import read_json
 from ._networks import Fusion, network
 
-__all__ = ["METHODS", "Alone", "Epoch", "MethodName", "Outcome", "Run", "Settings", "Spread"]
+__all__ = ["BALANCING_METHODS", "Alone", "Epoch", "MethodName", "Outcome", "Run", "Settings", "MeanSpread"]
 
 SCHEMA = 1
 FILE = "run.json"
 MethodName = Literal["joint", "agm", "ogm-ge", "mslr", "mses"]
-METHODS: tuple[MethodName, ...] = get_args(MethodName)
+BALANCING_METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
 
 class _Record(BaseModel):
@@ -32,7 +32,9 @@ class _Record(BaseModel):
 
 
 class Settings(_Record):
-    """What to train. ``seeds`` networks for each method and modality, from 0 on; each seed draws its own training pairs too."""
+    """What to train: one network per method, modality and seed, with seeds from 0. Each seed also draws its own training
+    pairs.
+    """
 
     data: str = "digits"
     fusion: Fusion = "late"
@@ -40,14 +42,14 @@ class Settings(_Record):
     seeds: int = Field(default=3, ge=1, le=100)
     epochs: int = Field(default=20, ge=1, le=10_000)
     pairs: int | None = Field(default=None, ge=2, le=1_000_000)
-    """Training pairs; as many as there are images if left out."""
+    """Number of training pairs; by default one per image."""
     degrade: dict[str, float] = Field(default_factory=dict)
-    """Modality → share of PCA energy that it keeps."""
+    """Modality → share of its PCA energy to keep."""
     alpha: float = Field(default=1.0, ge=0)
-    """Of AGM."""
+    """Strength of AGM."""
     ogm_alpha: float = Field(default=0.5, ge=0)
     patience: int = Field(default=3, ge=1)
-    """Of MSES, in epochs."""
+    """Patience of MSES, in epochs."""
     batch_norm: bool = False
     rate: float = Field(default=0.03, gt=0)
     batch: int = Field(default=32, ge=2)
@@ -60,22 +62,22 @@ class Settings(_Record):
 
     @classmethod
     def of(cls, **asked: Any) -> Settings:
-        """The same, but what is out of range is a `UserError`."""
+        """Settings from keywords; raises `UserError` for a value out of range, no method, or OGM-GE without late fusion."""
         try:
             made = cls(**asked)
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"{first['loc'][0]}: {first['msg']}, not {first['input']!r}") from error
         if not made.methods:
-            raise UserError(f"name at least one method: {', '.join(METHODS)}")
+            raise UserError(f"name at least one method: {', '.join(BALANCING_METHODS)}")
         if "ogm-ge" in made.methods and made.fusion != "late":
-            raise UserError(f"OGM-GE is made for late fusion, not {made.fusion}; leave it out or choose late")
+            raise UserError(f"OGM-GE needs late fusion, not {made.fusion}; omit it or choose late")
         return made
 
 
 class Epoch(_Record):
-    """One epoch of one training: mean training loss, then on validation data the accuracy of the model and of each modality's own
-    output φ_m; and the mean coefficient of each modality.
+    """One training epoch: mean training loss, validation accuracy of the model and of each modality's own output φ_m
+    (``mono``), and the mean coefficient of each modality.
     """
 
     loss: float
@@ -85,39 +87,39 @@ class Epoch(_Record):
 
 
 class Alone(_Record):
-    """The mono-modal reference: a network of its own on one modality, by the same recipe."""
+    """The mono-modal reference: a network trained on one modality by the same recipe."""
 
     modality: str
     seed: int
     history: list[Epoch]
     accuracy: float | None = None
-    """On test data; None while it trains."""
+    """Test accuracy; None during training."""
 
 
 class Outcome(_Record):
-    """One method with one seed."""
+    """The training with one method and one seed."""
 
     method: MethodName
     seed: int
     history: list[Epoch]
     accuracy: float | None = None
-    """On test data; None, as is all that follows, while it trains."""
+    """Test accuracy. It and the following fields are empty during training."""
     mono: dict[str, float] = Field(default_factory=dict)
-    """Accuracy on test data of each modality's own output φ_m."""
+    """Test accuracy of each modality's own output φ_m."""
     competition: dict[str, float] = Field(default_factory=dict)
-    """d_m of each modality."""
+    """Competition strength d_m of each modality; lower is better."""
     seconds: float | None = None
 
 
-class Spread(_Record):
-    """Mean over seeds, and sample standard deviation where there are at least two."""
+class MeanSpread(_Record):
+    """Mean over seeds, and the sample standard deviation if there are at least two."""
 
     mean: float
     spread: float | None
     values: tuple[float, ...]
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
+    def of(cls, values: Iterable[float]) -> MeanSpread:
         found = tuple(values)
         return cls(
             mean=statistics.fmean(found),
@@ -127,7 +129,7 @@ class Spread(_Record):
 
 
 class Run(_Record):
-    """Everything but the weights. ``finished`` is false of one that still trains."""
+    """A run without its weights. ``finished`` is False during training."""
 
     schema_version: int = SCHEMA
     settings: Settings
@@ -136,45 +138,49 @@ class Run(_Record):
     classes: tuple[str, ...]
     shapes: dict[str, tuple[int, int, int]]
     samples: dict[str, int]
-    """Pairs in each split."""
+    """Number of pairs in each split."""
     rates: dict[str, float] = Field(default_factory=dict)
-    """Of MSLR: the multiple of the rate that each modality was given."""
+    """MSLR: modality → multiple of the common learning rate."""
     alone: list[Alone] = Field(default_factory=list)
     outcomes: list[Outcome] = Field(default_factory=list)
     finished: bool = False
 
     def of(self, method: str) -> list[Outcome]:
-        """The finished trainings with this method, by seed."""
+        """The finished trainings with this method, in order of seeds."""
         return [one for one in self.outcomes if one.method == method and one.accuracy is not None]
 
-    def reference(self, modality: str) -> Spread | None:
-        """Test accuracy of the mono-modal networks; None while there is none."""
+    def reference(self, modality: str) -> MeanSpread | None:
+        """Test accuracy of the mono-modal networks of a modality; None if none has finished."""
         found = [one.accuracy for one in self.alone if one.modality == modality and one.accuracy is not None]
-        return Spread.of(found) if found else None
+        return MeanSpread.of(found) if found else None
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """Method → ``accuracy``, ``mono`` and ``competition`` by modality, as `Spread`, and mean ``seconds``."""
+        """Method → ``accuracy``, ``mono`` and ``competition`` (both by modality) as `MeanSpread`, and mean ``seconds`` of
+        training.
+        """
         found: dict[str, dict[str, Any]] = {}
         for method in self.settings.methods:
             done = self.of(method)
             if done:
                 found[method] = {
-                    "accuracy": Spread.of(_known(done, "accuracy")),
-                    "mono": {name: Spread.of(one.mono[name] for one in done) for name in self.modalities},
-                    "competition": {name: Spread.of(one.competition[name] for one in done) for name in self.modalities},
+                    "accuracy": MeanSpread.of(_known(done, "accuracy")),
+                    "mono": {name: MeanSpread.of(one.mono[name] for one in done) for name in self.modalities},
+                    "competition": {
+                        name: MeanSpread.of(one.competition[name] for one in done) for name in self.modalities
+                    },
                     "seconds": statistics.fmean(_known(done, "seconds")),
                 }
         return found
 
     @classmethod
     def load(cls, path: Path | str) -> Run:
-        """Reads a run folder, or its run.json. Raises `UserError` if there is none, or it is damaged or of another version."""
+        """Reads a run from its folder or run.json. Raises `UserError` if it is missing, damaged or of another schema."""
         file = Path(path)
         file = file / FILE if file.is_dir() else file
-        content = read_json(file, "a run of multimodal train")
+        content = read_json(file, "a run")
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version != SCHEMA:
-            raise UserError(f"{file} is no run of this version (schema {version}, not {SCHEMA}); train again")
+            raise UserError(f"{file} has run schema {version}, but this version reads {SCHEMA}; train again")
         try:
             return cls.model_validate(content)
         except ValidationError as error:
@@ -182,17 +188,20 @@ class Run(_Record):
             raise UserError(f"{file} is damaged at {where}; train again") from error
 
     def network(self, folder: Path | str, method: str, seed: int) -> nn.Module:
-        """The network that ``method`` trained with ``seed``, from the run's folder, in evaluation mode on the CPU."""
+        """The network trained with ``method`` and ``seed``, read from ``folder``, in evaluation mode on the CPU. Raises
+        `UserError` if its file is missing or damaged.
+        """
         path = Path(folder) / f"{method}-{seed}.safetensors"
         if not path.is_file():
             raise UserError(
-                f"no {path}; methods are {', '.join(self.settings.methods)}, seeds 0 to {self.settings.seeds - 1}"
+                f"no {path}; the methods are {', '.join(self.settings.methods)}, the seeds 0 to"
+                f" {self.settings.seeds - 1}"
             )
         net = network(self.settings.fusion, self.shapes, len(self.classes), self.settings.batch_norm)
         try:
             net.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError) as error:
-            raise UserError(f"{path} is damaged or of another network; train again") from error
+            raise UserError(f"{path} is damaged or belongs to another network; train again") from error
         return net.eval()
 
 

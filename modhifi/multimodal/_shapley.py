@@ -1,11 +1,11 @@
-"""What each modality contributes to a model's output: the Shapley value over modalities (theory, section 7).
+"""Contribution of each modality to a model's output: the Shapley value over modalities (AGM, Li et al., ICCV 2023).
 
-With ``f(S)`` the output when all modalities but those of ``S`` are muted, and M modalities in all,
+With M modalities and ``f(S)`` the output when all modalities outside ``S`` are muted,
 
     φ_m = Σ_{S ∌ m} |S|! (M−1−|S|)! / M! · ( f(S ∪ {m}) − f(S) ) ,        Σ_m φ_m = f(all) − f(∅)
 
-With ``f(∅) := 0``, which needs no pass, they split the output exactly; for two modalities that is the paper's
-``φ_a = ½[f(a,v) − f(0,v) + f(a,0)]`` (AGM, Li et al., ICCV 2023). It holds for any architecture.
+With ``f(∅) := 0``, which needs no forward pass, the values add up to the output exactly. For two modalities this is the paper's
+``φ_a = ½[f(a,v) − f(0,v) + f(a,0)]``. It holds for any architecture; see docs/theory.md, *Modality balance*.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ Coalition = frozenset[str]
 
 
 def coalitions(modalities: Collection[str]) -> list[Coalition]:
-    """Every set of modalities that is neither empty nor all of them: 2^M − 2, small ones first."""
+    """All 2^M − 2 sets of modalities except the empty and the full one, smallest first."""
     return [
         frozenset(chosen) for size in range(1, len(modalities)) for chosen in itertools.combinations(modalities, size)
     ]
 
 
 def share(present: Coalition, weights: Mapping[str, float]) -> float:
-    """With which factor ``f(present)`` stands in ``Σ_m weights_m φ_m``.
+    """The factor of ``f(present)`` in ``Σ_m weights_m φ_m``.
 
-    Integers up to the last division: equal weights give exactly 0 for every set but all modalities, whose factor they are.
+    Factorials are integers up to the final division, so equal weights give exactly that weight for the full set and 0 for every
+    other.
     """
     total, size = len(weights), len(present)
     inside = sum(weight for name, weight in weights.items() if name in present)
@@ -55,9 +56,9 @@ def share(present: Coalition, weights: Mapping[str, float]) -> float:
 
 
 def shapley_values(outputs: Mapping[Coalition, Tensor], modalities: Sequence[str]) -> dict[str, Tensor]:
-    """φ_m (B, K) of each modality from the outputs (B, K) of all coalitions, the whole among them.
+    """φ_m (B, K) of each modality, from the outputs (B, K) of all coalitions including the full set.
 
-    Without an entry for the empty one ``f(∅)`` is 0 and the values add up to ``f(all)``, otherwise to ``f(all) − f(∅)``.
+    Without an entry for the empty set ``f(∅)`` is 0 and the values add up to ``f(all)``, otherwise to ``f(all) − f(∅)``.
     """
     values = {}
     for name in modalities:
@@ -70,9 +71,9 @@ def shapley_values(outputs: Mapping[Coalition, Tensor], modalities: Sequence[str
 
 
 def mute(inputs: Mapping[str, Tensor], present: Collection[str], baseline: Inputs | None = None) -> dict[str, Tensor]:
-    """The same inputs with all modalities but ``present`` replaced: by zeros, or by ``baseline`` (a sample or a batch each).
+    """The inputs with all modalities outside ``present`` replaced by ``baseline`` (a sample or a batch each) or by zeros.
 
-    Raises `UserError` for a baseline of a modality that there is not.
+    Raises `UserError` for a baseline of an unknown modality.
     """
     baseline = {} if baseline is None else named(baseline)
     if unknown := [name for name in baseline if name not in inputs]:
@@ -90,7 +91,7 @@ def mute(inputs: Mapping[str, Tensor], present: Collection[str], baseline: Input
 
 @contextlib.contextmanager
 def muted(model: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm uses its running statistics and leaves them alone: muted inputs are not of the distribution."""
+    """Runs BatchNorm in evaluation mode inside the context, because muted inputs are not from the training distribution."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
     for norm in norms:
         norm.training = False
@@ -102,7 +103,7 @@ def muted(model: nn.Module) -> Iterator[None]:
 
 
 def mono_modal_outputs(model: nn.Module, inputs: Inputs, baseline: Inputs | None = None) -> dict[str, Tensor]:
-    """φ_m (B, K) of each modality, ``f(∅)`` taken as 0; with BatchNorm in evaluation mode throughout."""
+    """φ_m (B, K) of each modality, with ``f(∅) := 0`` and BatchNorm in evaluation mode throughout."""
     given = named(inputs)
     with muted(model):
         outputs = {

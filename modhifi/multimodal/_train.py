@@ -1,7 +1,8 @@
-"""The recipe: the same short training for every method, every seed, and each modality alone, then what is measured of them.
+"""`train`: the same short training for every method, every seed and each modality alone, then the measurements.
 
-SGD with momentum 0.9 and a cosine schedule; the network after the last epoch is the result, test data are looked at once, then.
-Validation data give the curves, the losses that MSES stops by, the rates of MSLR, and what the competition strength is fitted on.
+SGD with momentum 0.9 and a cosine schedule. The network after the last epoch is the result, and test data are used only then.
+Validation data are used for the training curves, the early stopping of MSES, the learning rates of MSLR, and to fit the
+regression of the competition strength.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .._files import atomic_folder, claim_folder, write_json
 from ..devices import choose_device
 from ..errors import UserError
+from ..files import atomic_folder, claim_folder, write_json
 from ..progress import Progress, silent
 from ._competition import competition_strength
 from ._data import SPLITS, MultimodalData, Pairs, load_multimodal
@@ -34,7 +35,7 @@ __all__ = ["Watch", "train"]
 
 Watch = Callable[[Run], None]
 MULTIPLES = (0.3, 1.0, 3.0)
-"""Of the common rate, that MSLR chooses from."""
+"""Multiples of the common learning rate that MSLR chooses from."""
 _EVALUATED = 512
 
 
@@ -47,14 +48,14 @@ def train(
     watch: Watch | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Trains all that ``settings`` asks for and measures it.
+    """Trains and measures every method and modality of ``settings``.
 
-    ``load(seed)`` gives the data of a seed, those that ``settings`` names if left out. ``watch`` is called after every epoch with
-    the run so far. ``out`` is a folder for run and weights, written at the very end: a run that fails or is cancelled leaves
-    nothing.
+    ``load(seed)`` returns the data for a seed, by default the data that ``settings`` names. ``watch`` is called after every
+    epoch with the run so far. ``out`` is a folder for the run and its weights; it is written at the very end, so a run that
+    fails or is cancelled leaves nothing.
 
-    Raises `UserError` for data that nothing can be learned from (NaN, a modality that a split lacks, sizes that do not match, one
-    class only) and for a training that diverges.
+    Raises `UserError` for unsuitable data (NaN, a modality missing from a split, sizes that do not match, a single class) and
+    if training diverges.
     """
     return _Training(settings, load, device, watch or (lambda _: None), progress or silent).run(out)
 
@@ -79,7 +80,7 @@ class _Training:
         s = self.settings
         if out is not None:
             claim_folder(Path(out), FILE)
-        self.progress(0, 0, "reading the data")
+        self.progress(0, 0, "loading data")
         data = self._data(0)
         self._start(data)
         for seed in range(s.seeds):
@@ -100,7 +101,7 @@ class _Training:
         return self.state
 
     def _data(self, seed: int) -> MultimodalData:
-        """The data of a seed on the device, if something can be learned from them."""
+        """The data of a seed on the device. Raises `UserError` if they are unsuitable for training."""
         data = self.load(seed)
         for split in SPLITS:
             pairs: Pairs = getattr(data, split)
@@ -110,7 +111,7 @@ class _Training:
             except UserError as error:
                 raise UserError(f"{split} data: {error}") from error
         if len(data.train.targets.unique()) < 2:
-            raise UserError("the training pairs are of one class only; there is nothing to tell apart")
+            raise UserError("all training pairs belong to one class; training needs at least two classes")
         return data.to(self.device)
 
     def _start(self, data: MultimodalData) -> None:
@@ -127,12 +128,12 @@ class _Training:
         self.epochs_total = s.epochs * (len(data.modalities) * (s.seeds + tried) + s.seeds * len(s.methods))
 
     def _alone(self, data: MultimodalData, modality: str, seed: int) -> nn.Module:
-        """The mono-modal network, which is both the reference and the concept."""
+        """Trains the mono-modal network, which serves as reference and as concept."""
         before = self.state.alone
 
         def note(history: list[Epoch], accuracy: float | None = None) -> None:
             one = Alone(modality=modality, seed=seed, history=history, accuracy=accuracy)
-            self._tell(alone=[*before, one])
+            self._update(alone=[*before, one])
 
         what = f"{modality} alone, seed {seed + 1} of {self.settings.seeds}"
         net, history = self._fit(data.only(modality), Joint(), seed, what, note)
@@ -140,7 +141,7 @@ class _Training:
         return net
 
     def _rates(self, data: MultimodalData, trained: Mapping[str, nn.Module]) -> dict[str, float]:
-        """The multiple of the rate with which each modality alone has the least loss on validation data."""
+        """Modality → the multiple of the learning rate that gives the lowest validation loss when it is trained alone."""
         found = {}
         for name in data.modalities:
             one = data.only(name)
@@ -149,7 +150,9 @@ class _Training:
                 net = trained[name]
                 if multiple != 1.0:
                     try:
-                        net, _ = self._fit(one, Joint(), 0, f"{name} alone, rate times {multiple:g}", rate=multiple)
+                        net, _ = self._fit(
+                            one, Joint(), 0, f"{name} alone, learning rate × {multiple:g}", rate=multiple
+                        )
                     except Diverged:
                         continue
                 losses[multiple] = float(cross_entropy(_logits(net, one.validation), one.validation.targets))
@@ -161,7 +164,7 @@ class _Training:
         began = time.perf_counter()
 
         def note(history: list[Epoch], **measured: Any) -> None:
-            self._tell(outcomes=[*before, Outcome(method=name, seed=seed, history=history, **measured)])
+            self._update(outcomes=[*before, Outcome(method=name, seed=seed, history=history, **measured)])
 
         method = self._method(name, seed)
         what = f"{method.title}, seed {seed + 1} of {self.settings.seeds}"
@@ -194,7 +197,7 @@ class _Training:
             return MSLR(self.state.rates)
         return MSES(s.patience) if name == "mses" else Joint()
 
-    def _tell(self, **news: Any) -> None:
+    def _update(self, **news: Any) -> None:
         self.state = self.state.model_copy(update=news)
         self.watch(self.state)
 
@@ -207,7 +210,7 @@ class _Training:
         note: Callable[[list[Epoch]], None] | None = None,
         rate: float = 1.0,
     ) -> tuple[nn.Module, list[Epoch]]:
-        """One training; ``seed`` decides the first weights and the order of the pairs, the same for every method."""
+        """One training. ``seed`` sets the initial weights and the order of the pairs, which are the same for every method."""
         s = self.settings
         together = len(data.modalities) > 1
         generator = torch.Generator().manual_seed(seed)
@@ -215,7 +218,7 @@ class _Training:
             torch.manual_seed(seed)
             net = network(s.fusion, data.shapes, len(data.classes), s.batch_norm).to(self.device)
         optimizer = torch.optim.SGD(method.parameter_groups(net, rate * s.rate), momentum=0.9, weight_decay=s.decay)
-        # Batches are of equal size as nearly as can be, at least as large as was asked for: no small one comes last.
+        # Batches are nearly equal in size and at least as large as requested, so that no small batch comes last.
         size = math.ceil(len(data.train) / max(1, len(data.train) // s.batch))
         steps = math.ceil(len(data.train) / size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.epochs * steps)
@@ -242,7 +245,7 @@ class _Training:
             net.eval()
             logits = _logits(net, data.validation)
             if not (math.isfinite(total) and bool(torch.isfinite(logits).all())):
-                raise Diverged(f"{what}: training diverged; choose a lower rate than {s.rate:g}")
+                raise Diverged(f"{what}: training diverged; use a learning rate below {s.rate:g}")
             targets = data.validation.targets
             mono = _mono(net, data.validation) if together else {}
             history.append(
@@ -261,12 +264,12 @@ class _Training:
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> float:
-    """Share of the rows of (N, K) whose largest logit is that of the target (N,)."""
+    """Fraction of rows of ``logits`` (N, K) whose largest entry is the target (N,)."""
     return float((logits.argmax(1) == targets).double().mean())
 
 
 def _logits(net: nn.Module, pairs: Pairs) -> Tensor:
-    """(N, K), in evaluation mode without gradients, as the next two."""
+    """Logits (N, K), computed in batches without gradients."""
     return _batched(lambda inputs: net(inputs), pairs)
 
 

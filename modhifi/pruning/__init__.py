@@ -1,35 +1,48 @@
-"""ModHiFi-P: a study and a budget in, a plan out (theory, section 6), and the methods that it is compared with."""
+"""ModHiFi-P: a study and a budget in, a plan out, and the methods to compare with."""
 
 from ._allocate import Allocation, allocate, smallest_cost, usual_allocation
-from ._baselines import BASELINES, NEEDS_LABELS
-from ._compare import LANGUAGE_METHODS, METHODS, Compared, Comparison, Method, compare
-from ._latency import ALIGNED, LatencyTable, machine_name, measure_table
-from ._prune import CHOLESKY, cholesky, prune, score
+from ._compare import (
+    STARTING_LANGUAGE_METHODS,
+    STARTING_METHODS,
+    Compared,
+    Comparison,
+    Method,
+    compare,
+    pruning_methods,
+)
+from ._latency import ALIGNED, LatencyKey, LatencyTable
+from ._prune import prune
 from ._published import PUBLISHED, published
+from ._scores import Score, ScoreInputs, add_score, cholesky, register_score, score_named, scores
 from ._sensitivity import SHARES, sensitivity
+from ._timing import latency_table, measure_table
 
 __all__ = [
     "ALIGNED",
-    "BASELINES",
-    "CHOLESKY",
-    "LANGUAGE_METHODS",
-    "METHODS",
-    "NEEDS_LABELS",
     "PUBLISHED",
     "SHARES",
+    "STARTING_LANGUAGE_METHODS",
+    "STARTING_METHODS",
     "Allocation",
     "Compared",
     "Comparison",
+    "LatencyKey",
     "LatencyTable",
     "Method",
+    "Score",
+    "ScoreInputs",
+    "add_score",
     "allocate",
     "cholesky",
     "compare",
-    "machine_name",
+    "latency_table",
     "measure_table",
     "prune",
+    "pruning_methods",
     "published",
-    "score",
+    "register_score",
+    "score_named",
+    "scores",
     "sensitivity",
     "smallest_cost",
     "usual_allocation",

@@ -17,18 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._operators import get_operator
 from ..components import Group, Slice, Structure
 from ..data import Data
 from ..errors import UserError
 from ..evaluation import match_labels
+from ..layers import get_operator
 from ..models import Model
 from ..progress import Progress, silent
 
-__all__ = ["BASELINES", "NEEDS_LABELS", "baseline"]
+__all__ = ["baseline"]
 
-NEEDS_LABELS = ("taylor", "hessian")
-BASELINES = ("l1", "l2", "group-norm", "lamp", "random", *NEEDS_LABELS)
+_NEEDS_LABELS = ("taylor", "hessian")
 _BATCH = 64
 
 
@@ -40,10 +39,10 @@ def baseline(
     the group's mean (``lamp``: by what is still to be removed). Heads are the sums over their channels.
 
     Args:
-        score: one of `BASELINES`.
+        score: the name of one of these scores.
         structure: of ``model``.
         model: the unchanged network; it is left as it is.
-        data: labelled images, for `NEEDS_LABELS`.
+        data: labelled images, for ``taylor`` and ``hessian``.
         seed: for ``random``.
         progress: see `modhifi.progress`.
 
@@ -53,7 +52,7 @@ def baseline(
     import torch_pruning as tp
 
     net = copy.deepcopy(model.module)
-    if score in NEEDS_LABELS:
+    if score in _NEEDS_LABELS:
         if data is None or data.labels is None:
             raise UserError(f"the score {score} needs calibration images with labels; choose a score without labels")
         _gradients(net, match_labels(data, model), model, squared=score == "hessian", progress=progress)

@@ -2,123 +2,134 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..data import Data
 from ..errors import UserError
-from ..evaluation import Evaluation, evaluate, measure_latency
-from ..models import Model, reload
-from ..plan import Budget, Compensation, Plan, Spread
+from ..evaluation import Evaluation, evaluate, latencies, measure_latency
+from ..loading import reload
+from ..models import Model
+from ..plan import Plan
 from ..progress import Progress, prefixed, silent
+from ..specs import Budget, PruningSpec
 from ..study import Study
 from ..surgery import apply
-from ._baselines import BASELINES, NEEDS_LABELS
 from ._prune import prune
 from ._published import PUBLISHED, published
+from ._scores import Score, scores
 
-__all__ = ["LANGUAGE_METHODS", "METHODS", "Compared", "Comparison", "Method", "compare"]
+__all__ = [
+    "STARTING_LANGUAGE_METHODS",
+    "STARTING_METHODS",
+    "Compared",
+    "Comparison",
+    "Method",
+    "compare",
+    "pruning_methods",
+]
+
+Planner = Callable[[Study, PruningSpec, Model | None, Progress], Plan]
+
+
+def _by_spec(study: Study, spec: PruningSpec, model: Model | None, progress: Progress) -> Plan:
+    return prune(study, spec, model=model, progress=progress)
+
+
+def _by_published(study: Study, spec: PruningSpec, model: Model | None, progress: Progress) -> Plan:
+    return published(study, **{spec.budget: spec.remain}, model=model, progress=progress)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a plan is decided and made up for, under one name."""
+    """A way to make a plan for a given budget, under one name. ``spec`` holds everything but the budget."""
 
     name: str
     title: str
-    score: str = "greedy"
-    allocation: Spread = "global"
-    compensate: Compensation = "sequential"
-    drift: bool = True
-    recalibrate_bn: bool = False
-    published: bool = False
+    spec: PruningSpec = dataclasses.field(default_factory=lambda: PruningSpec(allocation="global"))
+    needs_labels: bool = False
+    budgets: tuple[Budget, ...] = ("flops", "params", "latency")
+    """The kinds of budget it accepts."""
+    planner: Planner = _by_spec
 
-    @property
-    def needs_labels(self) -> bool:
-        return self.score in NEEDS_LABELS
-
-    def knows(self, budget: Budget) -> bool:
-        """Whether it can be asked for this kind of budget."""
-        return not (self.published and budget == "latency")
+    def for_budget(self, study: Study, budget: Budget, remain: float) -> PruningSpec:
+        """What this method asks for; a study without constants has all layers weighted equally. Raises `UserError` for a budget
+        that the method does not accept.
+        """
+        if budget not in self.budgets:
+            raise UserError(f"{self.title} has no {budget} budget; omit it, or compare at another budget")
+        constants = self.spec.constants if self.spec.constants in study.estimators else "none"
+        return self.spec.changed(budget=budget, remain=remain, constants=constants)
 
     def plan(
         self, study: Study, budget: Budget, remain: float, *, model: Model | None = None, progress: Progress = silent
     ) -> Plan:
-        """The plan of this method when ``remain`` of the budget stays; a study without constants has every layer's taken for 1.
-        Raises as `prune` and `published` do.
-        """
-        if not self.knows(budget):
-            raise UserError(f"{self.title} knows no budget of {budget}; leave it away or compare at FLOPs")
-        if self.published:
-            return published(study, **{budget: remain}, model=model, progress=progress)
-        return prune(
-            study,
-            **{budget: remain},  # type: ignore[arg-type]
-            score=self.score,
-            allocation=self.allocation,
-            constants="directional" if "directional" in study.estimators else "none",
-            compensate=self.compensate,
-            drift=self.drift,
-            recalibrate_bn=self.recalibrate_bn,
-            model=model,
-            progress=progress,
+        """The plan that keeps ``remain`` of the budget. Raises as `prune` and `published` do."""
+        return self.planner(study, self.for_budget(study, budget, remain), model, progress)
+
+
+def _method(name: str, title: str, **fields: Any) -> Method:
+    return Method(name, title, PruningSpec(**{"allocation": "global"} | fields))
+
+
+def _of_score(score: Score) -> list[Method]:
+    """A baseline's score: with the weights as they are, with BatchNorm re-estimated, and with full compensation."""
+    fields = {"score": score.name, "allocation": "ranking" if score.across_groups else "uniform", "compensate": "none"}
+    made = (
+        _method(score.name, score.title, **fields),
+        _method(f"{score.name}+bn", f"{score.title}, BN re-estimated", **fields, recalibrate_bn=True),
+        _method(f"{score.name}+full", f"{score.title}, full compensation", **fields | {"compensate": "full"}),
+    )
+    return [dataclasses.replace(method, needs_labels=score.needs_labels) for method in made]
+
+
+_OURS = (
+    _method("studio", "ModHiFi Studio"),
+    _method("studio+bn", "ModHiFi Studio, BN re-estimated", recalibrate_bn=True),
+    _method("one-shot", "Greedy, global, full compensation", compensate="full"),
+    _method("one-shot+bn", "Greedy, global, full, BN re-estimated", compensate="full", recalibrate_bn=True),
+    _method("scalar", "Greedy, global, δ*", compensate="scalar"),
+    Method("published", PUBLISHED, budgets=("flops", "params"), planner=_by_published),
+    *(
+        _method(f"{name}+full", f"{title}, full compensation", score=name, allocation="uniform", compensate="full")
+        for name, title in (
+            ("fidelity", "Singleton fidelity"),
+            ("row-sum", "Row sum"),
+            ("removal-cost", "Removal cost"),
         )
+    ),
+)
+_EQUAL = {"allocation": "width"}
+_LANGUAGE = (
+    _method("width", "Equal widths, sequential", **_EQUAL),
+    _method("width-one-shot", "Equal widths, full compensation", **_EQUAL, compensate="full"),
+    _method("width-scalar", "Equal widths, δ*", **_EQUAL, compensate="scalar"),
+    _method("width-none", "Equal widths, no compensation", **_EQUAL, compensate="none"),
+    _method("free", "Free widths, sequential"),
+    _method("free-one-shot", "Free widths, full compensation", compensate="full"),
+    _method("cholesky", "Published score (Cholesky rows)", **_EQUAL, score="cholesky", compensate="none"),
+    _method("cholesky+scalar", "Published score, δ*", **_EQUAL, score="cholesky", compensate="scalar"),
+    _method("cholesky+full", "Published score, full compensation", **_EQUAL, score="cholesky", compensate="full"),
+    _method("magnitude", "L2 norm, equal widths", **_EQUAL, score="l2", compensate="none"),
+    _method("magnitude+full", "L2 norm, equal widths, full compensation", **_EQUAL, score="l2", compensate="full"),
+    _method("chance", "Random, equal widths", **_EQUAL, score="random", compensate="none"),
+    _method("chance+full", "Random, equal widths, full compensation", **_EQUAL, score="random", compensate="full"),
+)
+STARTING_METHODS = ("studio", "one-shot", "published", "l2", "l2+bn", "l2+full")
+STARTING_LANGUAGE_METHODS = ("width", "width-one-shot", "free", "cholesky", "magnitude", "chance")
+"""What a comparison on a page starts with: this project's method and its strongest competitors."""
 
 
-def _baselines(score: str) -> list[Method]:
-    """A score of others: weights as they are, with BatchNorm re-estimated, and with full compensation."""
-    # LAMP is made for comparing layers with each other; the norms are used layer by layer.
-    spread: Spread = "ranking" if score == "lamp" else "uniform"
-    words = {"l1": "L1 norm", "l2": "L2 norm", "group-norm": "Group norm", "lamp": "LAMP"}.get(
-        score, score.capitalize()
-    )
-    if score in NEEDS_LABELS:
-        words += " (uses labels)"
-    return [
-        Method(score, words, score, spread, "none"),
-        Method(f"{score}+bn", f"{words}, BN re-estimated", score, spread, "none", recalibrate_bn=True),
-        Method(f"{score}+full", f"{words}, full compensation", score, spread, "full"),
-    ]
-
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method("studio", "ModHiFi Studio"),
-        Method("studio+bn", "ModHiFi Studio, BN re-estimated", recalibrate_bn=True),
-        Method("one-shot", "Greedy, global, full compensation", compensate="full"),
-        Method("one-shot+bn", "Greedy, global, full, BN re-estimated", compensate="full", recalibrate_bn=True),
-        Method("scalar", "Greedy, global, δ*", compensate="scalar"),
-        Method("published", PUBLISHED, published=True),
-        Method("fidelity+full", "Singleton fidelity, full compensation", "fidelity", "uniform", "full"),
-        Method("row-sum+full", "Row sum, full compensation", "row-sum", "uniform", "full"),
-        Method("removal-cost+full", "Removal cost, full compensation", "removal-cost", "uniform", "full"),
-        *(method for score in BASELINES for method in _baselines(score)),
-    )
-}
-"""Everything that `compare` can compare. *+bn*: BatchNorm re-estimated afterwards. *+full*: full compensation with that score."""
-
-
-LANGUAGE_METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method("width", "Equal widths, sequential", allocation="width"),
-        Method("width-one-shot", "Equal widths, full compensation", allocation="width", compensate="full"),
-        Method("width-scalar", "Equal widths, δ*", allocation="width", compensate="scalar"),
-        Method("width-none", "Equal widths, no compensation", allocation="width", compensate="none"),
-        Method("free", "Free widths, sequential"),
-        Method("free-one-shot", "Free widths, full compensation", compensate="full"),
-        Method("cholesky", "Published score (Cholesky rows)", "cholesky", "width", "none"),
-        Method("cholesky+scalar", "Published score, δ*", "cholesky", "width", "scalar"),
-        Method("cholesky+full", "Published score, full compensation", "cholesky", "width", "full"),
-        Method("magnitude", "L2 norm, equal widths", "l2", "width", "none"),
-        Method("magnitude+full", "L2 norm, equal widths, full compensation", "l2", "width", "full"),
-        Method("chance", "Random, equal widths", "random", "width", "none"),
-        Method("chance+full", "Random, equal widths, full compensation", "random", "width", "full"),
-    )
-}
-"""The same for language models: plans of equal widths in every block, unless their name says *free*."""
+def pruning_methods(*, language: bool = False) -> dict[str, Method]:
+    """All methods that `compare` can compare, by name: this project's, and those of every registered score that is a baseline.
+    *+bn*: BatchNorm re-estimated afterwards. *+full*: full compensation. For language models plans have equal widths in every
+    block unless their name says *free*.
+    """
+    found = _LANGUAGE if language else (*_OURS, *(m for one in scores() if one.baseline for m in _of_score(one)))
+    return {method.name: method for method in found}
 
 
 @dataclass(frozen=True)
@@ -159,8 +170,7 @@ def compare(
         flops: the fraction that remains, or several of them; or
         params: the same for parameters; or
         latency: for measured latency.
-        methods: names in `METHODS` or `LANGUAGE_METHODS`; all that need no labels, know the budget and are for such a
-            network if None.
+        methods: names of `pruning_methods`; by default all that suit the network, accept the budget and need no labels.
         model: the network, if it is at hand.
         progress: see `modhifi.progress`.
 
@@ -174,8 +184,8 @@ def compare(
     budget, value = budgets[0]
     remains = [float(value)] if isinstance(value, (int, float)) else [float(each) for each in value]
     net = model or reload(study.model)
-    table = METHODS if net.tokens is None else LANGUAGE_METHODS
-    usual = [m for m in table.values() if not m.needs_labels and m.knows(budget)]
+    available = pruning_methods(language=net.tokens is not None)
+    usual = [m for m in available.values() if not m.needs_labels and budget in m.budgets]
     chosen = usual if methods is None else named(methods)
     dense = evaluate(net, data, latency=False, progress=progress)
     rows: list[Compared] = []
@@ -191,11 +201,12 @@ def compare(
             found = evaluate(changed, data, latency=False, progress=report)
             modules.append(changed.module)
             rows.append(Compared(method, remain, plan, found, seconds))
-    times = measure_latency(modules, net.example(), progress=progress)
-    dense.latency_ms = times[0]
-    for row, milliseconds in zip(rows, times[1:], strict=True):
+    dense_timing, *timings = measure_latency(modules, net.example(), progress=progress)
+    dense = dense.model_copy(update=latencies([dense_timing]))
+    for row, timing in zip(rows, timings, strict=True):
         found = row.evaluation
-        found.latency_ms, found.latency_ms_before = milliseconds, times[0]
+        for field, value in latencies([timing, dense_timing]).items():
+            setattr(found, field, value)
         found.perplexity_before = dense.perplexity
         found.accuracy_before, found.params_before = dense.accuracy, dense.params
         found.flops_before, found.bytes_before = dense.flops, dense.bytes
@@ -207,9 +218,9 @@ def compare(
 
 
 def named(methods: Sequence[str]) -> list[Method]:
-    """The methods of these names; `UserError` for an unknown one."""
-    known = METHODS | LANGUAGE_METHODS
+    """The methods with these names. Raises `UserError` for an unknown one."""
+    known = pruning_methods() | pruning_methods(language=True)
     for name in methods:
         if name not in known:
-            raise UserError(f"unknown method {name!r}; the methods are: {', '.join(known)}")
+            raise UserError(f"unknown method {name!r}; choose from {', '.join(known)}")
     return [known[name] for name in methods]

@@ -1,44 +1,52 @@
-"""How long each layer takes at several widths on this machine, and what follows for a whole network of any widths.
+"""How long a network of any widths takes, read off a table of layer timings (`measure_table`).
 
-The network is really narrowed, all groups alike, to a handful of widths, once to multiples of eight channels and once to odd
-numbers of them, and every layer is timed as it runs in it. A layer whose two sides are narrowed differently is read off at
-the geometric mean of its sides. What is not a layer (activations, normalisation, dispatch) is the rest of the whole
-network's time.
+A layer whose two sides are narrowed differently is read off at the geometric mean of its sides.
 """
 
 from __future__ import annotations
 
 import bisect
-import copy
-import functools
-import math
 import platform
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor, nn
 
-from .._files import read_json, write_json
 from ..components import LayerCost, Structure
 from ..errors import UserError
-from ..models import Model
-from ..progress import Progress, silent
-from ..surgery import remove
+from ..files import read_json, write_json
+from ..specs import Value
 
-__all__ = ["ALIGNED", "LatencyLedger", "LatencyTable", "machine_name", "measure_table", "narrowed"]
+__all__ = ["ALIGNED", "OTHER", "LatencyKey", "LatencyLedger", "LatencyTable"]
 
-# Matrix units and vectors take channels by the eight.
+# Matrix units and vector instructions process channels in multiples of eight.
 ALIGNED = 8
-_SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
-_ROUNDS = 7
-_SECONDS = 0.03
-_OTHER = ""
+OTHER = ""
+"""The entry of a table for everything that is not a layer."""
+
+
+class LatencyKey(Value):
+    """Everything that layer timings depend on: a table answers for one key only."""
+
+    machine: str
+    device: str
+    threads: int
+    batch: int
+    fingerprint: str
+    """Of the network's weights."""
+
+    @classmethod
+    def here(cls, fingerprint: str, device: torch.device | str, batch: int = 1) -> LatencyKey:
+        """The key of timings made now, in this process."""
+        return cls(
+            machine=platform.node() or "this machine",
+            device=str(device),
+            threads=torch.get_num_threads(),
+            batch=batch,
+            fingerprint=fingerprint,
+        )
 
 
 class LatencyTable(BaseModel):
@@ -49,12 +57,7 @@ class LatencyTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    machine: str
-    device: str
-    threads: int
-    batch: int
-    fingerprint: str
-    """Of the network's weights."""
+    key: LatencyKey
     counts: dict[str, list[dict[str, int]]]
     times: dict[str, dict[str, list[float]]]
 
@@ -67,7 +70,7 @@ class LatencyTable(BaseModel):
         """Of one forward pass when ``counts[group]`` components stay."""
         sizes = _sizes(structure)
         curves = {kind: self.curves(structure, kind) for kind in self.times}
-        total = curves["aligned"][_OTHER].at(sum(counts.values()) / sum(sizes.values()))
+        total = curves["aligned"][OTHER].at(sum(counts.values()) / sum(sizes.values()))
         for layer in structure.layers:
             odd = any(
                 now % ALIGNED and now != before
@@ -82,21 +85,11 @@ class LatencyTable(BaseModel):
         """
         sizes, counts, times = _sizes(structure), self.counts[kind], self.times[kind]
         everything = sum(sizes.values())
-        other = Curve([sum(c.values()) / everything for c in counts], times[_OTHER])
-        return {_OTHER: other} | {
+        other = Curve([sum(c.values()) / everything for c in counts], times[OTHER])
+        return {OTHER: other} | {
             layer.name: Curve([_share(layer, c, sizes) for c in counts], times[layer.name])
             for layer in structure.layers
         }
-
-    def fits(self, model: Model, batch: int) -> bool:
-        """Whether the table was measured for this network, here, and on batches of this size."""
-        return (self.fingerprint, self.machine, self.device, self.batch, self.threads) == (
-            model.fingerprint,
-            machine_name(),
-            str(model.device),
-            batch,
-            torch.get_num_threads(),
-        )
 
     def save(self, path: Path) -> None:
         write_json(path, self.model_dump(mode="json"))
@@ -105,13 +98,26 @@ class LatencyTable(BaseModel):
     def load(cls, path: Path) -> LatencyTable:
         """Raises `UserError` if it is missing or damaged."""
         try:
-            return cls.model_validate(read_json(path, "a table of latencies"))
+            return cls.model_validate(read_json(path, "a latency table"))
         except ValidationError as error:
-            raise UserError(f"{path} is damaged or not a table of latencies; delete it") from error
+            raise UserError(f"{path} is damaged or not a latency table; delete it") from error
+
+    @classmethod
+    def kept(cls, path: Path, key: LatencyKey) -> LatencyTable | None:
+        """The table in this file if it was measured under ``key``; None if it has to be measured again, be it that there is
+        none, that it is damaged, or that it belongs to another key.
+        """
+        try:
+            table = cls.load(path)
+        except UserError:
+            return None
+        return table if table.key == key else None
 
 
 class Curve:
-    """Linear between the points, which rise."""
+    """Linear between the points, which rise. `numpy.interp` takes five times as long for a single value, and a plan needs
+    thousands of them.
+    """
 
     def __init__(self, x: Sequence[float], y: Sequence[float]) -> None:
         order = np.argsort(x, kind="stable")
@@ -165,7 +171,7 @@ class LatencyLedger:
             self._savings[self.index[other]] = self._saving(other)
 
     def _rest(self, left: int) -> float:
-        return self._curves[_OTHER].at(left / self._everything)
+        return self._curves[OTHER].at(left / self._everything)
 
     def _time(self, layer: LayerCost, counts: Mapping[str, int]) -> float:
         return self._curves[layer.name].at(_share(layer, counts, self._sizes))
@@ -198,143 +204,3 @@ def _share(layer: LayerCost, counts: Mapping[str, int], sizes: Mapping[str, int]
     """The geometric mean of what is left of both sides."""
     (inputs, outputs), (all_inputs, all_outputs) = _sides(layer, counts), _sides(layer, sizes)
     return float(np.sqrt(inputs * outputs / (all_inputs * all_outputs)))
-
-
-def machine_name() -> str:
-    """What this machine calls itself."""
-    return platform.node() or "this machine"
-
-
-def _channels(structure: Structure, group: str) -> int:
-    """Channels of one component, as its writers count them."""
-    found = structure.group(group)
-    return found.producers[0].width if found.producers else 1
-
-
-def _counts_at(structure: Structure, share: float, *, aligned: bool) -> dict[str, int]:
-    counts = {}
-    for group in structure.groups:
-        wanted = max(1, round(share * group.size))
-        each = _channels(structure, group.name)
-        if aligned:
-            unit = ALIGNED // math.gcd(ALIGNED, each)
-            wanted = group.size if share == 1 else max(1, round(wanted / unit) * unit)
-        elif group.size > 1 and (wanted * each) % ALIGNED == 0:
-            wanted = max(1, wanted - 1)
-        counts[group.name] = min(wanted, group.size)
-    return counts
-
-
-@torch.inference_mode()
-def measure_table(model: Model, structure: Structure, *, batch: int = 1, progress: Progress = silent) -> LatencyTable:
-    """Times the layers of ``model`` on ``batch`` samples of noise; ``model`` stays as it is. A few seconds for small networks."""
-    if model.tokens is not None:
-        raise UserError("a language model has no budget of latency here; give --params or --flops")
-    counts = {
-        kind: [_counts_at(structure, share, aligned=kind == "aligned") for share in _SHARES]
-        for kind in ("aligned", "odd")
-    }
-    nets = {
-        (kind, place): narrowed(model, structure, {name: range(count) for name, count in kept.items()})
-        for kind, several in counts.items()
-        for place, kept in enumerate(several)
-    }
-    x = model.example(batch)
-    names = [layer.name for layer in structure.layers]
-    watched = {key: _Watch(net, names) for key, net in nets.items()}
-    wholes: dict[tuple[str, int], list[float]] = {key: [] for key in nets}
-    for done in range(-1, _ROUNDS):  # the first round warms up
-        for step, (key, net) in enumerate(nets.items()):
-            progress((done + 1) * len(nets) + step, (_ROUNDS + 1) * len(nets), "timing the layers on this machine")
-            whole = _time_whole(net, x)
-            with watched[key]:
-                net(x)
-            if done < 0:
-                watched[key].forget()
-            else:
-                wholes[key].append(whole)
-    progress(1, 1, "timing the layers on this machine")
-    times: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in (_OTHER, *names)} for kind in counts}
-    for (kind, place), seen in watched.items():
-        whole, layers = statistics.median(wholes[kind, place]), seen.medians()
-        # Watching costs a little itself; where it costs more than all the rest, the layers take all the time there is.
-        scale = min(1.0, whole / max(sum(layers.values()), 1e-9))
-        for name in names:
-            times[kind][name].append(layers[name] * scale)
-        times[kind][_OTHER].append(max(0.0, whole - sum(layers.values()) * scale))
-    return LatencyTable(
-        machine=machine_name(),
-        device=str(model.device),
-        threads=torch.get_num_threads(),
-        batch=batch,
-        fingerprint=model.fingerprint,
-        counts=counts,
-        times=times,
-    )
-
-
-def narrowed(model: Model, structure: Structure, keep: Mapping[str, Sequence[int]]) -> nn.Module:
-    """A copy of the network with only the components in ``keep``, weights as they are: for timing."""
-    net = copy.deepcopy(model.module)
-    remove(net, structure, keep)
-    return net.eval()
-
-
-def _time_whole(net: nn.Module, x: Tensor) -> float:
-    """Milliseconds of one pass, the mean over as many as fit into a short while."""
-    begin, passes = _now(x), 0
-    while passes == 0 or _now(x) - begin < _SECONDS:
-        net(x)
-        passes += 1
-    return 1000 * (_now(x) - begin) / passes
-
-
-def _now(x: Tensor) -> float:
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
-    elif x.device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()
-
-
-class _Watch:
-    """While open, times the named layers."""
-
-    def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
-        modules = dict(net.named_modules())
-        self.layers = {name: modules[name] for name in names if name in modules}
-        self.times: dict[str, list[float]] = {name: [] for name in names}
-
-    def forget(self) -> None:
-        for times in self.times.values():
-            times.clear()
-
-    def medians(self) -> dict[str, float]:
-        """Milliseconds; 0 for what did not run as a module."""
-        return {name: 1000 * statistics.median(times) if times else 0.0 for name, times in self.times.items()}
-
-    def __enter__(self) -> None:
-        began: dict[str, float] = {}
-        spent: dict[str, float] = dict.fromkeys(self.layers, 0.0)
-
-        def before(_: nn.Module, args: tuple[Any, ...], *, name: str) -> None:
-            began[name] = _now(args[0])
-
-        def after(_: nn.Module, args: tuple[Any, ...], output: Any, *, name: str) -> None:  # noqa: ARG001
-            spent[name] += _now(args[0]) - began[name]
-
-        self.hooks = [
-            hook
-            for name, layer in self.layers.items()
-            for hook in (
-                layer.register_forward_pre_hook(functools.partial(before, name=name)),
-                layer.register_forward_hook(functools.partial(after, name=name)),
-            )
-        ]
-        self.spent = spent
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
-        for name, value in self.spent.items():
-            self.times[name].append(value)

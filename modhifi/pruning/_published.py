@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._operators import flat_weight, get_operator
 from ..errors import UserError
 from ..fidelity import singleton_from_moments
-from ..models import Model, reload
-from ..plan import Budget, GroupPlan, Plan, Settings
+from ..layers import flat_weight, get_operator
+from ..loading import reload
+from ..models import Model
+from ..plan import GroupPlan, Plan, Settings
 from ..progress import Progress, silent
+from ..specs import Budget, PruningSpec
 from ..statistics import collect
 from ..study import LayerStats, Study
 from ..surgery import apply, calibration_data, recalibrated, remaining_columns
@@ -31,6 +33,7 @@ __all__ = ["PUBLISHED", "published"]
 
 PUBLISHED = "ModHiFi-P as published"
 STEP = 0.2
+STEP_UNIT = "fraction by which k falls per step"
 
 
 def published(
@@ -61,7 +64,7 @@ def published(
         raise UserError("give one budget, flops or params, a fraction that remains above 0 and at most 1")
     if not 0 < step < 1:
         raise UserError(f"step is how much k falls at a time, between 0 and 1, not {step}")
-    smallest = smallest_cost(study, budget)
+    smallest = smallest_cost(study, PruningSpec(budget=budget))
     if remain < smallest:
         raise UserError(
             f"{budget} {remain:g} cannot be reached: {smallest:.4g} remain with one component in each group"
@@ -76,8 +79,8 @@ def published(
     while run.cost > run.limit:
         share *= 1 - step
         run.remove(share, step)
-    plan = run.plan
-    plan.settings.remain, plan.settings.strength = remain, step
+    settings = run.plan.settings.model_copy(update={"remain": remain, "strength": step, "strength_unit": STEP_UNIT})
+    plan = run.plan.model_copy(update={"settings": settings})
     cost = study.cost({name: len(group.keep) for name, group in plan.groups.items()})
     plan.predicted = {
         "params": cost.params,
@@ -150,7 +153,9 @@ class _Run:
         for consumer in self.study.group(group).consumers:
             stats = self.layers[consumer.layer]
             # The whole output is what is reconstructed; only those that are left compete.
-            score = singleton_from_moments(*stats.operator(True, self.study.ridge), stats.blocks(group))[:, index]
+            score = singleton_from_moments(*stats.moment_and_weight(True, self.study.ridge), stats.blocks(group))[
+                :, index
+            ]
             rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             best = torch.minimum(best, rank.min(0).values)
             total += score.sum(0)
@@ -167,10 +172,11 @@ class _Run:
             tensors[f"{name}.weight"] = edit.weight[:, stays].float()
             tensors[f"{name}.shift"] = edit.shift.float() if before is None else edit.shift.float() + before
         for name, stays_here in keep.items():
-            self.plan.groups[name].keep = stays_here
-        self.plan.with_tensors(tensors)
+            self.plan.groups[name] = GroupPlan(total=self.plan.groups[name].total, keep=stays_here)
+        self.plan = self.plan.with_tensors(tensors)
         if self.has_norms:
-            self.plan.with_tensors(tensors | recalibrated(self.plan, self.model, self.data, self.progress))
+            statistics = recalibrated(self.plan, self.model, self.data, self.progress)
+            self.plan = self.plan.with_tensors(tensors | statistics)
         if self.cost <= self.limit:
             return
         twin = apply(self.plan, self.model, masked=True)

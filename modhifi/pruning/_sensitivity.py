@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..study import Level, Study
+from ..specs import Level
+from ..study import Study
 
 __all__ = ["SHARES", "sensitivity"]
 

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._operators import Edit
-from .._paths import bias_of
 from ..fidelity import TAIL, fit_moments
+from ..layers import Edit, bias_of
 from ..models import CausalLM, held
 from ..progress import Progress, silent
 from ..statistics import Stream, entered

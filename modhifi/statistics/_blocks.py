@@ -1,9 +1,9 @@
-"""The pass over the data one decoder block at a time, for language models that are too large to look at whole.
+"""The pass over the data one decoder block at a time, for language models that are too large to be observed as a whole.
 
-The inputs of the first block are kept for all samples; the block runs on them, its layers' moments are taken, and its
-outputs take their place as the inputs of the next. What is in memory at once are one block's moments and, of weights that
-accelerate keeps elsewhere, one block. The states themselves, samples · tokens · channels numbers in the network's own type,
-lie on the CPU, or in a file where they are more than `_IN_MEMORY` bytes.
+The inputs of the first block are stored for all samples. The block runs on them, the moments of its layers are collected, and
+its outputs replace them as the inputs of the next block. Only one block's moments are in memory at once and, of weights that
+accelerate keeps elsewhere, only one block's. The states themselves, samples · tokens · channels values in the network's dtype,
+are on the CPU, or in a file if they exceed `_IN_MEMORY` bytes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._operators import get_operator, observed
-from .._stand_in import replaced
 from ..devices import full_precision
+from ..layers import get_operator, observed, substituted
 from ..models import CausalLM, held, place_of
 from ..progress import Progress, silent
 from ._collect import add_up, agree
@@ -33,13 +32,13 @@ _IN_MEMORY = 4 << 30
 
 
 class _LastBlockError(Exception):
-    """Raised behind the last block: what follows it is not needed."""
+    """Raised at the last block: what follows is not needed."""
 
 
 @dataclass
 class Stream:
-    """What goes into one block: ``states`` (N, T, E) on the CPU, and what every block is called with besides, by size of the
-    batch and number of the block. `run` is a block's answer for the samples from ``start`` on.
+    """The input of one block: ``states`` (N, T, E) on the CPU, and the other arguments of every block, by batch size and block
+    number.
     """
 
     states: Tensor
@@ -51,11 +50,11 @@ class Stream:
         return range(0, len(self.states), self.batch)
 
     def at(self, start: int) -> Tensor:
-        """(B, T, E) where the network runs."""
+        """The states (B, T, E) of the samples from ``start`` on, on the device where the network runs."""
         return self.states[start : start + self.batch].to(self.device)
 
     def run(self, number: int, block: nn.Module, states: Tensor) -> Tensor:
-        """(B, T, E): what block ``number`` makes of ``states`` of so many samples."""
+        """(B, T, E): the output of block ``number`` for ``states`` (B, T, E)."""
         args, kwargs = self.calls[len(states)][number]
         output = block(states, *args, **kwargs)
         return output if isinstance(output, Tensor) else output[0]
@@ -70,7 +69,7 @@ class Stream:
 
 
 def _room(shape: Iterable[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor on the CPU, in a file that is gone with it where it is large."""
+    """An uninitialised tensor on the CPU; a large one is in a file that disappears with it."""
     size = torch.Size(shape)
     if size.numel() * dtype.itemsize <= _IN_MEMORY:
         return torch.empty(size, dtype=dtype)
@@ -79,13 +78,13 @@ def _room(shape: Iterable[int], dtype: torch.dtype) -> Tensor:
     try:
         return torch.from_file(name, shared=True, size=size.numel(), dtype=dtype).reshape(size)
     finally:
-        with contextlib.suppress(OSError):  # Windows keeps the name while the file is mapped
+        with contextlib.suppress(OSError):  # Windows cannot delete a file while it is mapped
             Path(name).unlink()
 
 
 @torch.inference_mode()
 def entered(module: CausalLM, batches: Iterable[Tensor], samples: int) -> Stream:
-    """Runs everything before the first block on all ``batches`` (B, T), ``samples`` in all, the first of them the largest."""
+    """Runs everything before the first block on all ``batches`` (B, T), ``samples`` in total, the first one the largest."""
     blocks = module.blocks()
     device = place_of(module)
     calls: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
@@ -101,7 +100,7 @@ def entered(module: CausalLM, batches: Iterable[Tensor], samples: int) -> Stream
         return hidden
 
     done = largest = 0
-    with replaced((block, "forward", stand_in) for _, block in blocks):
+    with substituted((block, "forward", stand_in) for _, block in blocks):
         for batch in batches:
             seen.clear()
             with contextlib.suppress(_LastBlockError):
@@ -127,12 +126,11 @@ def collect_blocks(
     numbers: range | None = None,
     progress: Progress = silent,
 ) -> Iterator[tuple[str, dict[str, Moments]]]:
-    """Each block's name and the moments of the inputs of its layers, block after block; those of an earlier one are not held
-    on to.
+    """Yields each block's name and the moments of its layers' inputs, block after block, without holding on to earlier ones.
 
-    Arguments as `collect` has them; ``batches`` are windows of tokens (B, T), all but the last of one size. Every token is
-    looked at. Moments are dense whatever a layer's width: where every neuron is a component, the matrix of contributions
-    would be as large.
+    Arguments are as in `collect`; ``batches`` are windows of tokens (B, T), all but the last of the same size. Every token is
+    used. Moments are dense whatever a layer's width: if every neuron is a component, the matrix of contributions would be
+    just as large.
     """
     numbers = numbers or range(samples)
     stream = entered(module, batches, len(numbers))

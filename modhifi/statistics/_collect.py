@@ -1,7 +1,7 @@
-"""The pass over the data: hooks in, sums added up, interrupted runs taken up again, processes summed.
+"""The pass over the data: it observes layers, accumulates sums, continues interrupted runs and combines processes.
 
-Under `torch.distributed` (torchrun) every process takes its share of the samples, and all end with the same sums. A run
-that is given a file keeps its sums there from time to time and begins where they end.
+Under `torch.distributed` (torchrun) every process handles its share of the samples, and all end with the same sums. A run
+that is given a file saves its sums there from time to time and continues from them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .._files import atomic_file
-from .._operators import get_operator, observed
 from ..devices import full_precision
 from ..errors import Cancelled
+from ..files import atomic_file
+from ..layers import get_operator, observed
 from ..progress import Progress, silent
 from . import _moments
 from ._moments import LayerSums, Moments
@@ -29,7 +29,7 @@ __all__ = ["Collected", "Partial", "add_up", "agree", "collect", "process_count"
 
 @dataclass
 class Collected:
-    """``moments`` by layer. With classes, the aggregated singleton sums by (layer, group): see `class_fidelity`."""
+    """``moments`` by layer. With classes, also the aggregated singleton sums by (layer, group): see `Study.class_fidelity`."""
 
     moments: dict[str, Moments]
     class_counts: Tensor
@@ -40,15 +40,15 @@ class Collected:
 
 @dataclass
 class Partial:
-    """Where an unfinished run keeps its sums, every so many ``seconds``. ``key`` says what run it is: sums of another are
-    not taken up."""
+    """Where an unfinished run saves its sums, once every ``seconds``. ``key`` identifies the run: sums of other runs are
+    ignored."""
 
     path: Path
     key: str
     seconds: float = 60.0
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        """(samples done, sums), or None where there is nothing to go on from."""
+        """(samples done, sums); None if there is nothing to continue from."""
         try:
             with safetensors.safe_open(self.path, "pt") as file:
                 about = file.metadata() or {}
@@ -56,7 +56,7 @@ class Partial:
                     return None
                 return int(about["done"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, safetensors.SafetensorError, KeyError, ValueError):
-            return None  # missing, or cut short: there is nothing to go on from
+            return None  # missing or truncated: there is nothing to continue from
 
     def save(self, done: int, sums: Mapping[str, Tensor]) -> None:
         with atomic_file(self.path) as temporary:
@@ -71,7 +71,7 @@ class Partial:
 
 
 def process_count() -> int:
-    """Processes that share the work: 1 unless `torch.distributed` was started."""
+    """The number of processes that share the work: 1 unless `torch.distributed` is initialised."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if distributed else 1
 
@@ -81,7 +81,7 @@ def process_rank() -> int:
 
 
 def share(samples: int) -> range:
-    """The numbers of the samples that this process takes."""
+    """The indices of the samples that this process handles."""
     rank, count = process_rank(), process_count()
     return range(samples * rank // count, samples * (rank + 1) // count)
 
@@ -99,23 +99,23 @@ def collect(
     progress: Progress = silent,
     what: str = "collecting statistics",
 ) -> Collected:
-    """Runs ``module`` once and returns the statistics of the input of each layer.
+    """Runs ``module`` once over the data and returns the statistics of each layer's input.
 
     Args:
         module: the network, in evaluation mode.
-        layers: for each layer that is looked at, the columns (C, k) of the components of each group that it reads.
-        batches: ``batches(i)`` gives the samples from the ``i``-th on, (B, 3, H, W) each; all but the last of one size.
-        samples: how many there are, in all processes together.
-        seed: of the positions looked at.
-        classes: sums by predicted class are kept too if the network has so many logits; 0 for none.
-        numbers: of the samples that this process takes (`share`); all by default.
-        partial: where to keep unfinished sums.
-        progress: see `modhifi.progress`. Cancelling keeps what is there in ``partial``.
-        what: the step's name.
+        layers: for each layer to observe, the columns (C, k) of the components of each group that it reads.
+        batches: ``batches(i)`` yields the samples from index ``i`` on, (B, 3, H, W) each; all but the last of the same size.
+        samples: the total number over all processes.
+        seed: of the draw of positions.
+        classes: the number of logits, to also collect sums by predicted class; 0 for none.
+        numbers: the indices of the samples that this process handles (`share`); all by default.
+        partial: where to save unfinished sums.
+        progress: see `modhifi.progress`. On cancellation the sums so far are saved in ``partial``.
+        what: the name of the step.
 
     Raises:
         TypeError: for a layer that is neither a convolution nor a linear layer.
-        RuntimeError: if no forward pass goes through a layer.
+        RuntimeError: if no forward pass reaches a layer.
     """
     device = next(module.parameters()).device
     numbers = numbers or range(samples)
@@ -162,7 +162,7 @@ def collect(
                     keep()
                     last = time.monotonic()
         progress(done, len(numbers), what)
-    except Cancelled:  # raised between batches, where the sums are whole
+    except Cancelled:  # raised between batches, when the sums are consistent
         keep()
         raise
     add_up(list(everything.values()))
@@ -181,7 +181,7 @@ def collect(
 
 
 def add_up(values: list[Tensor]) -> None:
-    """Sums over all processes, in place."""
+    """Sums ``values`` over all processes, in place."""
     if process_count() > 1:
         for value in values:
             moved = _shareable(value)
@@ -190,7 +190,7 @@ def add_up(values: list[Tensor]) -> None:
 
 
 def agree(layers: list[LayerSums]) -> None:
-    """A process that had no sample learns from the others how many positions a layer has."""
+    """Gives processes that had no samples the number of positions of each layer."""
     if process_count() > 1:
         positions = _shareable(torch.tensor([one.positions for one in layers]))
         torch.distributed.all_reduce(positions, torch.distributed.ReduceOp.MAX)
@@ -199,5 +199,5 @@ def agree(layers: list[LayerSums]) -> None:
 
 
 def _shareable(value: Tensor) -> Tensor:
-    """Where the processes can exchange it."""
+    """``value`` on a device where the processes can exchange it."""
     return value.cuda() if torch.distributed.get_backend() == "nccl" else value.cpu()

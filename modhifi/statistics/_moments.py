@@ -1,12 +1,14 @@
-"""What is kept of a layer's input, and the running sums it comes from.
+"""The statistics stored for a layer's input, and the running sums behind them.
 
 Everything is a sum over rows (one row: what the layer's weight multiplies at one position of one sample), so that batches,
 processes and interrupted runs add up:
 
-- *dense*: ``Σ x xᵀ`` and ``Σ x`` (theory, section 3), for layers of up to `MAX_INPUTS` inputs;
+- *dense*: ``Σ x xᵀ`` and ``Σ x``, for layers with up to `MAX_INPUTS` inputs;
 - *contributions*: for wider layers ``Σ_o Σ A_i A_j``, the (C, C) Gram matrix of the components' contributions to all
-  outputs together, and ``Σ x``. It answers what one scalar per component can do, and needs C² numbers instead of n²;
+  outputs together, and ``Σ x``. It determines what one scalar per component can do, and needs C² numbers instead of n²;
 - *classes*: for each class and component ``Σ <A_i, Y>`` and ``Σ ‖A_i‖²``, for each class ``Σ ‖Y‖²``.
+
+See docs/theory.md, *Collecting the statistics*.
 """
 
 from __future__ import annotations
@@ -17,24 +19,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._operators import Operator, flat_weight, outputs_at, patches, position_count
+from ..layers import Operator, flat_weight, outputs_at, patches, position_count
 from ._positions import draw, draw_size
 
 __all__ = ["MAX_INPUTS", "LayerSums", "Moments", "partition"]
 
-# A dense second moment of more inputs than this would take more than 512 MiB in float32.
+# With more inputs than this, a dense second moment would take more than 512 MiB in float32.
 MAX_INPUTS = 11_585
-# Up to this many rows and columns the symmetric half that is left out would not pay for the splitting.
+# In smaller tiles, skipping the symmetric half would save less than the splitting costs.
 _TILE = 512
-# One position in so many is looked at for the class tables.
+# The class tables use one in this many positions.
 _CLASS_POSITIONS = 64
 
 
 @dataclass
 class Moments:
-    """``second`` (n, n) float32 and ``mean`` (n,) float64 are averages over ``count`` rows; one sample has ``positions``.
+    """``second`` (n, n) float32 and ``mean`` (n,) float64 are averages over ``count`` rows; a sample has ``positions``.
 
-    Of a wide layer ``second`` is the (C, C) matrix of contributions, over the parts that `partition` gives.
+    For a wide layer, ``second`` is the (C, C) matrix of contributions, over the parts given by `partition`.
     """
 
     second: Tensor
@@ -44,8 +46,8 @@ class Moments:
 
 
 def partition(inputs: int, groups: Mapping[str, Tensor]) -> Tensor:
-    """(n,) int64: the number of the part that each column of a layer belongs to: components in the order of ``groups`` ((C, k)
-    columns each), and behind them one part for all columns of no group.
+    """(n,) int64: the index of the part that each column of a layer belongs to. Components come first, in the order of
+    ``groups`` ((C, k) columns each), followed by one part for all columns that belong to no group.
     """
     labels = torch.full((inputs,), -1, dtype=torch.int64)
     parts = 0
@@ -57,7 +59,7 @@ def partition(inputs: int, groups: Mapping[str, Tensor]) -> Tensor:
 
 
 class LayerSums:
-    """One layer's running sums; `take` adds a batch, `classify` says which classes its samples are of."""
+    """The running sums of one layer; `take` adds a batch, `classify` assigns its samples to classes."""
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class LayerSums:
         *,
         every: bool = False,
     ) -> None:
-        """``every``: look at all positions instead of drawing some."""
+        """``every``: use all positions instead of drawing some."""
         self.every = every
         self.name, self.samples, self.seed, self.classes = name, samples, seed, classes
         device = layer.weight.device
@@ -102,7 +104,7 @@ class LayerSums:
         self.waiting: dict[str, Tensor] = {}
 
     def take(self, layer: Operator, x: Tensor, y: Tensor, samples: Tensor) -> None:
-        """Adds a batch: the layer's input and output, and the numbers of its samples (B,)."""
+        """Adds a batch: the layer's input and output, and the indices (B,) of its samples."""
         if not self.size:
             self.positions = position_count(layer, x, len(samples))
             drawn = draw_size(self.positions, self.weight.shape[1], self.weight.shape[0], self.samples)
@@ -119,7 +121,7 @@ class LayerSums:
         self.sums["count"] += rows.shape[0]
         if self.classes:
             used = min(self.size, max(1, self.positions // _CLASS_POSITIONS))
-            # Those drawn come in random order; where all are looked at, some of them are drawn.
+            # Drawn positions come in random order, so the first of them will do; if all are used, some are drawn here.
             where = torch.arange(used).expand(len(samples), -1)
             if at is None and used < self.size:
                 where = draw(self.positions, used, f"{self.name}/class", samples, self.seed)
@@ -137,7 +139,7 @@ class LayerSums:
             self.sums["second"].addmm_(each, each.T)
 
     def _note(self, rows: Tensor, outputs: Tensor) -> None:
-        """``rows`` (B, p, n) and ``outputs`` (B·p, O) of a part of the positions, summed over them; the classes come later."""
+        """Sums ``rows`` (B, p, n) and ``outputs`` (B·p, O) over some of the positions; `classify` assigns them to classes."""
         batch, used = rows.shape[:2]
         x, y = rows.reshape(batch * used, -1), outputs.float()
         product = x * (y @ self.weight)  # Σ over a component's columns: <A_i, Y>
@@ -156,7 +158,7 @@ class LayerSums:
             self.waiting[f"class_own/{group}"] = own.reshape(batch, used, components).sum(1)
 
     def classify(self, labels: Tensor) -> None:
-        """The classes (B,) of the samples of the last batch."""
+        """Assigns the samples of the last batch to the classes ``labels`` (B,)."""
         for key, values in self.waiting.items():
             self.sums[key].index_add_(0, labels.to(values.device), values.to(self.sums[key].dtype))
         self.waiting = {}
@@ -164,7 +166,7 @@ class LayerSums:
     def result(self) -> Moments:
         count = int(self.sums["count"])
         if not count:
-            raise RuntimeError(f"no forward pass went through {self.name}")
+            raise RuntimeError(f"no forward pass reached {self.name}")
         second = self.sums["second"]
         if not self.wide:
             lower = second.tril()
@@ -178,7 +180,7 @@ class LayerSums:
 
 
 def _add_symmetric(total: Tensor, rows: Tensor) -> None:
-    """``total += rowsᵀ rows``, of which only the lower triangle is kept right: half of the work is left out."""
+    """``total += rowsᵀ rows``; only the lower triangle is valid, which halves the work."""
     for start in range(0, len(total), _TILE):
         end = min(start + _TILE, len(total))
         total[start:end, :end].addmm_(rows[:, start:end].T, rows[:, :end])

@@ -1,7 +1,7 @@
-"""Singleton scores in about one extra pass, without second moments (theory, section 3).
+"""Singleton fidelity in about one extra pass, without full second moments.
 
-With ``D = Σ y xᵀ``, the weight-gradient operator applied to the layer's own output, ``E<A_oi, Y_o> = Σ_k W_oik D_oik``, and
-``E‖A_oi‖² = w_oiᵀ H_ii w_oi`` needs only the blocks of ``H`` on the diagonal.
+With ``D = Σ y xᵀ`` (what a weight gradient computes, applied to the layer's own output), ``E<A_oi, Y_o> = Σ_k W_oik D_oik``;
+and ``E‖A_oi‖² = w_oiᵀ H_ii w_oi`` needs only the diagonal blocks of ``H``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .._operators import Operator, flat_weight, get_operator, observed, outputs_at, patches, position_count
+from ..layers import Operator, flat_weight, get_operator, observed, outputs_at, patches, position_count
 from ..progress import Progress, silent
 from ._positions import draw
 
 __all__ = ["collect_singletons"]
 
-# One position in so many is looked at.
+# One in this many positions is used.
 _FRACTION = 16
 
 
@@ -68,11 +68,11 @@ def collect_singletons(
     progress: Progress = silent,
     what: str = "collecting singleton scores",
 ) -> dict[str, Tensor]:
-    """Runs ``module`` once over ``batches`` ((B, 3, H, W) each, ``samples`` in all) and returns the singleton fidelity (O, C)
-    float64 of every layer in ``layers``, which names the columns (C, k) of each component.
+    """Runs ``module`` once over ``batches`` ((B, 3, H, W) each, ``samples`` in total) and returns the singleton fidelity (O, C)
+    float64 of every layer in ``layers``, which gives the columns (C, k) of the components.
 
-    ``size`` says how many of so many positions are looked at; by default every sixteenth. ``what`` is the step's name. Raises
-    TypeError for a name that is neither a convolution nor a linear layer. No hook is left behind, whatever happens.
+    ``size`` maps the number of positions to the number used, by default a sixteenth. ``what`` is the name of the step. Raises
+    TypeError for a name that is neither a convolution nor a linear layer. Hooks are removed in every case.
     """
     device = next(module.parameters()).device
     choose = size or (lambda positions: positions // _FRACTION)

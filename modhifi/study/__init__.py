@@ -1,10 +1,10 @@
-"""A study: what was observed once, from which everything else is decided in closed form."""
+"""Studies: statistics collected once per network, from which everything else follows in closed form."""
 
 from ._analyze import CLASS_SAMPLES, analyze
-from ._constants import CONSTANT_SAMPLES, CONSTANTS, estimate, estimators_for, usual
+from ._constants import CONSTANT_SAMPLES, CONSTANTS, estimate, usual
 from ._layer import LayerStats, Level
+from ._study import STUDY_SCHEMA, Study, read_columns
 from ._tables import LEVELS, ORDERS, SCORES
-from ._types import STUDY_SCHEMA, Study, read_columns
 
 __all__ = [
     "CLASS_SAMPLES",
@@ -19,7 +19,6 @@ __all__ = [
     "Study",
     "analyze",
     "estimate",
-    "estimators_for",
     "read_columns",
     "usual",
 ]

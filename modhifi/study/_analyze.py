@@ -1,4 +1,4 @@
-"""One pass over unlabelled data, then everything that can be derived from it."""
+"""`analyze`: one pass over unlabelled data, then scores, curves and Lipschitz constants derived from it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._files import claim_folder
-from .._format import by_reason, listed
-from .._operators import flat_weight, get_operator
 from ..components import Structure, structure_of
-from ..data import Data, made_for, windowed
+from ..data import Data, prepare, windowed
 from ..errors import UserError
+from ..files import claim_folder
+from ..layers import flat_weight, get_operator
 from ..models import CausalLM, Model
 from ..progress import Progress, silent
 from ..statistics import Collected, Partial, collect, process_count, process_rank, share
 from ..surgery import verified
+from ..text import listed
 from ._blocks import derive_blocks
 from ._constants import estimate, usual
 from ._layer import LayerStats
-from ._types import MANIFEST, STUDY_SCHEMA, Study, read_columns
+from ._study import MANIFEST, STUDY_SCHEMA, Study, read_columns
 
 __all__ = ["CLASS_SAMPLES", "analyze"]
 
 RIDGE = 1e-6
-# A class that the network answers less often than this has no table.
+# Classes predicted for fewer samples get no table: their estimates would be too noisy.
 CLASS_SAMPLES = 8
 
 
@@ -47,32 +47,34 @@ def analyze(
     out: str | Path | None = None,
     progress: Progress = silent,
 ) -> Study:
-    """Collects the statistics of ``model`` on ``samples`` unlabelled images of ``data`` and derives scores and curves. Of a
-    language model samples are windows of tokens, and it goes one decoder block at a time (see
-    `modhifi.statistics.collect_blocks`).
+    """Collects the statistics of ``model`` on ``samples`` unlabelled samples of ``data`` and derives scores and curves.
 
-    With ``out``, a study of the same weights, data and settings that is already there is opened instead, and a run that was
-    interrupted goes on where it was; of a language model it leaves nothing and starts anew. Where `torch.distributed` was
-    started, its processes share the images, and the first of them writes the study.
+    A sample is an image or, for a language model, a window of tokens; language models are analysed one decoder block at a time
+    (see `modhifi.statistics.collect_blocks`).
+
+    With ``out``, an existing study of the same weights, data and settings is opened instead, and an interrupted analysis
+    resumes where it stopped (language models start over). If `torch.distributed` is initialised, its processes share the
+    samples and the first one writes the study.
 
     Args:
-        model: the network; it is not changed.
-        data: images; labels are not looked at. Those of ``inversion`` are made for ``model`` first, with gradients of its input.
-        samples: how many images are drawn, without replacement, by ``seed``; all if there are fewer.
-        seed: of the draw and of the positions looked at.
-        batch_size: images in one forward pass, 128 by default; of text as many windows as have 8,192 tokens.
-        ridge: added to the second moments, relative to the mean of their diagonal.
-        constants: estimators of the layers' Lipschitz constants, of `modhifi.lipschitz.ESTIMATORS`. ``directional`` is always
-            among them: predictions and global allocation go by it. By default ``jacobian`` too, but not for language models.
-            ``none``: no constants, where they would take too long; then global allocation must do without as well.
-        constant_samples: how many of the images they are estimated on, 64 (of text 8 windows) by default; directional ones
-            take half a forward pass of them for each layer.
-        out: a folder to save the study in.
+        model: the network; it is not modified.
+        data: samples; labels are ignored. Images of ``inversion`` are first synthesised for ``model``, which takes gradients
+            with respect to its input.
+        samples: number of samples, drawn without replacement; all if there are fewer.
+        seed: seed of the draw of samples and of positions.
+        batch_size: samples per forward pass; by default 128 images, or as many windows as hold 8,192 tokens.
+        ridge: added to the diagonal of the second moments, relative to its mean.
+        constants: estimators of the layers' Lipschitz constants, from `modhifi.lipschitz.estimators`. ``directional`` is always
+            included, because predictions and global allocation use it; ``jacobian`` is added by default, except for language
+            models. ``none`` skips the constants where they would take too long; pruning then needs constants ``none`` too.
+        constant_samples: number of samples for the constants; by default 64 images or 8 windows. Directional constants cost
+            half a forward pass of these samples per layer.
+        out: the folder to save the study in.
         progress: see `modhifi.progress`.
 
     Raises:
-        UserError: if there are no images, an unknown estimator is asked for, or the network has no component that can be removed,
-            or its input produces values that are not finite.
+        UserError: if there are no samples, an estimator is unknown, no component of the network can be removed, or the input of
+            a layer is not finite.
     """
     began = time.perf_counter()
     named, many = usual(model.input)
@@ -89,16 +91,16 @@ def analyze(
     target = None if out is None else Path(out)
     known = None if target is None else _known(target, key)
     if known is not None:
-        progress(1, 1, "the same study is already there")
+        progress(1, 1, "opening the existing study")
         return known
     if target is not None and process_rank() == 0:
         claim_folder(target, MANIFEST)
     progress(0, 1, "tracing the network")
     structure = structure_of(model)
-    if not isinstance(model.module, CausalLM):  # whose groups are written down, not traced
+    if not isinstance(model.module, CausalLM):  # its groups follow from layer names and need no verification
         structure = verified(structure, model.module, model.example(2), progress=progress)
     if not structure.groups:
-        reasons = "; ".join(f"{listed(names)}: {reason}" for reason, names in by_reason(structure.skipped).items())
+        reasons = "; ".join(f"{listed(names)}: {reason}" for reason, names in structure.skipped_by_reason.items())
         raise UserError(f"{model.spec} has no components that can be removed ({reasons})")
     groups = {name: read_columns(structure, name) for name in structure.readers}
     drawn = _made(drawn, model, progress)
@@ -111,7 +113,7 @@ def analyze(
 
     if isinstance(model.module, CausalLM):
         study = Study(model.ref, drawn.ref, structure, {}, {}, no_classes(structure), ridge, 0.0, key)
-        # Blocks that are finished wait here; in memory only where nothing is to be written.
+        # Finished blocks are parked on disk until the study is saved; without an output folder they stay in memory.
         waiting = None if target is None else target.with_name(f".{target.name}.parts")
         try:
             derive_blocks(study, model, batches(0), len(drawn), numbers, waiting, progress)
@@ -153,7 +155,9 @@ def _finished(
     target: Path | None,
     progress: Progress,
 ) -> Study:
-    """The first process (all, where nothing is written) estimates constants and writes the study; the others read it."""
+    """Estimates the constants and saves the study in the first process (in all of them if nothing is saved); the others load
+    it.
+    """
     first = process_rank() == 0 or target is None
     if first:
         assert study is not None
@@ -171,7 +175,7 @@ def _finished(
 
 
 def _key(model: Model, drawn: Data, settings: list[object]) -> str:
-    """sha256 of all that the study depends on."""
+    """sha256 over everything the study depends on."""
     about = {
         "schema": STUDY_SCHEMA,
         "model": model.ref.model_dump(mode="json"),
@@ -182,21 +186,21 @@ def _key(model: Model, drawn: Data, settings: list[object]) -> str:
 
 
 def _made(drawn: Data, model: Model, progress: Progress) -> Data:
-    """`made_for`; of several processes the first makes the images, and the others find them."""
+    """`prepare`: with several processes, the first one synthesises the images and the others find them on disk."""
     if process_rank() > 0:
         torch.distributed.barrier()
-    made = made_for(drawn, model, progress)
+    made = prepare(drawn, model, progress)
     if process_rank() == 0 and process_count() > 1:
         torch.distributed.barrier()
     return made
 
 
 def _known(folder: Path, key: str) -> Study | None:
-    """The study in ``folder`` if it is of this key and whole."""
+    """The study in ``folder``, if it is intact and has this key."""
     try:
         study = Study.load(folder) if folder.is_dir() else None
     except UserError:
-        return None  # damaged, of another version or not a study at all: saving says so if it must not be replaced
+        return None  # damaged, another version or no study: saving raises if the folder must not be replaced
     return study if study is not None and study.key == key else None
 
 
@@ -223,13 +227,13 @@ def _derive(
 
 
 def no_classes(structure: Structure) -> dict[str, Tensor]:
-    """`Study.class_fidelity` of a network that has no classes."""
+    """The class tables of a network without classes: empty, see `Study.class_fidelity`."""
     nothing = {f"class/{group.name}": torch.zeros(0, group.size) for group in structure.groups}
     return {"classes": torch.zeros(0, dtype=torch.int64)} | nothing
 
 
 def _classes(structure: Structure, found: Collected) -> dict[str, Tensor]:
-    """For the classes that were seen often enough, `Study.class_fidelity` of every group."""
+    """The class tables of every group, for classes that were predicted often enough; see `Study.class_fidelity`."""
     seen = torch.nonzero(found.class_counts >= CLASS_SAMPLES)[:, 0]
     tables = {"classes": seen}
     for group in structure.groups:

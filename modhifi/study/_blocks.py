@@ -1,4 +1,4 @@
-"""A language model's study, made one decoder block at a time: what is finished is put on the disk and looked at from there."""
+"""Studies of language models, one decoder block at a time: finished blocks are written to disk and memory-mapped."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .._operators import flat_weight, get_operator
 from ..errors import UserError
+from ..layers import flat_weight, get_operator
 from ..models import CausalLM, Model, onloaded
 from ..progress import Progress
 from ..statistics import collect_blocks, process_rank
 from ._layer import LayerStats
-from ._types import Study, layer_tensors, read_columns, read_layer
+from ._study import Study, layer_tensors, read_columns, read_layer
 
 __all__ = ["derive_blocks"]
 
@@ -30,11 +30,12 @@ def derive_blocks(
     folder: Path | None,
     progress: Progress,
 ) -> None:
-    """Fills ``study`` with the layers of ``model`` and what follows from them. With a ``folder`` each block's layers are
-    written there as soon as they are known, and from then on mapped from the file, so that the moments of no more than one
-    block are in memory.
+    """Fills ``study`` with the layers of ``model``, their scores and curves.
 
-    Raises `UserError` where a layer's input is not finite.
+    With a ``folder``, the layers of each block are written there as soon as they are complete and memory-mapped from then on,
+    so that the moments of only one block are in memory.
+
+    Raises `UserError` if a layer's input is not finite.
     """
     net = model.module
     assert isinstance(net, CausalLM)
@@ -64,4 +65,4 @@ def derive_blocks(
             about = study.layers[name].moments
             study.layers[name] = read_layer(file, about.count, about.positions, columns[name])
             del about
-        del moments  # not to be held while the next block's are added up
+        del moments  # free them before the next block is accumulated

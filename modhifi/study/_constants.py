@@ -1,100 +1,80 @@
-"""Lipschitz constants as a study keeps them."""
+"""Lipschitz constants of a study."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 
-from .._operators import Edit
 from ..data import Data
 from ..errors import UserError
-from ..lipschitz import ESTIMATORS, certified, directional, jacobian, moved_by, pairs, random, smallest_norms
-from ..models import InputSpec, Model, TokenSpec
+from ..layers import Edit
+from ..lipschitz import Gains, Sample, Upper, estimators, smallest_norms
+from ..models import Model
 from ..progress import Progress, prefixed, silent
-from ._types import Study
+from ..specs import InputSpec, TokenSpec
+from ._study import Study
 
-__all__ = ["CONSTANTS", "CONSTANT_SAMPLES", "estimate", "estimators_for", "usual"]
+__all__ = ["CONSTANTS", "CONSTANT_SAMPLES", "estimate", "usual"]
 
 CONSTANTS = ("directional", "jacobian")
 CONSTANT_SAMPLES = 64
-# Every token of a window is a position, and all logits of all of them are compared.
+# Fewer than images: every token is a position, and the logits of all tokens are compared.
 _WINDOWS = 8
-_OF_LANGUAGE = ("directional", "random", "pairs")
 
 
 def usual(given: InputSpec | TokenSpec) -> tuple[tuple[str, ...], int]:
-    """The estimators, and the number of samples, for a network that takes this, unless others are asked for."""
+    """The default estimators and number of samples for a network with this input."""
     return (("directional",), _WINDOWS) if isinstance(given, TokenSpec) else (CONSTANTS, CONSTANT_SAMPLES)
-
-
-def estimators_for(given: InputSpec | TokenSpec) -> tuple[str, ...]:
-    """All that there are for a network that takes this."""
-    return _OF_LANGUAGE if isinstance(given, TokenSpec) else tuple(ESTIMATORS)
 
 
 def estimate(
     study: Study,
     model: Model,
     data: Data,
-    estimators: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
     *,
     samples: int | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Adds to the study the constants of every layer by each of the named estimators, on ``samples`` of ``data``, and the
-    smallest norms that its LayerNorms divide by; `usual` ones if none are named. Nothing is added if it is cancelled on the way.
+    """Estimates the Lipschitz constants of every layer on ``samples`` of ``data`` and adds them to the study, together with the
+    smallest norm that each LayerNorm divides by. The estimators and the number of samples default to `usual`. Cancelling leaves
+    the study unchanged.
 
-    Where `directional` is asked for too, `jacobian` begins with what that saw arrive at the logits and needs one round.
-
-    Raises `UserError` for an unknown estimator or no samples.
+    Raises `UserError` for an unknown estimator, one that does not support the network, or fewer than two samples.
     """
-    named, many = usual(model.input)
-    estimators, samples = named if estimators is None else estimators, samples or many
-    if not estimators:
+    default, many = usual(model.input)
+    names, samples = default if names is None else names, samples or many
+    if not names:
         return
-    unknown = [name for name in estimators if name not in ESTIMATORS]
-    if unknown:
-        raise UserError(f"unknown estimator {unknown[0]!r}; one of {', '.join(ESTIMATORS)}")
-    if not set(estimators) <= set(estimators_for(model.input)):
-        raise UserError(
-            f"the constants of language models are estimated by {', '.join(_OF_LANGUAGE)}; leave the others away"
-        )
+    known = estimators()
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown estimator {name!r}; choose one of {', '.join(known)}")
+    suited = estimators(language=model.tokens is not None)
+    if not set(names) <= set(suited):
+        raise UserError(f"constants of language models are estimated by {', '.join(suited)}; omit the other estimators")
     if samples < 2:
         raise UserError(f"constants need at least 2 samples, not {samples}")
-    images = torch.cat([batch for batch, _ in data.take(samples, data.seed).batches(model.input)])
-    net, layers = model.module, list(study.layers)
-    gains, upper, start = {}, study.certified, None
-    if "directional" in estimators and "jacobian" not in estimators:
-        gains["directional"] = directional(net, _Halves(study), images, progress=_told(progress, "directional"))
-    elif "directional" in estimators:
-        gains["directional"], start = moved_by(net, _Halves(study), images, progress=_told(progress, "directional"))
-    if "jacobian" in estimators:
-        gains["jacobian"] = jacobian(
-            net,
-            layers,
-            images,
-            start=start,
-            rounds=2 if start is None else 1,
-            progress=_told(progress, "jacobian"),
-        )
-    if "random" in estimators:
-        gains["random"] = random(net, layers, images, seed=study.data.seed, progress=_told(progress, "random"))
-    if "pairs" in estimators:
-        gains["pairs"] = pairs(net, layers, images, progress=_told(progress, "pairs"))
-    if "certified" in estimators:
-        upper = certified(net, layers, images, progress=_told(progress, "certified"))
-    norms = study.norms or smallest_norms(net, images)
-    study.gains, study.certified, study.norms = study.gains | gains, upper, norms
-
-
-def _told(progress: Progress, name: str) -> Progress:
-    return prefixed(progress, f"{ESTIMATORS[name].title}: ")
+    inputs = torch.cat([batch for batch, _ in data.take(samples, data.seed).batches(model.input)])
+    sample = Sample(model.module, list(study.layers), inputs, _Halves(study), study.data.seed, tuple(names))
+    gains, upper = dict(study.gains), study.certified
+    for name, one in suited.items():
+        if name in names:
+            found = one.estimate(sample, prefixed(progress, f"{one.title}: "))
+            if one.claim == "upper":
+                upper = dict(cast(Mapping[str, Upper], found))
+            else:
+                gains[name] = dict(cast(Mapping[str, Gains], found))
+    norms = study.norms or smallest_norms(model.module, inputs)
+    study.gains, study.certified, study.norms = gains, upper, norms
 
 
 class _Halves(Mapping[str, Edit]):
-    """The direction in which a constant is estimated: half of what the layer reads removed, the rest compensated. Each is
-    made when it is asked for; in double precision all of them would be twice a large model.
+    """For each layer, the edit whose error the directional constants are measured with: half of the components it reads
+    removed, the rest compensated. Edits are made on demand: all of them in double precision would take twice the memory of
+    the model.
     """
 
     def __init__(self, study: Study) -> None:

@@ -1,4 +1,4 @@
-"""One consumer's statistics, and what its weights become when some of the components that it reads are gone."""
+"""The statistics of one consumer, and its new weights when some of the components it reads are removed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._operators import Edit
 from ..fidelity import centre, full_compensation, ridged, scalar_compensation
+from ..layers import Edit
 from ..statistics import Moments, partition
 
 __all__ = ["LayerStats", "Level"]
@@ -20,12 +20,12 @@ Level = Literal["none", "scalar", "full"]
 
 @dataclass
 class LayerStats:
-    """A consumer's own weight, flat (O, n) float32, the moments of its input, and for each group that it reads the columns
-    (C, k) of the components.
+    """A consumer's weight, flat (O, n) float32, the moments of its input, and per group it reads the columns (C, k) of the
+    components.
 
-    A layer that is too wide for a dense moment has the Gram matrix of the components' contributions instead. It is then seen
-    as a layer of one output, whose inputs are the contributions and whose weights are all one: new weights of that layer are
-    one scalar per component, shared by all outputs.
+    A layer too wide for a dense moment stores the Gram matrix of the components' contributions instead. It is then treated as a
+    layer with one output whose inputs are the contributions and whose weights are all one, so its new weights are one scalar
+    per component, shared by all outputs (see docs/theory.md, *Collecting the statistics*).
     """
 
     weight: Tensor
@@ -34,7 +34,7 @@ class LayerStats:
 
     @property
     def wide(self) -> bool:
-        """Whether contributions are kept instead of dense moments."""
+        """Whether contributions are stored instead of dense moments."""
         return self.moments.second.shape[0] != self.weight.shape[1]
 
     def parts(self) -> Tensor:
@@ -42,19 +42,17 @@ class LayerStats:
         return partition(self.weight.shape[1], self.groups)
 
     def blocks(self, group: str) -> Tensor:
-        """(C, k): the components' columns in the matrices of `operator`."""
+        """(C, k): the components' columns in the matrices of `moment_and_weight`."""
         return self.parts()[self.groups[group][:, :1]] if self.wide else self.groups[group]
 
-    def operator(self, centred: bool, ridge: float) -> tuple[Tensor, Tensor]:
-        """The ridged second moment (centred: covariance) that errors are computed with, (m, m), and the weights that go with
-        it, both float64.
-        """
+    def moment_and_weight(self, centred: bool, ridge: float) -> tuple[Tensor, Tensor]:
+        """The second moment (centred: the covariance) plus ridge, (m, m), and the weights (O, m) that go with it, float64."""
         raw, weight = self._moment(centred)
         return ridged(raw, ridge, self._rounding()), weight
 
     def ridge(self, centred: bool, ridge: float) -> float:
-        """What `operator` adds to the moment's diagonal, relative to its mean eigenvalue: ``ridge``, or, if that is more, what
-        the moment was rounded by.
+        """What `moment_and_weight` adds to the diagonal, relative to the mean eigenvalue: ``ridge`` or the rounding error of
+        the moment, whichever is larger.
         """
         mean = float(self._moment(centred)[0].diagonal().mean())
         return max(ridge, self._rounding() / mean) if mean > 0 else ridge
@@ -70,14 +68,14 @@ class LayerStats:
         return second, torch.ones(1, len(second), dtype=torch.float64)
 
     def _rounding(self) -> float:
-        # The moments are float32 sums: their eigenvalues are known to within about this much.
+        # The moments are float32 sums, so their eigenvalues are only accurate to about this much.
         return 4 * torch.finfo(torch.float32).eps * float(self.moments.second.double().norm())
 
     def edit(self, keep: Mapping[str, Tensor], compensate: Level, centred: bool, ridge: float) -> Edit:
-        """New weights when of each group in ``keep`` those components stay (theory, section 4, levels 1 and 2), zero for the
-        others; groups that are not named stay whole.
+        """The new weights (O, n) if each group in ``keep`` keeps only those components: scalar (ModHiFi, Prop. 3.8) or full
+        compensation (see docs/theory.md, *Compensation*), zero for removed components. Groups that are not named keep all.
 
-        Centred, the mean output that is lost is put back as a constant; raw or without compensation nothing is.
+        Centred, the mean output that is lost is restored by a shift; raw or without compensation the shift is zero.
         """
         own = self.weight.double()
         stays = torch.ones(own.shape[1], dtype=torch.bool)
@@ -86,7 +84,7 @@ class LayerStats:
             stays[self.groups[group][kept].reshape(-1)] = True
         if compensate == "none":
             return Edit(own * stays, own.new_zeros(own.shape[0]))
-        second, weight = self.operator(centred, ridge)
+        second, weight = self.moment_and_weight(centred, ridge)
         if self.wide:
             parts = self.parts()
             left = torch.zeros(len(second), dtype=torch.bool)
@@ -105,8 +103,8 @@ class LayerStats:
         return Edit(new, shift)
 
     def error(self, edit: Edit) -> float:
-        """``E‖Y − Ŷ‖²`` of one sample, summed over outputs and positions: tr(ΔW H ΔWᵀ) with the shift taken into account. Of a
-        wide layer the edit must be one scalar per component, as `edit` makes it.
+        """``E‖Y − Ŷ‖²`` of one sample, summed over outputs and positions: tr(ΔW H ΔWᵀ), corrected for the shift. For a wide
+        layer the edit must be one scalar per component, as `edit` returns it.
         """
         delta = edit.weight.double() - self.weight.double()
         second, mean = self.moments.second.double(), self.moments.mean

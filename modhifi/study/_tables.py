@@ -1,8 +1,8 @@
-"""What is derived from a group's moments, so that every later question is a look-up.
+"""Tables derived from the moments of a group, so that later queries are look-ups.
 
-For each basis (raw or centred second moment): scores of the components and the orders that follow from them, and for each order
-and each level of compensation the error of every consumer at every size. `modhifi.analyze` derives what the defaults ask
-for; the rest is derived when it is first asked for.
+For each basis (raw or centred second moment) there are the scores of the components and the orders they imply, and for each
+order and compensation level the error of every consumer at every size. `modhifi.analyze` derives the tables that the defaults
+need; the rest are derived on first use.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ __all__ = [
     "tabulate_order",
 ]
 
-# What a study scores by itself: backward elimination, singleton fidelity (Def. 3.1), the published implementation's
-# E<Y, A_i> (App. D.2), and what the removal of a component alone costs.
+# Built-in scores: backward elimination, singleton fidelity (ModHiFi, Def. 3.1), E<Y, A_i> as in the published
+# implementation (App. D.2), and the error added by removing one component alone.
 SCORES = ("greedy", "fidelity", "row-sum", "removal-cost")
-# The two whose curves are derived together with the scores.
+# Orders whose curves are derived together with the scores.
 ORDERS = ("greedy", "fidelity")
 LEVELS: tuple[Level, ...] = ("none", "scalar", "full")
 
@@ -76,8 +76,8 @@ def tabulate(
     centred: bool = True,
     device: torch.device | None = None,
 ) -> Iterator[tuple[Group, dict[str, Tensor]]]:
-    """The tables of each group (of those named, or all), without the scalar level, as soon as its last consumer was looked
-    at. A layer's moment is factorised once, however many groups it reads.
+    """Yields the tables of each group in ``groups`` (all by default), without the scalar level, as soon as its last consumer is
+    done. Each layer's moment is factorised once, however many groups it reads.
     """
     # MPS has no float64.
     where = device if device is not None and device.type == "cuda" else torch.device("cpu")
@@ -87,13 +87,13 @@ def tabulate(
         if not wanted:
             continue
         stats = layers[name]
-        second, weight = (value.to(where) for value in stats.operator(centred, ridge))
-        second = second * stats.moments.positions  # one sample's error has so many positions: consumers' costs add up
+        second, weight = (value.to(where) for value in stats.moment_and_weight(centred, ridge))
+        second = second * stats.moments.positions  # errors per sample, so that costs of consumers add up
         inverted = inverse(second)
         energy = output_energy(second, weight)
         for group in wanted:
             columns = stats.blocks(group.name).to(where)
-            # Only the group's own part is needed from here on.
+            # Only the part of the matrices that belongs to the group is needed from here on.
             own_weight, own_second, own_inverse = own_part(columns, weight, second, inverted)
             part = _Part(
                 weight=own_weight,
@@ -113,8 +113,9 @@ def tabulate(
 
 @dataclass
 class _Part:
-    """A group as one of its consumers reads it: the components' own ``weight``, ``second`` moment of one sample and inverse,
-    the ``energy`` of the whole output, how much of it each component alone explains, (C,), and its `row_sum`, (C,).
+    """A group as one of its consumers reads it: the ``weight``, ``second`` moment of one sample and its inverse, restricted to
+    the group's components; the ``energy`` of the whole output; how much of it each component alone explains, (C,); and the
+    `row_sum` of each, (C,).
     """
 
     weight: Tensor
@@ -153,7 +154,7 @@ def _finish(group: str, parts: Mapping[str, _Part], centred: bool) -> dict[str, 
 
 
 def ranked(score: Tensor) -> Tensor:
-    """(C,) int64: the components, highest score first; of equal ones the first."""
+    """(C,) int64: the components by score, highest first; ties keep their order."""
     return torch.argsort(score, descending=True, stable=True)
 
 
@@ -165,10 +166,10 @@ def tabulate_order(
     ridge: float,
     centred: bool,
 ) -> dict[str, Tensor]:
-    """The errors of one layer at one level, for the groups that are named: ``orders[group][order]`` (C,) int64. The scalar level
-    is O(O·C³).
+    """The error curves of one layer at one compensation level, for the orders given per group in ``orders[group][order]``, (C,)
+    int64. The scalar level costs O(O·C³).
     """
-    second, weight = stats.operator(centred, ridge)
+    second, weight = stats.moment_and_weight(centred, ridge)
     second = second * stats.moments.positions
     inverted = inverse(second) if level == "full" else None
     return {

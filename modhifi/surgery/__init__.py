@@ -1,4 +1,4 @@
-"""Surgery: a plan and a model in, a changed model out."""
+"""Surgery: turns a plan and a model into a modified model."""
 
 from ._apply import apply
 from ._recalibrate import calibration_data, recalibrate, recalibrated

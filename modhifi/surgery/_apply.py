@@ -1,10 +1,9 @@
-"""The knife. A plan is applied in two steps that can be compared: first *masked*, the network in its old shape with the new
-weights and zeros where components are gone; then *removed*, those zeros taken out through torch-pruning's dependency graph.
-Both give the same answers, and a plan whose removal does not is refused.
+"""Applies a plan in two steps that are checked against each other: *masked*, the original shape with the new weights and zeros
+for removed components, then *removed*, with the zeros cut out by torch-pruning's functions. Both must give the same output.
 
-Names in a plan's tensors, all in the coordinates of the unchanged network:
-``L.weight`` (O, columns that stay) new flat weight of consumer L; ``L.shift`` (O,) a constant for the output of layer L;
-any other entry of the network's state, such as ``B.running_mean`` of a BatchNorm, by its own name and size.
+Names of a plan's tensors, all in the coordinates of the original network: ``L.weight`` (O, columns kept) is the new flat weight
+of consumer L; ``L.shift`` (O,) a constant added to the output of layer L; any other entry of the network's state, such as
+``B.running_mean`` of a BatchNorm, has its own name and size.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from .._operators import get_operator
 from ..components import Structure, structure_of
 from ..errors import UserError
-from ..models import Model, Step, fingerprint
+from ..layers import get_operator
+from ..models import Model, fingerprint
 from ..plan import Plan
+from ..specs import Step
 from ._remove import add_bias, remaining_columns, remove
 from ._verify import answer, distance, tolerance
 
@@ -27,26 +27,25 @@ __all__ = ["apply"]
 
 @torch.inference_mode(False)
 def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
-    """The model changed as the plan says; ``model`` itself stays as it is.
+    """A copy of ``model`` modified by the plan; ``model`` itself does not change.
 
     Args:
-        plan: what stays, and the new weights.
+        plan: the components to keep and the new weights.
         model: the network that the plan was made for.
-        masked: leave the network in its old shape, zeros where components are gone (the removed one's twin).
+        masked: keep the original shape, with zeros in place of removed components.
 
     Raises:
-        UserError: if the plan was made for other weights, or does not fit the network.
-            Weights that accelerate keeps elsewhere cannot be changed.
-        RuntimeError: if the removed network does not answer as the masked one does (an operation that the tracer misreads).
+        UserError: if the plan was made for other weights or does not fit the network, or if accelerate has offloaded weights.
+        RuntimeError: if the outputs of the removed and the masked network differ, because the tracer misread an operation.
     """
     if model.fingerprint != plan.model.fingerprint:
         raise UserError(
-            f"the plan was made for other weights ({plan.model.spec}, fingerprint {plan.model.fingerprint[:12]}) than these"
-            f" ({model.spec}, {model.fingerprint[:12]}); load the weights it names"
+            f"the plan was made for other weights ({plan.model.spec}, fingerprint {plan.model.fingerprint[:12]}) than"
+            f" these ({model.spec}, {model.fingerprint[:12]}); load the weights it was made for"
         )
     if any(value.is_meta for value in model.module.parameters()):
         raise UserError(
-            f"weights of {model.spec} lie outside this memory; load it on one device (--device cpu) to change it"
+            f"weights of {model.spec} are offloaded; load the model on one device (--device cpu) to modify it"
         )
     structure = structure_of(model)
     _check(plan, structure)
@@ -64,8 +63,8 @@ def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
         off = distance(before, answer(net, example))
         if off > tolerance(net):
             raise RuntimeError(
-                f"the network with its components removed differs from the masked one by {off:.3g}: the tracer misread how"
-                " they are connected; please report this network"
+                f"the pruned network differs from the masked one by {off:.3g}: the tracer misread its structure; please"
+                " report this network"
             )
     return Model(
         spec=model.spec,
@@ -85,14 +84,16 @@ def _check(plan: Plan, structure: Structure) -> None:
     sizes = {group.name: group.size for group in structure.groups}
     for name, group in plan.groups.items():
         if name not in sizes:
-            raise UserError(f"the plan names group {name}, which this network does not have")
+            raise UserError(
+                f"the plan prunes group {name}, which this network does not have; load the network it was made for"
+            )
         if sizes[name] != group.total or not all(0 <= i < group.total for i in group.keep):
-            raise UserError(f"the plan's group {name} has {group.total} components, the network's has {sizes[name]}")
+            raise UserError(f"group {name} has {group.total} components in the plan but {sizes[name]} in the network")
 
 
 @torch.no_grad()
 def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
-    """Writes the plan's weights into ``net``, zero where components are gone; returns the layers that got a bias."""
+    """Writes the plan's weights into ``net``, zero for removed components; returns the layers that gained a bias."""
     added = []
     touched = set()
     keep = {name: group.keep for name, group in plan.groups.items()}
@@ -117,7 +118,7 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
                 assert layer.bias is not None
                 layer.bias.add_(shift)
             else:
-                # BatchNorm subtracts its running mean: what is added to its input is taken off there.
+                # BatchNorm subtracts its running mean, so lowering the mean adds the shift.
                 net.get_buffer(takes).sub_(shift)
     state = net.state_dict(keep_vars=True)
     for key in sorted(set(plan.tensors) - touched):
@@ -126,29 +127,31 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
             try:
                 layer = get_operator(net, name)
             except (TypeError, AttributeError) as error:
-                raise UserError(f"the plan changes {key}, but {name} is no layer of this network that could") from error
+                raise UserError(
+                    f"the plan sets {key}, but {name} is not a convolution or linear layer of this network"
+                ) from error
             shift = _tensor(plan, key, layer.weight.flatten(1)[:, 0])
             if layer.bias is None:
                 add_bias(layer)
                 added.append(name)
             assert layer.bias is not None
-            # A new bias of the plan's stands already: the state's own names come first in the alphabet.
+            # A bias that the plan itself sets is already in place: ``.bias`` sorts before ``.shift``.
             layer.bias.add_(shift)
         elif key in state and state[key].is_floating_point() and state[key].numel() == plan.tensors[key].numel():
             state[key].data.copy_(plan.tensors[key].reshape(state[key].shape))
         elif key in state:
             shapes = tuple(plan.tensors[key].shape), tuple(state[key].shape)
-            raise UserError(f"the plan's {key} has shape {shapes[0]}, the network needs {shapes[1]}")
+            raise UserError(f"the plan's {key} has shape {shapes[0]}, but the network needs {shapes[1]}")
         else:
-            raise UserError(f"the plan changes {key}, which this network does not have")
+            raise UserError(f"the plan sets {key}, which this network does not have")
     return added
 
 
 def _tensor(plan: Plan, name: str, like: Tensor) -> Tensor:
-    """The plan's tensor in the dtype and place of ``like``, or ``like`` itself where the plan has none."""
+    """The plan's tensor with the dtype and device of ``like``, or ``like`` itself if the plan has none."""
     value = plan.tensors.get(name)
     if value is None:
         return like
     if value.shape != like.shape:
-        raise UserError(f"the plan's {name} has shape {tuple(value.shape)}, the network needs {tuple(like.shape)}")
+        raise UserError(f"the plan's {name} has shape {tuple(value.shape)}, but the network needs {tuple(like.shape)}")
     return value.to(like)

@@ -1,4 +1,4 @@
-"""BatchNorm statistics re-estimated on unlabelled images: a separate, optional step (theory, section 4)."""
+"""BatchNorm statistics re-estimated on unlabelled images: a separate, optional step (see docs/theory.md, *Compensation*)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..data import Data, DataRef, load_data, made_for, meant_for
+from ..data import Data, identify, load_data, prepare
 from ..errors import UserError
-from ..models import Model, reload
+from ..models import Model
 from ..plan import Plan
 from ..progress import Progress, silent
+from ..specs import DataRef
 from ._apply import apply
 
 __all__ = ["calibration_data", "recalibrate", "recalibrated"]
@@ -20,8 +21,8 @@ __all__ = ["calibration_data", "recalibrate", "recalibrated"]
 
 @torch.no_grad()
 def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Re-estimates the running statistics of every BatchNorm in place, as the average over ``batches`` of each batch's mean
-    and unbiased variance; weights stay. Returns the new statistics by name, {} if there is no BatchNorm.
+    """Re-estimates the running statistics of every BatchNorm in place: the average over ``batches`` of each batch's mean and
+    unbiased variance. Weights do not change. Returns the new statistics by name, {} if there is no BatchNorm.
     """
     norms = {n: m for n, m in module.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
     if not norms:
@@ -34,7 +35,7 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tenso
             norm.momentum = None  # a cumulative average
             norm.train()
         for batch in batches:
-            if len(batch) > 1:  # one value per channel has no variance where the map is a single pixel
+            if len(batch) > 1:  # a single sample has no variance if its feature map is one pixel
                 module(batch.to(device))
     finally:
         for name, norm in norms.items():
@@ -48,31 +49,28 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tenso
 
 
 def calibration_data(ref: DataRef, model: Model | None = None, progress: Progress = silent) -> Data:
-    """The images that a study was made on, loaded again, or made again for its network ``model`` if they were made for it.
+    """The samples that a study was made on, loaded again, or synthesised again for ``model`` if they were synthesised.
 
-    Raises `UserError` if they are not those any more, or must be made and there is no network.
+    Raises `UserError` if they have changed since, or if they must be synthesised and ``model`` is None.
     """
-    data = meant_for(load_data(ref.spec, ref.root, ref.split).take(ref.samples, ref.seed), model)
+    data = identify(load_data(ref.spec, ref.root, ref.split).take(ref.samples, ref.seed), model)
     if data.ref.fingerprint != ref.fingerprint:
         raise UserError(f"the calibration images of {ref.spec} have changed since the study; analyze again")
-    return data if model is None else made_for(data, model, progress)
+    return data if model is None else prepare(data, model, progress)
 
 
-def recalibrated(
-    plan: Plan, model: Model | None = None, data: Data | None = None, progress: Progress = silent
-) -> dict[str, Tensor]:
-    """The statistics that ``plan``'s network gets on its own calibration images, in the coordinates of the unchanged network.
+def recalibrated(plan: Plan, model: Model, data: Data | None = None, progress: Progress = silent) -> dict[str, Tensor]:
+    """The modified network's BatchNorm statistics on the plan's calibration images, in the original network's coordinates.
 
-    Raises `UserError` if the network has no BatchNorm, or the calibration images are not the ones the study saw.
+    Raises `UserError` if the network has no BatchNorm, or if the calibration images have changed since the study.
     """
-    base = model or reload(plan.model)
-    data = data or calibration_data(plan.calibration, base, progress)
-    twin = apply(plan, base, masked=True)
+    data = data or calibration_data(plan.calibration, model, progress)
+    twin = apply(plan, model, masked=True)
     total = len(data)
 
     def batches() -> Iterable[Tensor]:
         done = 0
-        for images, _ in data.batches(base.input):
+        for images, _ in data.batches(model.input):
             progress(done, total, "re-estimating BatchNorm")
             yield images
             done += len(images)
@@ -80,7 +78,5 @@ def recalibrated(
 
     found = recalibrate(twin.module, batches())
     if not found:
-        raise UserError(
-            f"{plan.model.spec} has no BatchNorm whose statistics could be re-estimated; leave that step away"
-        )
+        raise UserError(f"{plan.model.spec} has no BatchNorm statistics to re-estimate; omit --recalibrate-bn")
     return found

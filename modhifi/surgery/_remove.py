@@ -1,4 +1,4 @@
-"""Components taken out for real, layer by layer, by torch-pruning's functions."""
+"""Physical removal of components, layer by layer, with torch-pruning's functions."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._operators import get_operator
 from ..components import Cut, Structure, enumerate_components, set_right
 from ..errors import UserError
-from ..models import Step
+from ..layers import get_operator
+from ..specs import Step
 
 __all__ = ["add_bias", "remaining_columns", "remove", "restructure"]
 
 
 def restructure(module: nn.Module, example: Tensor, step: Step) -> None:
-    """Takes the components that do not stay out of ``module``, in place, and adds zero biases to the layers that need one.
+    """Repeats a change of shape on ``module`` in place: removes the components that are not kept and adds zero biases to the
+    layers that gained one.
 
     Raises `UserError` if the step does not fit the network.
     """
@@ -27,21 +28,23 @@ def restructure(module: nn.Module, example: Tensor, step: Step) -> None:
     sizes = {group.name: group.size for group in structure.groups}
     for name, keep in step.keep.items():
         if name not in sizes:
-            raise UserError(f"group {name} is to be cut, but this network has no such group")
+            raise UserError(f"group {name} cannot be pruned: this network has no such group")
         if not keep or len(set(keep)) != len(keep) or not all(0 <= index < sizes[name] for index in keep):
-            raise UserError(f"group {name} has {sizes[name]} components here, which those to keep do not fit")
+            raise UserError(
+                f"group {name} has {sizes[name]} components; those to keep must be distinct indices below that"
+            )
     for name in step.added_biases:
         add_bias(get_operator(module, name))
     remove(module, structure, step.keep)
 
 
 def add_bias(layer: nn.Conv2d | nn.Linear) -> None:
-    """A bias of zeros."""
+    """Adds a bias of zeros."""
     layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]), requires_grad=False)
 
 
 def remove(module: nn.Module, structure: Structure, keep: Mapping[str, Sequence[int]]) -> None:
-    """Leaves of each group named in ``keep`` the components listed, in place. ``structure`` is that of ``module``."""
+    """Removes all components but those listed from each group in ``keep``, in place. ``structure`` is that of ``module``."""
     outputs: dict[str, list[np.ndarray]] = defaultdict(list)
     inputs: dict[str, list[np.ndarray]] = defaultdict(list)
     for name, stays in keep.items():
@@ -61,8 +64,8 @@ def remove(module: nn.Module, structure: Structure, keep: Mapping[str, Sequence[
 
 
 def remaining_columns(structure: Structure, layer: str, weight: Tensor, keep: Mapping[str, Iterable[int]]) -> Tensor:
-    """(n,) bool, where ``weight`` is: which columns of the flat ``weight`` (O, n) of ``layer`` do not belong to components
-    that go.
+    """(n,) bool, on the device of ``weight``: which columns of the flat ``weight`` (O, n) of ``layer`` remain if each group in
+    ``keep`` keeps only those components.
     """
     stays = np.ones(weight.shape[1], dtype=bool)
     for group, consumer in structure.readers[layer]:
@@ -98,7 +101,7 @@ def _cut_outputs(module: nn.Module, name: str, gone: list[int]) -> Cut:
     else:
         each_in, each_out = target.in_channels // target.groups, target.out_channels // target.groups
         tp.prune_conv_out_channels(target, gone)
-        if target.groups > 1:  # whole convolution groups went
+        if target.groups > 1:  # whole convolution groups were removed
             target.groups = target.out_channels // each_out
             target.in_channels = target.groups * each_in
     return Cut(total, sorted(set(range(total)) - set(gone)))

@@ -1,4 +1,4 @@
-"""Every group tried out: what the tracer misread is left whole, with the reason, before anybody plans with it."""
+"""Verification of groups by trial removal: groups that the tracer misread are not pruned, and the reason is recorded."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .._operators import get_operator
 from ..components import Group, Structure
 from ..errors import UserError
+from ..layers import get_operator
 from ..progress import Progress, silent
 from ._remove import remaining_columns, remove
 
 __all__ = ["answer", "difference", "distance", "tolerance", "verified"]
 
-# Removed and masked network may differ by rounding only: relative to the largest logit, in float32.
+# The removed and the masked network may differ by rounding only. Relative to the largest logit, for float32.
 TOLERANCE = 1e-3
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def verified(structure: Structure, module: nn.Module, example: Tensor, *, progress: Progress = silent) -> Structure:
-    """``structure`` without the groups whose removal does not give what masking gives.
+    """``structure`` without the groups for which removal and masking give different outputs.
 
-    A random half of every group is removed at once and the answer compared with that of the network in which the columns
-    that read them are zero. If they differ, the groups are split in two until the ones at fault stand alone.
+    A random half of every group is removed at once, and the output is compared with that of the network in which the columns
+    that read these components are zero. If the two differ, the groups are bisected until each faulty group is isolated.
     """
     reasons: dict[str, str] = {}
     stack: list[Sequence[Group]] = [structure.groups] if structure.groups else []
     while stack:
-        progress(len(structure.groups) - sum(map(len, stack)), len(structure.groups), "trying out removals")
+        progress(len(structure.groups) - sum(map(len, stack)), len(structure.groups), "verifying groups")
         groups = stack.pop()
         reason = _fault(structure, module, example, groups)
         if reason is None:
@@ -61,16 +61,16 @@ def _fault(structure: Structure, net: nn.Module, example: Tensor, groups: Sequen
         off = difference(masked, removed, example)
     except UserError:
         raise
-    except Exception as error:  # whatever a network does that was cut in the wrong place
-        return f"misread by the tracer: without some of them the network fails ({type(error).__name__})"
+    except Exception as error:  # a network that was cut in the wrong place may raise anything
+        return f"misread by the tracer: the network fails if some are removed ({type(error).__name__})"
     if off <= TOLERANCE:
         return None
-    return "misread by the tracer: removing some of them gives another answer than masking them"
+    return "misread by the tracer: removing some changes the output more than masking them"
 
 
 def difference(masked: nn.Module, removed: nn.Module, example: Tensor) -> float:
-    """The largest difference between the two networks' answers, relative to the masked one's largest; inf where only the
-    removed one's are not finite. Raises `UserError` if the masked one's are not.
+    """The largest difference between the outputs of the two networks, relative to the largest output of the masked one; inf if
+    only the removed network's output is not finite. Raises `UserError` if the masked network's output is not.
     """
     return distance(answer(masked, example), answer(removed, example))
 
@@ -81,14 +81,14 @@ def answer(net: nn.Module, example: Tensor) -> Tensor:
 
 
 def distance(before: Tensor, after: Tensor) -> float:
-    """As `difference`, of the answers."""
+    """`difference` for outputs that are already known."""
     if not bool(torch.isfinite(before).all()):
-        raise UserError("the network's answers are not finite; check its weights, --mean and --std")
+        raise UserError("the network's output is not finite; check its weights, --mean and --std")
     off = float((before - after).abs().max()) / max(1e-6, float(before.abs().max()))
     return off if math.isfinite(off) else math.inf
 
 
 def tolerance(net: nn.Module) -> float:
-    """`TOLERANCE` for weights of single precision, and in proportion to how coarsely others are rounded."""
+    """`TOLERANCE` for weights in single precision, scaled up with the rounding error of coarser dtypes."""
     coarseness = torch.finfo(next(net.parameters()).dtype).eps / torch.finfo(torch.float32).eps
     return min(0.05, TOLERANCE * max(1.0, coarseness))

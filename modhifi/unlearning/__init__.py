@@ -2,18 +2,19 @@
 
 from ._algebra import erasure, forgetting_ridge, retained_rows, specific_projection
 from ._classes import choose_classes
-from ._unlearn import METHODS, Method, unlearn
+from ._unlearn import Method, register_method, unlearn, unlearning_methods
 from ._where import Living, where_it_lives
 
 __all__ = [
-    "METHODS",
     "Living",
     "Method",
     "choose_classes",
     "erasure",
     "forgetting_ridge",
+    "register_method",
     "retained_rows",
     "specific_projection",
     "unlearn",
+    "unlearning_methods",
     "where_it_lives",
 ]

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .._operators import Edit, edited
-from ..data import Data, DataRef
+from ..data import Data
 from ..errors import UserError
 from ..evaluation import match_labels
+from ..layers import Edit, edited
 from ..models import Model
-from ..plan import Compensation, CurvePoint
+from ..plan import CurvePoint
 from ..progress import Progress
+from ..specs import Compensation, DataRef
 from ..study import Study
 
 __all__ = ["Found", "Task", "choose_classes", "curve_point", "make_task"]

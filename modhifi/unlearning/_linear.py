@@ -10,8 +10,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from .._operators import Edit, flat_weight, get_operator
 from ..evaluation import classifier_of
+from ..layers import Edit, flat_weight, get_operator
 from ..plan import CurvePoint
 from ..progress import prefixed
 from ..statistics import Moments, collect

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .._operators import Edit
+from ..layers import Edit
 from ..plan import CurvePoint
 from ._classes import Task
 

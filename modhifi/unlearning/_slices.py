@@ -19,11 +19,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .._operators import Edit
 from ..errors import UserError
 from ..fidelity import gram
-from ..plan import Compensation
+from ..layers import Edit
 from ..progress import prefixed
+from ..specs import Compensation
 from ..statistics import collect, collect_singletons
 from ..study import Study
 from ._classes import Found, Task

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ..data import Data
 from ..errors import UserError
-from ..models import Model, reload
+from ..loading import reload
+from ..models import Model
 from ..plan import Plan, Settings
 from ..progress import Progress, silent
 from ..study import Study
@@ -19,7 +20,7 @@ from ._linear import closed_form, subspaces
 from ._mask import mask
 from ._slices import contrastive, published
 
-__all__ = ["METHODS", "Method", "unlearn"]
+__all__ = ["Method", "register_method", "unlearn", "unlearning_methods"]
 
 Target = Literal["zero", "mean"]
 
@@ -38,7 +39,25 @@ class Method:
     deep: bool = False
 
 
-METHODS: Mapping[str, Method] = {
+_METHODS: dict[str, Method] = {}
+
+
+def register_method(name: str, method: Method) -> Method:
+    """Makes ``method`` known to `unlearn`, the command line and the dashboard under ``name``. A new method is one new file that
+    calls this, and one line that imports it in this room's ``__init__``. Raises ValueError if the name is taken.
+    """
+    if name in _METHODS:
+        raise ValueError(f"the unlearning method {name!r} is registered already")
+    _METHODS[name] = method
+    return method
+
+
+def unlearning_methods() -> dict[str, Method]:
+    """All registered methods by name."""
+    return dict(_METHODS)
+
+
+for _name, _method in {
     "erase": Method(
         "Erasure",
         "Takes the class out of what the last layers write to the residual stream, keeps of the features only what tells the"
@@ -95,7 +114,8 @@ METHODS: Mapping[str, Method] = {
         lambda task, _, __: finetune(task),
         gradients=True,
     ),
-}
+}.items():
+    register_method(_name, _method)
 
 
 def unlearn(
@@ -120,7 +140,7 @@ def unlearn(
         study: of the network; its structure says which layers read what.
         forget: classes by name or index.
         data: images to decide on, not the ones to judge with. Their labels only say which are of the classes to forget.
-        method: one of `METHODS`.
+        method: a name of `unlearning_methods`.
         target: accuracy on the forget samples that is low enough, in [0, 1), or ``chance``, one over the number of classes.
         depth: how many layers are edited, counted from the last; chosen by the method if None.
         towards: of the method ``ridge``: what a layer should answer on the forget samples, nothing (``zero``) or what it answers
@@ -135,9 +155,9 @@ def unlearn(
     """
     if not study.model.classes:
         raise UserError(f"{study.model.spec} is a language model, which has no classes to forget; prune it instead")
-    if method not in METHODS:
-        raise UserError(f"unknown method {method!r}; one of {', '.join(METHODS)}")
-    chosen = METHODS[method]
+    if method not in _METHODS:
+        raise UserError(f"unknown method {method!r}; one of {', '.join(_METHODS)}")
+    chosen = _METHODS[method]
     if depth is not None and not chosen.deep:
         raise UserError(f"the method {method} has no depth; leave it away")
     if depth is not None and depth < 1:
@@ -161,6 +181,7 @@ def unlearn(
             compensate=found.compensate,
             method=found.method,
             strength=found.point.strength,
+            strength_unit=chosen.strength,
             layers=found.layers,
             ridges=found.ridges,
             target=low,

@@ -27,7 +27,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that holds the default study."""
     root = tmp_path_factory.mktemp("shelf")
     library = Library(Store(root))
-    job = library.analyse(DEFAULT)
+    job = library.tasks.analyse(DEFAULT)
     assert job.wait(120)
     assert job.state == "done", job.error
     return root

@@ -11,8 +11,9 @@ from torch import nn
 import modhifi
 from app.exemplars import COUNT, exemplars
 from modhifi import Data, Model, Study
-from modhifi.models import InputSpec, fingerprint
+from modhifi.models import fingerprint
 from modhifi.progress import silent
+from modhifi.specs import InputSpec
 
 
 def test_the_strongest_images_come_first(digits_study: Study, digits_model: Model) -> None:

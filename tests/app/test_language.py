@@ -11,7 +11,7 @@ from app.library import Library
 from app.report import report
 from app.selection import Choice, LabelledData, Source
 from app.store import Store
-from modhifi.pruning import LANGUAGE_METHODS
+from modhifi.pruning import pruning_methods
 
 LANGUAGE = Source(model="text-llama", data="text:kjv", samples=24)
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
@@ -21,12 +21,12 @@ MAIN = Path(__file__).parents[2] / "app" / "main.py"
 def told(home: Path) -> Path:
     """A cache with a study of the language model that ships, and one measured plan."""
     shelf = Library(Store(home))
-    job = shelf.analyse(LANGUAGE)
+    job = shelf.tasks.analyse(LANGUAGE)
     assert job.wait(120)
     assert job.state == "done", job.error
-    choice = Choice.of(LANGUAGE_METHODS["width-none"], "params", 0.8)
+    choice = Choice.of(pruning_methods(language=True)["width-none"], shelf.queries.study(LANGUAGE), "params", 0.8)
     data = LabelledData(data="text:kjv", split="test", samples=2)
-    job = shelf.measure(LANGUAGE, choice, data)
+    job = shelf.tasks.measure(LANGUAGE, choice, data)
     assert job.wait(120)
     assert job.state == "done", job.error
     return home

@@ -11,14 +11,17 @@ import pytest
 from safetensors.torch import save_file
 
 import modhifi
+from app.commands import commands
 from app.jobs import Job
-from app.library import Library, commands, prune_point
+from app.library import Library
 from app.report import charts, report
 from app.selection import DEFAULT, Choice, LabelledData, Source
 from app.store import Point, Store
+from app.tasks import prune_point
 from app.uploads import keep_checkpoint
 from modhifi.cli._parser import build_parser
 from modhifi.errors import UserError
+from modhifi.specs import PruningSpec
 
 TEST = LabelledData()
 
@@ -29,7 +32,7 @@ def library(filled: Path) -> Library:
 
 
 def measured(library: Library, choice: Choice) -> Point:
-    job = library.measure(DEFAULT, choice, TEST)
+    job = library.tasks.measure(DEFAULT, choice, TEST)
     assert job.wait(120)
     assert job.state == "done", job.error
     point = job.result
@@ -38,36 +41,36 @@ def measured(library: Library, choice: Choice) -> Point:
 
 
 def test_the_slider_and_the_plan_agree(library: Library) -> None:
-    study = library.study(DEFAULT)
+    study = library.queries.study(DEFAULT)
     assert study is not None
-    choice = Choice(remain=0.5, compensate="full", overrides=((study.groups[0].name, 3),))
-    allocation = library.allocation(DEFAULT, choice)
+    choice = Choice(spec=PruningSpec.of(flops=0.5, compensate="full", overrides={study.groups[0].name: 3}))
+    allocation = library.queries.allocation(DEFAULT, choice)
     assert allocation.counts[study.groups[0].name] == 3
-    assert allocation is library.allocation(DEFAULT, choice), "asked twice, computed once"
+    assert allocation is library.queries.allocation(DEFAULT, choice), "asked twice, computed once"
     point = measured(library, choice)
     assert point.id == prune_point(choice, TEST)
     plan = library.store.plan(DEFAULT.id, point.id)
     assert {name: len(group.keep) for name, group in plan.groups.items()} == allocation.counts
-    assert plan.settings.overrides == dict(choice.overrides)
+    assert plan.settings.overrides == choice.spec.overrides
     assert plan.measured[-1]["accuracy"] == point.evaluation["accuracy"]
     assert point.evaluation["params"] == allocation.cost.params
 
 
 def test_a_wish_that_cannot_be_met_is_a_mistake_of_the_user(library: Library) -> None:
     with pytest.raises(UserError):
-        library.allocation(DEFAULT, Choice(remain=0.001))
+        library.queries.allocation(DEFAULT, Choice(spec=PruningSpec.of(flops=0.001)))
     with pytest.raises(UserError, match="run the analysis"):
-        library.allocation(Source(samples=9), Choice())
+        library.queries.allocation(Source(samples=9), Choice())
 
 
 def test_the_archive_is_read_back_as_the_same_network(library: Library, tmp_path: Path) -> None:
-    point = measured(library, Choice(remain=0.4))
+    point = measured(library, Choice(spec=PruningSpec.of(flops=0.4)))
     assert "sequential" in point.label
-    assert library.archive(DEFAULT, point, ["safetensors"]) is None
-    job = library.build(DEFAULT, point, ["safetensors"])
+    assert library.queries.archive(DEFAULT, point, ["safetensors"]) is None
+    job = library.tasks.build(DEFAULT, point, ["safetensors"])
     assert job.wait(120)
     assert job.state == "done", job.error
-    path = library.archive(DEFAULT, point, ["safetensors"])
+    path = library.queries.archive(DEFAULT, point, ["safetensors"])
     assert path == job.result
     assert path is not None
     with zipfile.ZipFile(path) as archive:
@@ -80,9 +83,9 @@ def test_the_archive_is_read_back_as_the_same_network(library: Library, tmp_path
     assert page.count("Plotly.newPlot") == len(charts(library.store.plan(DEFAULT.id, point.id), point, [point], []))
     assert "modhifi prune study --flops 0.4" in page
     library.store.note(DEFAULT.id, point.id, "agreed")  # which takes the archive away
-    assert library.archive(DEFAULT, point, ["safetensors"]) is None
-    assert library.build(DEFAULT, point, ["safetensors"]).wait(120)
-    path = library.archive(DEFAULT, point, ["safetensors"])
+    assert library.queries.archive(DEFAULT, point, ["safetensors"]) is None
+    assert library.tasks.build(DEFAULT, point, ["safetensors"]).wait(120)
+    path = library.queries.archive(DEFAULT, point, ["safetensors"])
     assert path is not None
     with zipfile.ZipFile(path) as archive:
         assert b"agreed" in archive.read("model/plan.json")
@@ -98,7 +101,7 @@ def test_test_images_that_lack_most_classes(library: Library, tmp_path: Path) ->
             (folder / str(label)).mkdir(parents=True, exist_ok=True)
             data.read(data.order[number]).save(folder / str(label) / f"{number}.png")
     few = LabelledData(data=str(folder), split=None)
-    job = library.measure(DEFAULT, Choice(remain=0.5, compensate="none"), few)
+    job = library.tasks.measure(DEFAULT, Choice(spec=PruningSpec.of(flops=0.5, compensate="none")), few)
     assert job.wait(120)
     assert job.state == "done", job.error
     point = job.result
@@ -132,30 +135,30 @@ def test_an_overwritten_checkpoint_and_a_folder_that_has_changed_are_analysed_an
     add(range(20))
     write(1.0)
     asked = Source(weights=str(tmp_path / "net.safetensors"), data=str(images), samples=100)
-    done(library.analyse(asked))
-    first, same = library.study(asked), asked.id
+    done(library.tasks.analyse(asked))
+    first, same = library.queries.study(asked), asked.id
     assert first is not None
-    assert library.allocation(asked, Choice()) is library.allocation(asked, Choice())
+    assert library.queries.allocation(asked, Choice()) is library.queries.allocation(asked, Choice())
     add(range(20, 50))
-    done(library.analyse(asked))
-    second = library.study(asked)
+    done(library.tasks.analyse(asked))
+    second = library.queries.study(asked)
     assert second is not None
     assert asked.id == same
     assert (first.data.samples, second.data.samples) == (20, 50)
     write(2.0)
-    done(library.analyse(asked))
-    third = library.study(asked)
+    done(library.tasks.analyse(asked))
+    third = library.queries.study(asked)
     assert third is not None
     assert asked.id != same
     assert third.model.fingerprint != second.model.fingerprint
-    done(library.measure(asked, Choice(compensate="none"), TEST))
+    done(library.tasks.measure(asked, Choice(spec=PruningSpec.of(flops=0.5, compensate="none")), TEST))
 
 
 def test_times_that_are_taken_again_are_used(library: Library) -> None:
-    done(library.time_layers(DEFAULT))
-    table = library.latencies(DEFAULT)
+    done(library.tasks.time_layers(DEFAULT))
+    table = library.queries.latencies(DEFAULT)
     assert table is not None
-    before = library.allocation(DEFAULT, Choice()).milliseconds
+    before = library.queries.allocation(DEFAULT, Choice()).milliseconds
     assert before is not None
     path = library.store.latency_path(DEFAULT.id)
     content = json.loads(path.read_text())
@@ -164,7 +167,7 @@ def test_times_that_are_taken_again_are_used(library: Library) -> None:
     }
     path.write_text(json.dumps(slower))
     os.utime(path, ns=(1, 1))
-    after = library.allocation(DEFAULT, Choice()).milliseconds
+    after = library.queries.allocation(DEFAULT, Choice()).milliseconds
     assert after == pytest.approx(10 * before, rel=0.2)
 
 
@@ -178,11 +181,11 @@ def _times_ten(value: object) -> object:
 
 def test_constants_are_kept_even_where_another_copy_of_the_study_was_opened(library: Library) -> None:
     for name in ("random", "pairs"):
-        job = library.estimate(DEFAULT, [name])
+        job = library.tasks.estimate(DEFAULT, [name])
         library._studies.clear()
-        library.study(DEFAULT)
+        library.queries.study(DEFAULT)
         done(job)
-        study = library.study(DEFAULT)
+        study = library.queries.study(DEFAULT)
         assert study is not None
         assert name in study.estimators
     assert {"random", "pairs"} <= {*modhifi.Study.load(library.store.study_path(DEFAULT.id)).estimators}
@@ -190,13 +193,15 @@ def test_constants_are_kept_even_where_another_copy_of_the_study_was_opened(libr
 
 def test_the_command_lines_are_understood_by_the_command_line(library: Library) -> None:
     choice = Choice(
-        remain=0.6,
-        score="removal-cost",
-        compensate="scalar",
-        allocation="uniform",
-        multiple=2,
-        overrides=(("layer1.0.conv1", 5),),
-        floors=(("layer1.1.conv1", 4),),
+        spec=PruningSpec.of(
+            flops=0.6,
+            score="removal-cost",
+            compensate="scalar",
+            allocation="uniform",
+            multiple=2,
+            overrides={"layer1.0.conv1": 5},
+            floors={"layer1.1.conv1": 4},
+        )
     )
     point = measured(library, choice)
     lines = commands(DEFAULT, library.store.plan(DEFAULT.id, point.id), point).splitlines()
@@ -208,7 +213,7 @@ def test_the_command_lines_are_understood_by_the_command_line(library: Library) 
     assert "--floor layer1.1.conv1=4" in lines[1]
     assert (parsed[2].data, parsed[2].split) == ("digits", "test")
     plan = library.store.plan(DEFAULT.id, point.id)
-    plan.settings.constants = "pairs"
+    plan = plan.model_copy(update={"settings": plan.settings.model_copy(update={"constants": "pairs"})})
     first, second = commands(DEFAULT, plan, point).splitlines()[:2]
     assert "--constants directional,jacobian,pairs" in first  # which an analysis leaves out
     assert "--constants pairs" in second
@@ -218,12 +223,12 @@ def test_what_the_user_says_of_the_network_is_carried_to_it_and_to_the_command_l
     names = tuple(f"digit {number}" for number in range(10))
     source = Source(samples=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), classes=names)
     assert source.lane != DEFAULT.lane, "another network in memory"
-    assert library.analyse(source).wait(60)
-    study = library.study(source)
+    assert library.tasks.analyse(source).wait(60)
+    study = library.queries.study(source)
     assert study is not None
     assert study.model.classes == names
     assert (study.model.input.mean, study.model.input.std) == (source.mean, source.std)
-    job = library.measure(source, Choice(), TEST)
+    job = library.tasks.measure(source, Choice(), TEST)
     assert job.wait(60)
     assert job.state == "done", job.error
     first, second, *_ = commands(source, library.store.plan(source.id, job.result.id), job.result).splitlines()
@@ -234,7 +239,7 @@ def test_what_the_user_says_of_the_network_is_carried_to_it_and_to_the_command_l
 
 def test_what_was_sent_is_called_by_its_own_name(library: Library) -> None:
     path = keep_checkpoint(library.store, "Holiday photo.pth", io.BytesIO(b"no checkpoint at all"))
-    job = library.analyse(Source(weights=str(path)))
+    job = library.tasks.analyse(Source(weights=str(path)))
     assert job.wait(60)
     assert job.state == "error"
     assert job.error is not None
@@ -251,7 +256,7 @@ def test_weights_that_changed_since_the_study_are_refused(library: Library, monk
         return model
 
     monkeypatch.setattr(modhifi, "load_model", changed)
-    job = library.measure(DEFAULT, Choice(), TEST)
+    job = library.tasks.measure(DEFAULT, Choice(), TEST)
     assert job.wait(60)
     assert job.state == "error"
     assert job.error is not None
@@ -263,7 +268,7 @@ def test_images_without_labels_are_refused(library: Library, tmp_path: Path) -> 
 
     for i in range(3):
         Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i}.png")
-    job = library.measure(DEFAULT, Choice(), LabelledData(data=str(tmp_path)))
+    job = library.tasks.measure(DEFAULT, Choice(), LabelledData(data=str(tmp_path)))
     assert job.wait(60)
     assert job.state == "error"
     assert job.error is not None

@@ -16,7 +16,7 @@ from app import modalities as page
 from app import modality_figures as figures
 from app.session import library
 from modhifi.errors import UserError
-from modhifi.multimodal import Run, Settings, Spread, train
+from modhifi.multimodal import MeanSpread, Run, Settings, train
 from modhifi.progress import Progress
 
 from .test_pages import open_page, press, settled, words
@@ -225,7 +225,7 @@ def test_what_the_numbers_say(tiny: Run) -> None:
             }
         )
 
-    best = max(Spread.of([0.0]).mean, *(one.mean for m in ("left", "right") if (one := tiny.reference(m))))
+    best = max(MeanSpread.of([0.0]).mean, *(one.mean for m in ("left", "right") if (one := tiny.reference(m))))
     said = page.in_words(run(best - 0.05, 0.2, 0.8, 0.5))
     assert (
         "leans on **right**: the part of the output that is right's answers 80.0% correctly, that of left 20.0%" in said

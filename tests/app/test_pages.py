@@ -167,7 +167,7 @@ def test_the_form_says_what_the_network_expects(filled: Path) -> None:
     app.text_input(key="form-classes").set_value(" a, b, c, d, e, f, g, h, i, j")
     press(app, "Analyse")
     app = finish(app, "analyse")
-    study = library().study(Source(samples=16, mean=(0.1, 0.2, 0.3), classes=tuple("abcdefghij")))
+    study = library().queries.study(Source(samples=16, mean=(0.1, 0.2, 0.3), classes=tuple("abcdefghij")))
     assert study is not None
     assert study.model.classes == tuple("abcdefghij")
 
@@ -193,7 +193,7 @@ def test_a_mistake_in_the_form_is_said_in_place(filled: Path, field: str, value:
 
 def test_an_unknown_network_is_said_when_the_job_fails(filled: Path) -> None:
     unknown = Source(model="no-such-network")
-    assert library().analyse(unknown).wait(60)
+    assert library().tasks.analyse(unknown).wait(60)
     app = open_page("model", study=unknown.label)
     (error,) = app.error
     assert "no-such-network" in error.value

@@ -9,10 +9,9 @@ from app.model_form import source_from
 from app.selection import DEFAULT, Choice, LabelledData, Source, distinct
 from app.store import BoundPoint, Point, Store
 from modhifi.bounds import BoundReport
-from modhifi.data import DataRef
 from modhifi.errors import UserError
-from modhifi.models import InputSpec, ModelRef
 from modhifi.plan import GroupPlan, Plan, Settings
+from modhifi.specs import DataRef, InputSpec, ModelRef, PruningSpec
 
 EVALUATION = {"accuracy": 0.97, "accuracy_before": 0.99, "flops": 50, "flops_before": 100, "samples": 500}
 
@@ -120,7 +119,11 @@ def test_bounds_are_kept_from_much_that_remains_to_little(store: Store, plan: Pl
     )
     for remain in (0.3, 0.8):
         bound = BoundPoint(
-            id=f"b{remain}", label="half", choice=Choice(remain=remain), measured_on=LabelledData(), report=report
+            id=f"b{remain}",
+            label="half",
+            choice=Choice(spec=PruningSpec.of(flops=remain)),
+            measured_on=LabelledData(),
+            report=report,
         )
         store.add_bound(study, bound)
     again = Store(store.root).bounds(study)

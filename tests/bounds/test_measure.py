@@ -195,7 +195,7 @@ def test_no_point_below_the_line_on_a_published_network(shared: Path) -> None:
 
 def test_refusals(chain: Model, pictures: Data, digits_study: Study) -> None:
     study = modhifi.analyze(chain, pictures)
-    with pytest.raises(UserError, match="changes no layer"):
+    with pytest.raises(UserError, match="modifies no layer"):
         modhifi.bounds.measure(study, modhifi.prune(study, overrides={}), pictures, model=chain)
     with pytest.raises(UserError, match=r"unknown data .pictures.*--no-held-out"):
         modhifi.bounds.measure(

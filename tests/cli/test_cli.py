@@ -126,7 +126,7 @@ def test_constants_and_what_they_bound(work: Path, capsys: pytest.CaptureFixture
     assert ask(capsys, *bound, "--no-held-out")["held_out"] is None
     assert main([str(word) for word in bound]) == 0
     text = capsys.readouterr().out
-    for part in ("swapped in by", "stage", "predicted before anything was run", "24 calibration samples instead"):
+    for part in ("granularity", "stage", "predicted before anything is run", "24 calibration samples instead"):
         assert part in text
     assert "unknown estimator 'most'" in refused(capsys, "analyze", "digits-vit", "--constants", "most", "--out", study)
     no = refused(capsys, "prune", study, "--flops", 0.6, "--constants", "pairs", "--out", plan)
@@ -191,7 +191,7 @@ def test_text_for_people(work: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["models"], "timm:NAME"),
         (["show", work / "study"], "10 layers"),
         (["show", work / "study", "--group", "conv1"], "read by 10 layers: layer1.0.conv1, layer1.1.conv1"),
-        (["show", work / "study", "--group", "layer1.0.conv1"], "cost of removal"),
+        (["show", work / "study", "--group", "layer1.0.conv1"], "elimination cost"),
         (["evaluate", work / "plan.json", "--samples", 50], "accuracy"),
         (["bound", work / "study", work / "plan.json", "--samples", 16], "lower bounds of the Lipschitz constants"),
     ]:
@@ -211,10 +211,10 @@ def test_what_is_left_whole_is_said_once_for_each_reason(
     assert main(["show", str(tmp_path / "study")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == [
-        f"left whole, 5: {', '.join(names[:3])} and 2 more: its channels are reshaped",
-        f"left whole: {names[5]}: a custom operation",
+        f"not prunable, 5 layers: {', '.join(names[:3])} and 2 more: its channels are reshaped",
+        f"not prunable: {names[5]}: a custom operation",
     ]
-    assert len(lines) == 1 + len(names) - 6 + 2
+    assert len(lines) == 1 + len(names) - 6 + 1 + 2
     assert len(ask(capsys, "show", tmp_path / "study")["skipped"]) == 6
 
 
@@ -272,7 +272,7 @@ def test_mistakes_with_plans_and_studies(work: Path, capsys: pytest.CaptureFixtu
         capsys, "prune", work / "study", "--flops", 0.5, "--params", 0.5, "--out", tmp_path / "p.json"
     )
     published = ["prune", work / "study", "--published", "--flops", 0.5, "--out", tmp_path / "p.json"]
-    assert "leave --multiple away" in refused(capsys, *published, "--multiple", 8)
+    assert "omit --multiple" in refused(capsys, *published, "--multiple", 8)
     assert "unknown format" in refused(capsys, "export", work / "plan.json", "--out", tmp_path / "o", "--format", "exe")
     assert "invalid choice" in refused(capsys, "dance")
     assert "split" in refused(capsys, "evaluate", work / "plan.json", "--split", "second")
@@ -286,7 +286,7 @@ def test_what_cannot_be_written_is_told_before_the_work(
     monkeypatch.setattr("modhifi.study._analyze.structure_of", lambda _: pytest.fail("the work was begun"))
     for name in ("prune", "unlearn"):
         monkeypatch.setattr(f"modhifi.{name}", lambda *_, **__: pytest.fail("the work was begun"))
-    assert "holds other files" in refused(capsys, "analyze", "digits-resnet20", "--out", tmp_path)
+    assert "contains other files" in refused(capsys, "analyze", "digits-resnet20", "--out", tmp_path)
     assert "is a file" in refused(capsys, "analyze", "digits-resnet20", "--out", tmp_path / "mine.txt")
     prune, unlearn = (
         ["prune", work / "study", "--flops", 0.5, "--out"],
@@ -295,7 +295,7 @@ def test_what_cannot_be_written_is_told_before_the_work(
     for command in (prune, unlearn):
         assert "is a folder; name a file" in refused(capsys, *command, tmp_path)
         assert "as .json or .zip" in refused(capsys, *command, tmp_path / "plan")
-        assert "cannot be made" in refused(capsys, *command, tmp_path / "mine.txt" / "plan.json")
+        assert "cannot be created" in refused(capsys, *command, tmp_path / "mine.txt" / "plan.json")
 
 
 def test_a_plan_for_other_weights(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_round_trip(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     text = capsys.readouterr().out
     assert "2 windows of 64 tokens, stride 32" in text
     assert "perplexity" in text
-    assert "written" in text
+    assert "decode throughput, tokens/s" in text
 
 
 def test_methods_side_by_side(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +72,7 @@ def test_methods_side_by_side(study: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_what_does_not_fit_is_one_line(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calls = (
-        (["prune", study, "--latency", "0.5"], "no budget of latency"),
+        (["prune", study, "--latency", "0.5"], "no latency budget"),
         (["prune", study, "--params", "0.9", "--published"], "--score cholesky"),
         (["unlearn", study, "--forget", "a", "--data", "text:kjv"], "no classes to forget"),
         (["analyze", "text-llama", "--data", "digits"], "give --data text:FILE"),

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modhifi import Model
 from modhifi.components import Structure, enumerate_components
-from modhifi.models import Step
+from modhifi.specs import Step
 from modhifi.surgery import remove, restructure, verified
 
 
@@ -228,7 +228,7 @@ def test_attention_that_does_not_run_its_layers_is_left_whole(name: str) -> None
     ]
     assert len(structure.groups) == 12
     attention = [skip for skip in structure.skipped if "attention" in skip.name or ".attn." in skip.name]
-    assert {skip.reason for skip in attention} == {"not run as a layer of its own"}
+    assert {skip.reason for skip in attention} == {"not run as a separate layer"}
 
 
 def test_a_network_that_the_tracer_fails_on_is_left_whole() -> None:
@@ -261,7 +261,7 @@ def test_layers_that_run_twice_or_have_their_own_forward_are_left_whole() -> Non
     structure = enumerate_components(_Odd().eval(), torch.randn(1, 3, 8, 8))
     assert structure.groups == ()
     reasons = {skip.name: skip.reason for skip in structure.skipped}
-    assert "forward pass of its own" in reasons["own"]
+    assert "custom forward pass" in reasons["own"]
     assert "more than once" in reasons["stem"]
 
 
@@ -293,7 +293,7 @@ def test_what_the_tracer_misreads_is_found_by_trying_it_out() -> None:
     assert [group.name for group in structure.groups] == ["b"]
     reasons = {skip.name: skip.reason for skip in structure.skipped}
     assert "misread by the tracer" in reasons["a"]
-    assert "not run as a layer" in reasons["unused"]
+    assert "not run as a separate layer" in reasons["unused"]
     assert (structure.cost().params, structure.cost().flops) == counted(net, example[:1])
     small = copy.deepcopy(net)
     remove(small, structure, {"b": [0, 5]})

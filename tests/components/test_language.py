@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modhifi import Model
-from modhifi._operators import get_operator
 from modhifi.components import flop_counter, structure_of
+from modhifi.layers import get_operator
 from modhifi.models.language import FAMILIES
 from modhifi.surgery import remaining_columns, remove
 from modhifi.surgery._verify import answer, distance

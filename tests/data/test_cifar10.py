@@ -46,7 +46,7 @@ class _Writes:
 def test_code_in_a_batch_does_not_run(tmp_path: Path) -> None:
     write_batches(tmp_path / "cifar-10-batches-py")
     (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps({b"data": _Writes(tmp_path / "ran")}))
-    with pytest.raises(UserError, match="mkdir is refused"):
+    with pytest.raises(UserError, match="mkdir is not allowed"):
         modhifi.load_data("cifar10", tmp_path, split="test")
     assert not (tmp_path / "ran").exists()
 
@@ -73,7 +73,7 @@ def test_no_root_and_wrong_root(tmp_path: Path) -> None:
         modhifi.load_data("cifar10")
     with pytest.raises(UserError, match="does not exist"):
         modhifi.load_data("cifar10", tmp_path / "none")
-    with pytest.raises(UserError, match="holds no CIFAR-10"):
+    with pytest.raises(UserError, match="contains no CIFAR-10"):
         modhifi.load_data("cifar10", tmp_path)
     with pytest.raises(UserError, match="no split 'dev'"):
         modhifi.load_data("cifar10", tmp_path, split="dev")

@@ -52,9 +52,9 @@ def test_draw_is_by_seed() -> None:
 
 
 def test_unknown_split_and_root() -> None:
-    with pytest.raises(UserError, match="no split 'val'; there is train, calibration, test"):
+    with pytest.raises(UserError, match="no split 'val'; it has train, calibration, test"):
         modhifi.load_data("digits", split="val")
-    with pytest.raises(UserError, match="come with the project"):
+    with pytest.raises(UserError, match="digits needs no folder; omit the data root"):
         modhifi.load_data("digits", root="/somewhere")
     with pytest.raises(UserError, match="at least 1"):
         modhifi.load_data("digits", samples=0)

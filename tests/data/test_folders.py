@@ -7,7 +7,7 @@ from PIL import Image
 
 import modhifi
 from modhifi import UserError
-from modhifi.models import InputSpec
+from modhifi.specs import InputSpec
 
 INPUT = InputSpec(size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -43,7 +43,7 @@ def test_splits(tmp_path: Path) -> None:
 
 def test_split_that_is_not_there(tmp_path: Path) -> None:
     picture(tmp_path / "test" / "cat" / "a.png")
-    with pytest.raises(UserError, match="no split 'train'; there is test"):
+    with pytest.raises(UserError, match="no split 'train'; it has test"):
         modhifi.load_data(str(tmp_path), split="train")
     with pytest.raises(UserError, match="no split 'dev'"):
         modhifi.load_data(str(tmp_path), split="dev")
@@ -67,7 +67,7 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         modhifi.load_data(str(tmp_path))
 
 
@@ -75,7 +75,7 @@ def test_folder_of_other_files(tmp_path: Path) -> None:
     (tmp_path / "readme.md").write_text("no images here")
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "a.csv").write_text("1,2")
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         modhifi.load_data(str(tmp_path))
 
 
@@ -85,7 +85,7 @@ def test_file_that_only_claims_to_be_an_image(tmp_path: Path, kept: int) -> None
     whole = (tmp_path / "cat" / "a.png").read_bytes()
     (tmp_path / "cat" / "b.png").write_bytes(whole[:kept])
     data = modhifi.load_data(str(tmp_path))
-    with pytest.raises(UserError, match=r"b\.png is not an image, or a damaged one"):
+    with pytest.raises(UserError, match=r"b\.png is damaged or not an image"):
         list(data.batches(INPUT))
 
 

@@ -12,9 +12,9 @@ from torch import nn
 
 import modhifi
 from modhifi import Data, Model, Study, UserError
-from modhifi.data import made_for, meant_for
+from modhifi.data import identify, prepare
 from modhifi.errors import Cancelled
-from modhifi.models import InputSpec
+from modhifi.specs import InputSpec
 from modhifi.surgery import calibration_data, recalibrated
 
 PLAIN = InputSpec(size=(64, 64), mean=(0, 0, 0), std=(1, 1, 1))
@@ -94,7 +94,7 @@ def test_dead_leaves_are_like_photographs() -> None:
 
 @pytest.mark.parametrize("name", [*DRAWN, "inversion"])
 def test_no_root_and_no_such_split(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="leave the data root away"):
+    with pytest.raises(UserError, match="omit the data root"):
         modhifi.load_data(name, tmp_path)
     with pytest.raises(UserError, match="no split 'dev'"):
         modhifi.load_data(name, split="dev")
@@ -122,7 +122,7 @@ def test_made_images_have_the_statistics_that_the_network_remembers(digits_model
     before = modhifi.models.fingerprint(digits_model.module)
     steps: list[tuple[int, int]] = []
     with torch.inference_mode():
-        made = made_for(data, digits_model, lambda *step: steps.append(step[:2]))
+        made = prepare(data, digits_model, lambda *step: steps.append(step[:2]))
     noise, leaves = (gap(digits_model, modhifi.load_data(name, samples=16)) for name in DRAWN)
     reached = gap(digits_model, made)
     assert reached < leaves / 3
@@ -131,16 +131,16 @@ def test_made_images_have_the_statistics_that_the_network_remembers(digits_model
     assert modhifi.models.fingerprint(digits_model.module) == before == digits_model.fingerprint
     assert not any(p.requires_grad or p.grad is not None for p in digits_model.module.parameters())
     assert not any(m._forward_pre_hooks for m in digits_model.module.modules())
-    assert made.ref.fingerprint == meant_for(data, digits_model).ref.fingerprint != data.ref.fingerprint
+    assert made.ref.fingerprint == identify(data, digits_model).ref.fingerprint != data.ref.fingerprint
     # They are found again: by the same network only, whatever else was loaded in between.
     steps.clear()
-    again = made_for(data, digits_model, lambda *step: steps.append(step[:2]))
+    again = prepare(data, digits_model, lambda *step: steps.append(step[:2]))
     assert steps == []
     assert np.array_equal(pixels(again, digits_model.input), pixels(made, digits_model.input))
     assert len(list(home.iterdir())) == 1
     other = dataclasses.replace(digits_model, fingerprint="other")
-    assert meant_for(data, other).source != made.source
-    assert made_for(made, other) is made
+    assert identify(data, other).source != made.source
+    assert prepare(made, other) is made
 
 
 def test_a_study_of_made_images(chain: Model, home: Path, tmp_path: Path) -> None:
@@ -164,13 +164,13 @@ def test_a_study_of_made_images(chain: Model, home: Path, tmp_path: Path) -> Non
         chain, data, 140, seed=3, out=tmp_path / "study", progress=lambda *step: steps.append(step[2])
     )
     assert known.key == study.key
-    assert steps == ["the same study is already there"]
+    assert steps == ["opening the existing study"]
     assert not file.exists()
     plan = modhifi.prune(study, flops=0.7, model=chain)
     assert set(recalibrated(plan, chain)) == {"norm.running_mean", "norm.running_var"}
     report = modhifi.bounds.measure(study, plan, data, samples=4, model=chain)
     assert 0 < report.measured <= report.bound
-    with pytest.raises(UserError, match="must first be made for a network"):
+    with pytest.raises(UserError, match="must be generated for a network first"):
         calibration_data(study.data)
     other = dataclasses.replace(chain, fingerprint="other")
     with pytest.raises(UserError, match="have changed since the study"):
@@ -183,18 +183,18 @@ def test_cancelled_half_way(chain: Model, home: Path) -> None:
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        made_for(modhifi.load_data("inversion", samples=4), chain, stop)
+        prepare(modhifi.load_data("inversion", samples=4), chain, stop)
     assert list(home.iterdir()) == []
 
 
 def test_images_that_cannot_be_made(chain: Model, home: Path) -> None:
     data = modhifi.load_data("inversion", samples=4)
-    with pytest.raises(UserError, match="must first be made for a network"):
+    with pytest.raises(UserError, match="must be generated for a network first"):
         next(data.batches(chain.input))
     chain.module.norm = nn.Identity()
     with pytest.raises(UserError, match=r"chain has no BatchNorm statistics .* dead-leaves"):
-        made_for(data, chain)
+        prepare(data, chain)
     home.rmdir()
     home.write_text("in the way")
     with pytest.raises(UserError, match="MODHIFI_HOME"):
-        made_for(data, chain)
+        prepare(data, chain)

@@ -43,7 +43,7 @@ def test_draws_are_of_windows_and_repeat(language: Make, prose: Data) -> None:
 
 
 def test_what_does_not_go_together(language: Make, prose: Data, digits_model: Model, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no text"):
+    with pytest.raises(UserError, match="is not text"):
         windowed(modhifi.load_data("digits"), language())
     with pytest.raises(UserError, match="text is for language models"):
         windowed(prose, digits_model)

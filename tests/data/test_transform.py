@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from modhifi.data._transform import to_tensor
-from modhifi.models import InputSpec
+from modhifi.specs import InputSpec
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])

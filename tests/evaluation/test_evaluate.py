@@ -60,7 +60,8 @@ def test_cost_of_a_network_counted_by_hand(chain: Model) -> None:
 
 def test_latency_is_in_the_order_of_the_models(chain: Model, digits_model: Model) -> None:
     small, large = measure_latency([chain.module, digits_model.module], chain.example(), rounds=3, seconds=0.02)
-    assert 0 < small < large
+    assert [len(one.rounds) for one in (small, large)] == [3, 3]
+    assert 0 < small.median
 
 
 def test_labels_are_matched_by_name_then_by_position(chain: Model, pictures: Data) -> None:
@@ -221,21 +222,23 @@ def test_the_words_follow_the_numbers(digits_model: Model) -> None:
 
     good = said()
     assert "Not answered any more" in good
-    assert "does not come back within 20 steps of relearning (a logit mask: after 5)" in good
+    assert "Relearning does not bring the class back within 20 steps (with a logit mask: after 5)" in good
+    assert "Membership inference finds no signal (AUC 0.50)" in good
     assert "brings" not in good
     assert "Not forgotten: 50.0%" in said(forget_accuracy=0.5)
-    assert "BN recall brings it back: 91.0%" in said(bn_recall_accuracy=0.91)
-    assert "BN recall brings back a part of it: 20.0%" in said(bn_recall_accuracy=0.2)
-    assert "still know it: a linear probe finds 85.0% of its images, 98.0% in the unchanged" in said(
+    assert "BN recall brings the class back: forget accuracy is 91.0%" in said(bn_recall_accuracy=0.91)
+    assert "BN recall brings the class back in part: forget accuracy is 20.0%" in said(bn_recall_accuracy=0.2)
+    assert "still hold the class: a linear probe finds 85.0% of its images (98.0% in the original network)" in said(
         probe_accuracy=0.85
     )
-    assert "AUC of 0.70" in said(mia=0.7)
-    assert "Relearning brings it back after 5 steps" in said(relearning_accuracy=[0.0, 0.6, 1.0])
+    assert "Membership inference finds a signal" in said(mia=0.7)
+    assert "(AUC 0.70)" in said(mia=0.7)
+    assert "Relearning brings the class back after 5 steps" in said(relearning_accuracy=[0.0, 0.6, 1.0])
     assert "classes 3, 4" in said(forget=["3", "4"])
     assert verdict(Evaluation(**(base | {"forget": None}))) == []
     rows = {title: values for title, *values in forgetting_table(Evaluation(**base))}
-    assert rows["Linear probe on the forgotten"] == [0.98, None, 0.1]
-    assert rows["Forget accuracy, 20 steps of relearning"] == [None, 1.0, 0.2]
+    assert rows["Linear probe on the forget classes (lower is better)"] == [0.98, None, 0.1]
+    assert rows["Forget accuracy after 20 relearning steps (lower is better)"] == [None, 1.0, 0.2]
 
 
 def test_an_unlearning_plan_is_judged(digits_study: Study, digits_model: Model, digits_test: Data) -> None:

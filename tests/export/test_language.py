@@ -105,7 +105,7 @@ def test_damage_and_other_formats_are_told(language: Make, prose: Data, tmp_path
     with pytest.raises(UserError, match="not spread over devices"):
         modhifi.load_model(f"hf:{modhifi.export(small, tmp_path / 'free')}", device="map")
     for context in (0, 1, 49):
-        with pytest.raises(UserError, match=f"the context is 2 to 48 tokens for this model, not {context}"):
+        with pytest.raises(UserError, match=f"the context must be 2 to 48 tokens for this model, not {context}"):
             modhifi.load_model(str(tmp_path / "free"), device="cpu", context=context)
     with pytest.raises(UserError, match="written as safetensors"):
         modhifi.export(small, tmp_path / "no", ["safetensors", "onnx"])

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from modhifi import Model
-from modhifi._operators import Edit
-from modhifi.lipschitz import ESTIMATORS, Gains, certified, directional, jacobian, pairs, random
+from modhifi.layers import Edit
+from modhifi.lipschitz import Gains, certified, directional, estimators, jacobian, pairs, random
 
-LOWER = [name for name, one in ESTIMATORS.items() if one.claim == "lower"]
+LOWER = [name for name, one in estimators().items() if one.claim == "lower"]
 
 
 def rotation(size: int, seed: int) -> Tensor:

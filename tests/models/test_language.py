@@ -14,7 +14,8 @@ import modhifi
 from modhifi import Data, Model, UserError
 from modhifi.data import windowed
 from modhifi.errors import Cancelled
-from modhifi.models import fingerprint, reload
+from modhifi.loading import reload
+from modhifi.models import fingerprint
 from modhifi.models.language import FAMILIES, as_transformers, opens_alone
 from modhifi.pruning._sequential_blocks import sequential_blocks
 
@@ -57,19 +58,19 @@ def test_bfloat16_stays_bfloat16(language: Make, tmp_path: Path) -> None:
 def test_mistakes_are_told(language: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(language(), tmp_path / "it")
     for context in (1, 49):
-        with pytest.raises(UserError, match="the context is 2 to 48 tokens"):
+        with pytest.raises(UserError, match="the context must be 2 to 48 tokens"):
             modhifi.load_model(f"hf:{folder}", context=context)
-    with pytest.raises(UserError, match="leave the weights file away"):
+    with pytest.raises(UserError, match="omit the weights file"):
         modhifi.load_model(f"hf:{folder}", folder / "model.safetensors")
     with pytest.raises(UserError, match="takes tokens"):
         modhifi.load_model(f"hf:{folder}", mean=(0, 0, 0), device="cpu")
-    with pytest.raises(UserError, match="a context is for language models"):
+    with pytest.raises(UserError, match="omit the context, which is for language models"):
         modhifi.load_model("digits-resnet20", context=8)
     with pytest.raises(UserError, match="only language models"):
         modhifi.load_model("digits-resnet20", device="map")
     tokenizer = (folder / "tokenizer.json").read_bytes()
     (folder / "tokenizer.json").write_bytes(tokenizer[:100])
-    with pytest.raises(UserError, match=r"the tokenizer of .* does not open"):
+    with pytest.raises(UserError, match=r"the tokenizer of .* cannot be opened"):
         modhifi.load_model(f"hf:{folder}", device="cpu")
     for file in folder.glob("*token*"):
         file.unlink()
@@ -79,7 +80,7 @@ def test_mistakes_are_told(language: Make, tmp_path: Path, monkeypatch: pytest.M
         modhifi.load_model(f"hf:{folder}")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-    with pytest.raises(UserError, match="of the family bert; there is llama"):
+    with pytest.raises(UserError, match="is a bert model; choose one of llama"):
         modhifi.load_model(f"hf:{folder}")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="pip install transformers accelerate"):
@@ -106,7 +107,7 @@ def test_weights_on_the_disk_are_read_and_analysed(language: Make, prose: Data, 
     for name, edit in edits[0].items():
         assert torch.allclose(edits[1][name].weight, edit.weight, rtol=1e-3, atol=1e-5)
     plan = modhifi.prune(expected, params=0.95, compensate="full")
-    with pytest.raises(UserError, match="outside this memory"):
+    with pytest.raises(UserError, match="are offloaded; load the model on one device"):
         modhifi.apply(plan, away)
 
 

@@ -12,7 +12,8 @@ import torchvision
 
 import modhifi
 from modhifi import Cancelled, Model, UserError
-from modhifi.models import fingerprint, list_models
+from modhifi.loading import list_models
+from modhifi.models import fingerprint
 from modhifi.models.cifar_resnet import cifar_resnet
 
 
@@ -87,7 +88,7 @@ def test_overrides(cifar_weights: Path, tmp_path: Path) -> None:
         ({"mean": (0.5,)}, "mean must be three"),
         ({"mean": (0.5, float("nan"), 0.5)}, "mean must be three finite"),
         ({"std": (0.5, 0, 0.5)}, "std must be positive"),
-        ({"classes": ["a", "b"]}, "names 2 classes, but the network has 10"),
+        ({"classes": ["a", "b"]}, "has 2 names, but the network has 10 classes"),
         ({"classes": ["a"] * 10}, "'a' more than once"),
         ({"classes": "no-such-file.txt"}, r"no-such-file\.txt cannot be read"),
         ({"device": "abacus"}, "abacus"),
@@ -140,8 +141,8 @@ def test_head_is_built_for_the_classes_of_the_checkpoint(
 @pytest.mark.parametrize(
     ("spec", "match"),
     [
-        ("timm:resnet18.no_such_tag", r"there is resnet18\.a1_in1k"),
-        ("torchvision:resnet18@NONE", "there is IMAGENET1K_V1"),
+        ("timm:resnet18.no_such_tag", r"available: resnet18\.a1_in1k"),
+        ("torchvision:resnet18@NONE", "available: IMAGENET1K_V1"),
         ("torchvision:fasterrcnn_resnet50_fpn", "no classification model"),
     ],
 )
@@ -157,7 +158,7 @@ def test_hub_out_of_reach(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("timm.create_model", refuse)
     monkeypatch.setattr("torchvision.models.get_model", refuse)
-    with pytest.raises(UserError, match=r"could not be fetched \(ConnectionError\).*as weights"):
+    with pytest.raises(UserError, match=r"could not be downloaded \(ConnectionError\).*as weights"):
         modhifi.load_model(spec)
 
 

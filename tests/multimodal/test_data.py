@@ -166,7 +166,7 @@ def test_any_folder_of_that_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda r: r | {"audio": {"bytes": b"RIFF", "path": r["audio"]["path"]}}, "is no wav file"),
+        (lambda r: r | {"audio": {"bytes": b"RIFF", "path": r["audio"]["path"]}}, "is not a WAV file"),
         (lambda r: _recording(r["label"], int(r["audio"]["path"][7:-4]), rate=16000), "at 8000 Hz"),
         (lambda r: r | {"audio": r["audio"] | {"path": "x.wav"}}, "DIGIT_SPEAKER_NUMBER"),
         (lambda r: r | {"label": 3}, "no recording of the digit"),
@@ -174,7 +174,7 @@ def test_any_folder_of_that_form(tmp_path: Path) -> None:
         (lambda r: r | {"label": None}, "must be a number from 0 to 9, not None"),
         (lambda r: r | {"label": "three"}, "must be a number from 0 to 9, not 'three'"),
         (lambda r: r | {"audio": {"bytes": r["audio"]["bytes"]}}, "DIGIT_SPEAKER_NUMBER"),
-        (lambda r: r | {"audio": r["audio"] | {"bytes": r["audio"]["bytes"][:-1]}}, "whole and not empty"),
+        (lambda r: r | {"audio": r["audio"] | {"bytes": r["audio"]["bytes"][:-1]}}, "complete, non-empty"),
         (lambda r: r | {"audio": r["audio"] | {"path": r["audio"]["path"].replace("_5.", "_4.")}}, "numbered 5 to 9"),
     ],
 )
@@ -197,7 +197,7 @@ def test_other_mistakes(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="too few"):
             load_multimodal(pairs=some)
     seed = next(s for s in range(200) if len(set(_labels(2, s))) == 1)
-    with pytest.raises(UserError, match="one class only"):
+    with pytest.raises(UserError, match="all training pairs belong to one class"):
         load_multimodal(pairs=2, seed=seed)
 
 

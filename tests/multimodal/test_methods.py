@@ -421,8 +421,8 @@ def mistake(change: Callable[[dict[str, Tensor], Tensor], tuple[dict[str, Tensor
 def test_a_bad_batch_is_one_clear_line(make: type[Joint]) -> None:
     nan = torch.full((4, 1, 8, 8), float("nan"))
     assert "modality audio has NaN or infinite values" in mistake(lambda x, y: (x | {"audio": nan}, y), make())
-    assert "lacks audio" in mistake(lambda x, y: ({"image": x["image"]}, y), make())
-    assert "has depth too" in mistake(lambda x, y: (x | {"depth": x["image"]}, y), make())
+    assert "is missing audio" in mistake(lambda x, y: ({"image": x["image"]}, y), make())
+    assert "also has depth" in mistake(lambda x, y: (x | {"depth": x["image"]}, y), make())
     assert "3 of audio, 4 targets" in mistake(lambda x, y: (x | {"audio": x["audio"][:3]}, y), make())
     assert "5 targets" in mistake(lambda x, y: (x, torch.cat([y, y[:1]])), make())
     assert "empty" in mistake(lambda x, y: ({k: v[:0] for k, v in x.items()}, y[:0]), make())
@@ -442,7 +442,7 @@ def test_other_mistakes_of_the_caller() -> None:
     AGM(1.0, {"image": torch.ones(1, 8, 8)})(Normalised(), inputs, targets)
     with pytest.raises(UserError, match="0 or more"):
         AGM(-1.0)
-    with pytest.raises(UserError, match="OGM-GE is made for late fusion"):
+    with pytest.raises(UserError, match="OGM-GE needs late fusion"):
         OGMGE()(fresh("early"), inputs, targets)
     net = fresh("late")
     with torch.no_grad():

@@ -10,12 +10,12 @@ import torch
 
 from modhifi import Cancelled, UserError
 from modhifi.multimodal import (
-    METHODS,
+    BALANCING_METHODS,
+    MeanSpread,
     MultimodalData,
     Pairs,
     Run,
     Settings,
-    Spread,
     load_multimodal,
     report,
     rows,
@@ -23,7 +23,7 @@ from modhifi.multimodal import (
 )
 from modhifi.multimodal._train import accuracy
 
-TINY = Settings(methods=METHODS, seeds=2, epochs=2, pairs=96)
+TINY = Settings(methods=BALANCING_METHODS, seeds=2, epochs=2, pairs=96)
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,11 @@ def test_a_run_is_whole(made: tuple[Run, Path, list[Run]]) -> None:
     assert run.finished
     assert Run.load(folder) == Run.load(folder / "run.json") == run
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["run.json", *(f"{method}-{seed}.safetensors" for method in METHODS for seed in (0, 1))]
+        ["run.json", *(f"{method}-{seed}.safetensors" for method in BALANCING_METHODS for seed in (0, 1))]
     )
     assert run.samples == {"train": 96, "validation": 512, "test": 500}
     assert {(one.modality, one.seed) for one in run.alone} == {(m, s) for m in ("left", "right") for s in (0, 1)}
-    assert {(one.method, one.seed) for one in run.outcomes} == {(m, s) for m in METHODS for s in (0, 1)}
+    assert {(one.method, one.seed) for one in run.outcomes} == {(m, s) for m in BALANCING_METHODS for s in (0, 1)}
     assert set(run.rates) == {"left", "right"}
     for one in run.outcomes:
         assert len(one.history) == 2
@@ -65,7 +65,7 @@ def test_the_accuracy_is_that_of_the_network_that_was_written(made: tuple[Run, P
 
 def test_each_epoch_is_watched(made: tuple[Run, Path, list[Run]]) -> None:
     run, _, seen = made
-    assert len(seen) > 2 * (2 * 2 + 2 * len(METHODS))
+    assert len(seen) > 2 * (2 * 2 + 2 * len(BALANCING_METHODS))
     assert not seen[0].finished
     assert seen[0].alone[0].accuracy is None
     assert seen[-1] == run
@@ -92,7 +92,7 @@ def test_the_summary_is_mean_and_deviation(made: tuple[Run, Path, list[Run]]) ->
     head, table = rows(run)
     assert [row[0] for row in table] == ["left alone", "right alone", "Joint", "AGM", "OGM-GE", "MSLR", "MSES"]
     assert all(len(row) == len(head) for row in table)
-    assert Spread.of([0.5]).spread is None
+    assert MeanSpread.of([0.5]).spread is None
 
 
 # Nothing half-written
@@ -125,9 +125,9 @@ def test_data_that_nothing_can_be_learned_from(tmp_path: Path) -> None:
         return dataclasses.replace(data, train=data.train.take(data.train.targets == 3))
 
     assert "validation data: modality left has NaN" in refused(tmp_path, nan)
-    assert "test data: this batch lacks right" in refused(tmp_path, missing)
+    assert "test data: this batch is missing right" in refused(tmp_path, missing)
     assert "train data: batch sizes differ: 96 of left, 95 of right, 96 targets" in refused(tmp_path, shorter)
-    assert "one class only" in refused(tmp_path, one_class)
+    assert "all training pairs belong to one class" in refused(tmp_path, one_class)
 
 
 def test_nan_in_a_later_seed_leaves_nothing(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     for out, line in (
         (tmp_path, "holds other files"),
         (tmp_path / "precious.txt", "is a file"),
-        (tmp_path / "precious.txt" / "run", "cannot be made"),
+        (tmp_path / "precious.txt" / "run", "cannot be created"),
     ):
         with pytest.raises(UserError, match=line):
             train(
@@ -196,7 +196,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
         ({"fusion": "middle"}, "fusion: "),
         ({"methods": ("sgd",)}, "methods: "),
         ({"methods": ()}, "at least one method"),
-        ({"fusion": "early", "methods": ("ogm-ge",)}, "OGM-GE is made for late fusion"),
+        ({"fusion": "early", "methods": ("ogm-ge",)}, "OGM-GE needs late fusion"),
         ({"alpha": -1}, "alpha: "),
         ({"rate": float("nan")}, "rate: "),
     ],

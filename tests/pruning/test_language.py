@@ -10,11 +10,12 @@ import torch
 
 import modhifi
 from modhifi import Data, Model, Study, UserError
-from modhifi._operators import get_operator
 from modhifi.data import windowed
+from modhifi.layers import get_operator
 from modhifi.models.language import FAMILIES, opens_alone
-from modhifi.pruning import CHOLESKY, LANGUAGE_METHODS, cholesky, score, smallest_cost, usual_allocation
+from modhifi.pruning import add_score, cholesky, pruning_methods, smallest_cost, usual_allocation
 from modhifi.pruning._sequential_blocks import sequential_blocks
+from modhifi.specs import PruningSpec
 
 Make = Callable[..., Model]
 
@@ -61,7 +62,7 @@ def test_equal_widths_are_the_best_pair_that_fits(
         assert found.cost.params <= ratio * study.dense.params + 0.5
     multiple = modhifi.allocate(study, params=0.85, multiple=8)
     assert multiple.counts[neurons[0].name] % 8 == 0
-    least = smallest_cost(study, "params")
+    least = smallest_cost(study, PruningSpec(budget="params"))
     few = {g.name: 1 for g in (*heads, *neurons)}
     assert least == study.cost(few).params / study.dense.params
     assert modhifi.allocate(study, params=least).counts == few
@@ -113,7 +114,7 @@ def test_a_study_without_constants_says_how_to_go_on(language: Make, prose: Data
     ):
         modhifi.prune(study, params=0.9, compensate="none")
     assert modhifi.prune(study, params=0.9, compensate="none", constants="none").settings.constants == "none"
-    plan = LANGUAGE_METHODS["width-none"].plan(study, "params", 0.9)
+    plan = pruning_methods(language=True)["width-none"].plan(study, "params", 0.9)
     assert plan.settings.constants == "none"
 
 
@@ -150,8 +151,8 @@ def test_published_score_is_the_norm_of_cholesky_rows(language: Make, prose: Dat
         expected = factor.square().sum(1)
         assert torch.allclose(cholesky(study, group), expected, rtol=1e-3)
     model = language()
-    score(study, CHOLESKY, model)
-    plan = modhifi.prune(study, params=0.9, score=CHOLESKY, compensate="none")
+    add_score(study, "cholesky", model)
+    plan = modhifi.prune(study, params=0.9, score="cholesky", compensate="none")
     for group in study.groups:
         kept = plan.groups[group.name].keep
         rest = [i for i in range(group.size) if i not in kept]

@@ -11,7 +11,7 @@ import modhifi
 from modhifi import Model, Study
 from modhifi.bounds._measure import plan_edits
 from modhifi.evaluation import count_cost
-from modhifi.models import InputSpec
+from modhifi.specs import InputSpec
 from modhifi.statistics import _positions
 from modhifi.surgery import calibration_data
 
@@ -113,7 +113,7 @@ def test_layers_that_see_an_image_window_by_window(name: str, monkeypatch: pytes
         assert [group.size for group in study.groups if group.kind == "heads"] == [2, 2, 4, 4]
     else:
         assert len(tables) == 4
-        assert all("one sample after the other" in reason for reason in tables.values())
+        assert all("does not read its input sample by sample" in reason for reason in tables.values())
     plan = modhifi.prune(
         study, overrides={group.name: (group.size + 1) // 2 for group in study.groups}, compensate="full"
     )

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 import modhifi
 from modhifi import Data, Model, Study, UserError
 from modhifi.pruning import allocate, smallest_cost
-from modhifi.pruning._allocate import _hull_slopes, _Ledger
+from modhifi.pruning._allocate import _hull_slopes
+from modhifi.pruning._ledger import CostLedger
+from modhifi.specs import PruningSpec
 
 
 @pytest.mark.parametrize("budget", ["flops", "params"])
@@ -110,7 +112,7 @@ def test_the_running_cost_is_the_structure_s_own(digits_study: Study, data: st.D
     structure = digits_study.structure
     counts = {group.name: group.size for group in structure.groups}
     budget = data.draw(st.sampled_from(["flops", "params"]))
-    ledger = _Ledger(structure, budget, counts)
+    ledger = CostLedger(structure, budget, counts)
     for _ in range(4):
         group = data.draw(st.sampled_from(structure.groups))
         step = data.draw(st.integers(0, counts[group.name] - 1))
@@ -157,7 +159,7 @@ def test_a_ratio_that_is_none(digits_study: Study, ratio: float) -> None:
 
 
 def test_refusals_say_how_to_mend_it(digits_study: Study) -> None:
-    smallest = smallest_cost(digits_study, "flops")
+    smallest = smallest_cost(digits_study, PruningSpec(budget="flops"))
     with pytest.raises(UserError, match="cannot be reached") as caught:
         modhifi.prune(digits_study, flops=smallest * 0.9)
     mended = float(str(caught.value).rsplit(" ", 1)[1])

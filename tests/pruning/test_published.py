@@ -6,7 +6,8 @@ import pytest
 import modhifi
 from modhifi import Data, Model, Study, UserError
 from modhifi.fidelity import singleton_from_moments
-from modhifi.pruning import METHODS, PUBLISHED, compare, published, smallest_cost
+from modhifi.pruning import PUBLISHED, compare, pruning_methods, published, smallest_cost
+from modhifi.specs import PruningSpec
 
 
 def test_only_what_is_in_no_hifi_set_goes(digits_study: Study, digits_model: Model) -> None:
@@ -17,7 +18,9 @@ def test_only_what_is_in_no_hifi_set_goes(digits_study: Study, digits_model: Mod
         ranks = np.full(group.size, group.size)
         for consumer in group.consumers:
             stats = digits_study.layers[consumer.layer]
-            score = singleton_from_moments(*stats.operator(True, digits_study.ridge), stats.blocks(group.name)).numpy()
+            score = singleton_from_moments(
+                *stats.moment_and_weight(True, digits_study.ridge), stats.blocks(group.name)
+            ).numpy()
             for row in score:
                 order = np.argsort(-row, kind="stable")
                 ranks[order] = np.minimum(ranks[order], np.arange(group.size))
@@ -50,7 +53,7 @@ def test_the_budget_is_met_and_the_plan_can_be_carried_out(
 def test_a_budget_below_what_the_published_rule_removes_is_met_too(chain: Model) -> None:
     """Its groups are so small that every component left is soon the best one for some output."""
     study = modhifi.analyze(chain, modhifi.load_data("noise"), samples=64)
-    ratio = 1.1 * smallest_cost(study, "flops")
+    ratio = 1.1 * smallest_cost(study, PruningSpec(budget="flops"))
     plan = published(study, flops=ratio, model=chain)
     assert plan.predicted["flops"] <= ratio * study.dense.flops + 0.5
     assert modhifi.apply(plan, chain).plan is plan
@@ -92,7 +95,7 @@ def test_methods_side_by_side(digits_study: Study, digits_model: Model, digits_t
 
 
 def test_what_uses_labels_says_so() -> None:
-    assert {name for name, method in METHODS.items() if method.needs_labels} == {
+    assert {name for name, method in pruning_methods().items() if method.needs_labels} == {
         f"{score}{more}" for score in ("taylor", "hessian") for more in ("", "+bn", "+full")
     }
-    assert all("labels" in method.title for method in METHODS.values() if method.needs_labels)
+    assert all("labels" in method.title for method in pruning_methods().values() if method.needs_labels)

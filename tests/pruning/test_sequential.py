@@ -13,11 +13,12 @@ from torch import nn
 
 import modhifi
 from modhifi import Data, Model, Study
-from modhifi._operators import Edit, get_operator
 from modhifi.fidelity import Limit, fit_rows
-from modhifi.models import InputSpec, fingerprint
+from modhifi.layers import Edit, get_operator
+from modhifi.models import fingerprint
 from modhifi.pruning import _sequential
 from modhifi.pruning._sequential import sequential
+from modhifi.specs import InputSpec
 from modhifi.surgery import calibration_data
 
 
@@ -69,7 +70,7 @@ def loaded(net: nn.Module) -> Model:
 @pytest.fixture
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """All positions are looked at."""
-    monkeypatch.setattr(_sequential, "_ROWS_PER_INPUT", 10**9)
+    monkeypatch.setattr("modhifi.statistics._in_sequence._ROWS_PER_INPUT", 10**9)
 
 
 def images_of(data: Data, model: Model) -> torch.Tensor:

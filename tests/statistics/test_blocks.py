@@ -11,9 +11,9 @@ import torch
 
 import modhifi
 from modhifi import Data, Model
-from modhifi._operators import observed
 from modhifi.components import structure_of
 from modhifi.data import windowed
+from modhifi.layers import observed
 from modhifi.models.language import FAMILIES
 from modhifi.statistics import Stream, collect_blocks, entered
 from modhifi.study import read_columns

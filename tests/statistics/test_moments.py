@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from modhifi import Cancelled, Model
-from modhifi._operators import (
+from modhifi.fidelity import singleton_from_moments
+from modhifi.layers import (
     Edit,
     edited,
     flat_weight,
@@ -21,7 +22,6 @@ from modhifi._operators import (
     patches,
     position_count,
 )
-from modhifi.fidelity import singleton_from_moments
 from modhifi.statistics import Moments, Partial, _moments, _positions, collect, collect_singletons, partition
 
 CONVOLUTIONS = [

@@ -9,8 +9,8 @@ import torch
 
 import modhifi
 from modhifi import Cancelled, Data, Model, Study, UserError
-from modhifi._operators import observed, patches
 from modhifi.fidelity import inverse, subset_fidelity
+from modhifi.layers import observed, patches
 from modhifi.lipschitz import Upper, directional
 from modhifi.statistics import Moments, _moments
 from modhifi.study import LayerStats, estimate
@@ -194,7 +194,7 @@ def test_constants_of_every_kind(chain: Model, pictures: Data, tmp_path: Path) -
     assert torch.allclose(some.gains["directional"]["b"].reached, by_hand["b"].reached, rtol=1e-4)
     with pytest.raises(UserError, match="no pairs constants, only directional; analyze with --constants pairs too"):
         some.constant("b", "pairs")
-    with pytest.raises(UserError, match="unknown constants 'most'; one of directional, jacobian"):
+    with pytest.raises(UserError, match="unknown constants 'most'; choose one of directional, jacobian"):
         some.constant("b", "most")
     with pytest.raises(UserError, match="unknown estimator 'most'"):
         modhifi.analyze(chain, pictures, constants=("most",))
@@ -307,7 +307,7 @@ def test_the_same_analysis_is_not_done_twice(chain: Model, pictures: Data, tmp_p
     first = modhifi.analyze(chain, pictures, out=folder)
     seen: list[str] = []
     again = modhifi.analyze(chain, pictures, out=folder, progress=lambda *told: seen.append(told[2]))
-    assert seen == ["the same study is already there"]
+    assert seen == ["opening the existing study"]
     assert again.key == first.key
     assert torch.equal(again.layers["b"].moments.second, first.layers["b"].moments.second)
     for changes in ({"seed": 1}, {"samples": 50}, {"ridge": 1e-3}):
@@ -389,4 +389,4 @@ def test_a_large_constant_in_the_input_leaves_the_covariance_positive() -> None:
             second.addmm_(batch.T, batch)
         moments = Moments(second / 960, rows.double().mean(0), 960, 10)
         stats = LayerStats(torch.randn(8, 96, generator=generator), moments, {})
-        assert bool(torch.isfinite(inverse(stats.operator(True, 1e-6)[0])).all())
+        assert bool(torch.isfinite(inverse(stats.moment_and_weight(True, 1e-6)[0])).all())

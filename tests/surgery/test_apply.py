@@ -108,7 +108,7 @@ def test_a_plan_may_change_any_entry_of_the_state(chain: Model, pictures: Data) 
     torch.testing.assert_close(changed.d.bias, chain.module.d.bias + torch.arange(1.0, 5))
     for name, message in [
         ("nothing.weight", "does not have"),
-        ("norm.shift", "no layer"),
+        ("norm.shift", "norm is not a convolution or linear layer"),
         ("norm.num_batches_tracked", "has shape"),
     ]:
         with pytest.raises(UserError, match=message):

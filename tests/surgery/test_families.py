@@ -15,8 +15,9 @@ import modhifi
 from modhifi import Model, Plan
 from modhifi.components import Structure, structure_of
 from modhifi.evaluation import count_cost
-from modhifi.models import InputSpec, fingerprint
+from modhifi.models import fingerprint
 from modhifi.plan import GroupPlan, Settings
+from modhifi.specs import InputSpec
 from modhifi.surgery import verified
 
 # Input size, and how many groups of each kind there must be.

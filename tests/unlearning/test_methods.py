@@ -21,9 +21,10 @@ from modhifi import Data, Model, Plan, Study, UserError
 from modhifi.components import structure_of
 from modhifi.evaluation import Prediction, bn_recall, predict, probe_accuracy
 from modhifi.models import fingerprint
-from modhifi.unlearning import METHODS, where_it_lives
+from modhifi.unlearning import unlearning_methods, where_it_lives
+from modhifi.unlearning._anchor import anchor
 from modhifi.unlearning._classes import make_task
-from modhifi.unlearning._erase import _anchor, _Run
+from modhifi.unlearning._erase import _Run
 from modhifi.unlearning._search import TRIALS, smallest
 
 
@@ -43,7 +44,7 @@ def _accuracies(plan: Plan, model: Model, on: Data) -> tuple[float, float]:
     return found.accuracy(forget), found.accuracy([i for i in range(len(model.classes)) if i not in forget])
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "erase"])
+@pytest.mark.parametrize("method", [name for name in unlearning_methods() if name != "erase"])
 def test_every_method_reaches_its_target_and_says_how(
     method: str, digits_study: Study, digits_model: Model, data: Data
 ) -> None:
@@ -92,7 +93,7 @@ def test_anchoring_leaves_the_network_as_it_is(digits_study: Study, digits_model
     plan = Plan(
         kind="unlearn", model=digits_study.model, calibration=digits_study.data, settings=modhifi.plan.Settings()
     )
-    anchored = modhifi.apply(plan.with_tensors(_anchor(task, {})), digits_model).module
+    anchored = modhifi.apply(plan.with_tensors(anchor(task, {})), digits_model).module
     with torch.no_grad():
         images = task.images[~task.chosen]
         torch.testing.assert_close(anchored(images), digits_model.module(images), rtol=1e-3, atol=1e-3)
@@ -108,8 +109,8 @@ def test_the_last_sum_and_how_features_come_from_it_are_found(
     run = _Run(task)
     assert run.readout is not None
     assert (run.readout.activation, run.readout.norm, run.readout.first) == ("relu", None, False)
-    assert list(run.sites)[-1] == "layer3.2.conv2"
-    assert all(site.stream for site in run.sites.values())
+    assert list(run.sums)[-1] == "layer3.2.conv2"
+    assert all(site.stream for site in run.sums.values())
     vit = modhifi.load_model("digits-vit", device="cpu")
     study = dataclasses.replace(digits_study, structure=structure_of(vit), layers=_vit_study(vit, data).layers)
     run = _Run(dataclasses.replace(task, model=vit, study=study))
@@ -243,7 +244,7 @@ def test_nothing_is_left_on_the_network(digits_study: Study, digits_model: Model
         raise modhifi.errors.Cancelled
 
     before = fingerprint(digits_model.module)
-    for method in METHODS:
+    for method in unlearning_methods():
         if method != "mask":  # which takes no time that could be cancelled
             with pytest.raises(modhifi.errors.Cancelled):
                 modhifi.unlearn(digits_study, ["3"], data, method=method, model=digits_model, progress=stop)

@@ -9,7 +9,7 @@ from torch import nn
 
 import modhifi
 from modhifi import Data, Model, Plan, Study, UserError
-from modhifi._operators import observed, patches
+from modhifi.layers import observed, patches
 from modhifi.unlearning import choose_classes
 
 CLASSES = ("cat", "dog", "7", "cow")

@@ -1,0 +1,117 @@
+"""``modhifi compare``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import modhifi
+
+from ..loading import reload
+from ..progress import Progress
+from ..pruning import pruning_methods
+from ..study import Study
+from ..text import number, percent
+from ._common import budget_arguments, data_arguments, moved_weights, named_data, names, numbers
+from ._table import Answer, table
+
+HELP = "Compare pruning methods at the same budget."
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY")
+    budget_arguments(parser, numbers, "R[,R…]", ", one or several")
+    data_arguments(parser, "test")
+    parser.add_argument("--samples", type=int, metavar="N", help="number of samples (default: all)")
+    parser.add_argument(
+        "--methods",
+        type=names,
+        metavar="NAMES",
+        help=f"comma-separated (default: all that need no labels): {', '.join(pruning_methods())}; for language models"
+        f" {', '.join(pruning_methods(language=True))}",
+    )
+    moved_weights(parser, "study")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", metavar="DIR", help="write every plan into this folder")
+
+
+def run(asked: argparse.Namespace, progress: Progress) -> Answer:
+    study = Study.load(asked.study)
+    model = reload(study.model, asked.weights, device=asked.device, progress=progress)
+    found = modhifi.pruning.compare(
+        study,
+        named_data(asked, study.data, asked.samples),
+        flops=asked.flops,
+        params=asked.params,
+        latency=asked.latency,
+        methods=asked.methods,
+        model=model,
+        progress=progress,
+    )
+    rows: list[dict[str, Any]] = []
+    for row in found.rows:
+        e = row.evaluation
+        plan = None
+        if asked.out is not None:
+            plan = str(row.plan.save(Path(asked.out) / f"{row.method.name}-{row.remain:g}.json"))
+        rows.append(
+            {
+                "method": row.method.name,
+                "title": row.method.title,
+                "labels": row.method.needs_labels,
+                "remain": row.remain,
+                **({"accuracy": e.accuracy} if e.perplexity is None else {"perplexity": e.perplexity}),
+                "flops": e.flops,
+                "params": e.params,
+                "latency_ms": e.latency_ms,
+                "seconds": row.seconds,
+                "plan": plan,
+            }
+        )
+    dense = found.dense
+    value = {
+        "model": study.model.spec,
+        "samples": dense.samples,
+        **(
+            {"accuracy_before": dense.accuracy}
+            if dense.perplexity is None
+            else {"perplexity_before": dense.perplexity, "context": dense.context, "stride": dense.stride}
+        ),
+        "flops_before": dense.flops,
+        "params_before": dense.params,
+        "latency_ms_before": dense.latency_ms,
+        "device": dense.device,
+        "rows": rows,
+    }
+    language = dense.perplexity is not None
+
+    def quality(found: dict[str, Any]) -> list[str]:
+        """The quality, and a bar that is full at the best possible value (perplexity: that of the original)."""
+        if language:
+            return [number(found["perplexity"], 3), _bar(min(1.0, (dense.perplexity or 0.0) / found["perplexity"]))]
+        return [percent(found["accuracy"]), _bar(found["accuracy"])]
+
+    ranked = sorted(rows, key=lambda row: (-row["remain"], row["perplexity"] if language else -row["accuracy"]))
+    cells = [
+        [
+            row["title"],
+            *quality(row),
+            f"{row['flops'] / dense.flops:.1%}",
+            f"{row['params'] / dense.params:.1%}",
+            f"{row['latency_ms']:.2f}",
+            f"{row['seconds']:.1f}",
+        ]
+        for row in ranked
+    ]
+    original = quality({"accuracy": dense.accuracy, "perplexity": dense.perplexity})
+    before = ["original", *original, "100%", "100%", f"{dense.latency_ms:.2f}", ""]
+    counted = f"{dense.samples} windows" if language else f"{dense.samples} images"
+    judged = "perplexity (lower is better)" if language else "accuracy (higher is better)"
+    head = [counted, judged, "", "FLOPs", "parameters", "latency, ms", "planning, s"]
+    return value, table(head, [before, *cells])
+
+
+def _bar(share: float) -> str:
+    """A left-aligned bar of at most 20 characters."""
+    return ("█" * round(20 * share)).ljust(20)

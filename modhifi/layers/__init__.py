@@ -1,0 +1,46 @@
+"""Working with layers: operators as matrices, edits and hooks, replaying a network from a layer on, and the route of a layer's
+output to the addition or activation that follows it.
+"""
+
+from ._operators import (
+    Change,
+    Edit,
+    Operator,
+    bias_of,
+    change_of,
+    changed,
+    edited,
+    flat_weight,
+    get_operator,
+    observed,
+    operate,
+    outputs_at,
+    patches,
+    position_count,
+)
+from ._replay import Replay, batched
+from ._routes import Route, followed, rows_at
+from ._substitute import substituted
+
+__all__ = [
+    "Change",
+    "Edit",
+    "Operator",
+    "Replay",
+    "Route",
+    "batched",
+    "bias_of",
+    "change_of",
+    "changed",
+    "edited",
+    "flat_weight",
+    "followed",
+    "get_operator",
+    "observed",
+    "operate",
+    "outputs_at",
+    "patches",
+    "position_count",
+    "rows_at",
+    "substituted",
+]

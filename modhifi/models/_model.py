@@ -1,0 +1,76 @@
+"""A loaded network, with what is needed to feed it and to read its outputs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..plan import Plan
+from ..specs import InputSpec, ModelRef, Step, TokenSpec
+from ._offload import place_of, whole
+
+__all__ = ["Model", "fingerprint"]
+
+
+@dataclass
+class Model:
+    """``module`` is a plain `torch.nn.Module` in evaluation mode that maps (B, 3, H, W) float32 to (B, classes) logits. A
+    language model (`modhifi.models.CausalLM`) maps (B, T) int64 tokens to (B, T, vocabulary) logits and has no classes.
+    """
+
+    spec: str
+    module: nn.Module
+    input: InputSpec | TokenSpec
+    classes: tuple[str, ...]
+    weights: str | None
+    fingerprint: str
+    plan: Plan | None = None
+    """The plan that produced this network; None for a network as loaded."""
+    architecture: str = ""
+    """The spec whose untrained network has this one's shape before ``steps``; ``spec`` itself except for exported folders."""
+    steps: tuple[Step, ...] = ()
+    """How the shape differs from the architecture's, in order: one step per plan."""
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Values that other packages derive from ``module`` and cache here, by key; valid as long as its shape does not change."""
+    tokenizer: Any = None
+    """The transformers tokenizer of a language model; None if it has none."""
+
+    def __post_init__(self) -> None:
+        self.architecture = self.architecture or self.spec
+
+    @property
+    def device(self) -> torch.device:
+        return place_of(self.module)
+
+    @property
+    def ref(self) -> ModelRef:
+        return ModelRef(
+            spec=self.spec,
+            weights=self.weights,
+            fingerprint=self.fingerprint,
+            input=self.input,
+            classes=self.classes,
+        )
+
+    @property
+    def tokens(self) -> TokenSpec | None:
+        """The input of a language model; None for a network that takes images."""
+        return self.input if isinstance(self.input, TokenSpec) else None
+
+    def example(self, batch: int = 1) -> Tensor:
+        """A fixed random input on the model's device, for tracing and timing; see the ``example`` of `input`."""
+        return self.input.example(batch).to(self.device)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of the state dict, sorted by name; the same on every device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        value = whole(module, name, tensor).detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,201 @@
+"""The small frozen values that travel between rooms: what an input is, which model, which data, what pruning should aim for.
+
+Nothing here computes. Every other room may import this one, and it imports none of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, Unpack, get_args
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from .errors import UserError
+
+__all__ = [
+    "AllocationRule",
+    "Budget",
+    "Compensation",
+    "DataRef",
+    "InputSpec",
+    "Level",
+    "ModelRef",
+    "PruningFields",
+    "PruningSpec",
+    "Step",
+    "TokenSpec",
+    "Value",
+]
+
+Budget = Literal["flops", "params", "latency"]
+Compensation = Literal["none", "scalar", "full", "sequential"]
+Level = Literal["none", "scalar", "full"]
+"""The compensation levels whose errors follow from a study alone."""
+AllocationRule = Literal["global", "uniform", "ranking", "width"]
+
+
+class Value(BaseModel):
+    """A frozen pydantic model that accepts no unknown field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class InputSpec(Value):
+    """How an image becomes the network's input: RGB, resized so that the shorter side is ``size / crop``, centre-cropped,
+    scaled to [0, 1], then ``(x - mean) / std`` per channel.
+    """
+
+    size: tuple[int, int] = Field(description="height, width in pixels")
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = Field(default="bilinear", pattern="^(nearest|bilinear|bicubic)$")
+    crop: float = Field(default=1.0, gt=0, le=1)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one sample."""
+        return (3, *self.size)
+
+    def example(self, batch: int = 1) -> Tensor:
+        """A fixed input of standard normal noise, (batch, 3, H, W) float32 on the CPU."""
+        return torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(0))
+
+
+class TokenSpec(Value):
+    """The input of a language model: windows of ``context`` tokens, each an integer below ``vocabulary``."""
+
+    context: int = Field(ge=2, description="tokens per sample")
+    vocabulary: int = Field(ge=2)
+    head_counts: tuple[int, ...] = Field(
+        min_length=1,
+        description="numbers of key-value heads that the configuration can express for all blocks, ascending",
+    )
+
+    @property
+    def at_once(self) -> int:
+        """Windows per forward pass: as many as hold 8,192 tokens."""
+        return max(1, 8192 // self.context)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """(tokens,) of one sample."""
+        return (self.context,)
+
+    def example(self, batch: int = 1) -> Tensor:
+        """A fixed input of random tokens, (batch, T) int64 on the CPU."""
+        return torch.randint(self.vocabulary, (batch, self.context), generator=torch.Generator().manual_seed(0))
+
+
+class ModelRef(Value):
+    """Everything needed to load the same network again, and to notice if its weights differ."""
+
+    spec: str
+    weights: str | None = Field(description="absolute path of the checkpoint, None for weights that come with the spec")
+    fingerprint: str = Field(description="sha256 of the weights, see modhifi.models.fingerprint")
+    input: InputSpec | TokenSpec
+    classes: tuple[str, ...]
+
+
+class DataRef(Value):
+    """Enough to open the same samples again, and to notice if they differ."""
+
+    spec: str
+    root: str | None
+    split: str
+    samples: int
+    seed: int
+    fingerprint: str
+
+
+class Step(Value):
+    """One change of shape: the components kept in each group, and the layers that gained a bias."""
+
+    keep: dict[str, tuple[int, ...]]
+    added_biases: tuple[str, ...] = ()
+
+
+class PruningFields(TypedDict, total=False):
+    """The keywords from which `PruningSpec.of` makes a `PruningSpec`."""
+
+    flops: float | None
+    params: float | None
+    latency: float | None
+    score: str
+    allocation: AllocationRule | None
+    constants: str
+    compensate: Compensation
+    centred: bool | None
+    drift: bool
+    rectified: bool
+    recalibrate_bn: bool
+    multiple: int
+    overrides: Mapping[str, int] | None
+    floors: Mapping[str, int] | None
+
+
+class PruningSpec(Value):
+    """What a pruned network should look like, before anything is decided: one value for the library, the command line and the
+    dashboard.
+    """
+
+    budget: Budget | Literal["manual", "none"] = Field(
+        default="manual", description="what is budgeted; manual: only the overrides are removed"
+    )
+    remain: float | None = Field(default=None, description="the fraction of the budget to keep, in (0, 1]")
+    score: str = Field(default="greedy", description="ranks the components within a group, see modhifi.pruning.SCORES")
+    allocation: AllocationRule | None = Field(
+        default=None, description="how the budget is allocated across groups; None for the network's default"
+    )
+    constants: str = Field(
+        default="directional", description="the Lipschitz constants that weight layers in global allocation, or none"
+    )
+    compensate: Compensation = Field(default="sequential", description="how the remaining weights compensate")
+    centred: bool | None = Field(
+        default=None, description="whether the lost mean is restored by a bias; None for the study's default"
+    )
+    drift: bool = Field(default=True, description="sequential: also correct the drift of residual streams")
+    rectified: bool = Field(
+        default=True, description="sequential: outputs that a ReLU cuts off need only stay below its threshold"
+    )
+    recalibrate_bn: bool = Field(default=False, description="re-estimate BatchNorm statistics afterwards")
+    multiple: int = Field(default=1, ge=1, description="pruned groups keep a multiple of this many channels")
+    overrides: dict[str, int] = Field(default_factory=dict, description="group -> components kept, set by hand")
+    floors: dict[str, int] = Field(default_factory=dict, description="group -> minimum number of components kept")
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @classmethod
+    def of(cls, **asked: Unpack[PruningFields]) -> PruningSpec:
+        """From keywords; at most one of ``flops``, ``params`` and ``latency`` gives the fraction to keep.
+
+        Raises `UserError` for two budgets, a fraction outside (0, 1], or a value that a field does not accept.
+        """
+        fields: dict[str, Any] = dict(asked)
+        given = {name: fields.pop(name, None) for name in get_args(Budget)}
+        budgets = {name: ratio for name, ratio in given.items() if ratio is not None}
+        if len(budgets) > 1:
+            raise UserError(f"set one budget, not {len(budgets)}: {' and '.join(budgets)}")
+        for name, ratio in budgets.items():
+            if not (math.isfinite(ratio) and 0 < ratio <= 1):
+                raise UserError(f"{name} is the fraction to keep, above 0 and at most 1, not {ratio}")
+            fields |= {"budget": name, "remain": float(ratio)}
+        for name in ("overrides", "floors"):
+            fields[name] = dict(fields.get(name) or {})
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}") from error
+
+    @property
+    def level(self) -> Level:
+        """The compensation level whose errors the study can predict: sequential compensation is predicted as full."""
+        return "full" if self.compensate == "sequential" else self.compensate
+
+    def changed(self, **fields: Any) -> PruningSpec:
+        """A copy with these fields replaced, validated again."""
+        return type(self).model_validate(self.model_dump() | fields)

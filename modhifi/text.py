@@ -1,0 +1,24 @@
+"""How values are formatted for people, on the command line, in reports and on the dashboard alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["listed", "number", "percent"]
+
+
+def percent(value: float | None) -> str:
+    """``98.40%``; a dash for None."""
+    return "–" if value is None else f"{value:.2%}"
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """``40,551,040``; a dash for None."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def listed(names: Sequence[str], at_most: int = 3) -> str:
+    """``a, b, c and 9 more``; all names if only one would be omitted."""
+    if len(names) <= at_most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:at_most])} and {len(names) - at_most} more"
