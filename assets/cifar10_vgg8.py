@@ -1,10 +1,10 @@
-"""The recipe of ``cifar10-vgg8``: a plain convolutional chain trained from scratch on CIFAR-10.
+"""The training recipe of ``cifar10-vgg8``: a plain CNN trained from scratch on CIFAR-10.
 
     python assets/cifar10_vgg8.py --data-root CIFAR10 --out assets --seed 0
 
 Writes ``cifar10-vgg8.safetensors`` (convolutions in half precision, 4.6 MB) and the model card ``cifar10-vgg8.json``.
-Only the training split is trained on; the network is the one after the last epoch, and the test split is looked at
-once, when it is finished, with the weights as they were written. About an hour on 2 CPU cores that multiply bfloat16.
+Training uses the training split only and keeps the network after the last epoch; the test split is used once, at the end, with
+the weights as written. Takes about an hour on 2 CPU cores with bfloat16 support.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Started as a file, Python looks for modules beside it; the package is one folder up.
+# Run as a script, Python looks for modules next to the file; the package is one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from assets.training import tensors, write
@@ -39,7 +39,7 @@ INPUT = InputSpec(size=(32, 32), mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each of (B, 3, H, W) moved by up to `PADDING` pixels (mirrored at the border) and flipped in half of the cases."""
+    """Each of (B, 3, H, W) shifted by up to `PADDING` pixels (mirrored at the border) and flipped with probability 1/2."""
     count, _, height, width = images.shape
     padded = F.pad(images, (PADDING,) * 4, mode="reflect")
     top, left = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=generator)
@@ -52,7 +52,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(data: Data, seed: int, epochs: int) -> CifarVGG:
-    """SGD with Nesterov momentum under a one-cycle schedule; the network after the last epoch, in evaluation mode."""
+    """SGD with Nesterov momentum and a one-cycle schedule; returns the network after the last epoch, in evaluation mode."""
     images, labels = tensors(data, INPUT)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -83,12 +83,12 @@ def train(data: Data, seed: int, epochs: int) -> CifarVGG:
 
 
 def make(root: Path, out: Path, seed: int, epochs: int, samples: int | None = None) -> dict[str, object]:
-    """Trains (on ``samples`` images only, if given), writes checkpoint and card into ``out`` and returns the card."""
+    """Trains (on only ``samples`` images, if given), writes the checkpoint and the card to ``out`` and returns the card."""
     splits = {name: load_data("cifar10", root, name, samples, seed) for name in ("train", "test")}
     start = time.perf_counter()
     model = train(splits["train"], seed, epochs)
     seconds = time.perf_counter() - start
-    # Half precision where the weights are many; what stands in the file is what is measured.
+    # Half precision for the convolutions, which have most of the weights; the accuracy is that of the weights in the file.
     state = {name: value.half() if value.ndim == 4 else value for name, value in model.state_dict().items()}
     model.load_state_dict(state)
     card: dict[str, object] = {
@@ -108,11 +108,11 @@ def make(root: Path, out: Path, seed: int, epochs: int, samples: int | None = No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train cifar10-vgg8 and write its checkpoint and model card.")
-    parser.add_argument("--data-root", type=Path, required=True, help="the folder that CIFAR-10 lies in")
+    parser.add_argument("--data-root", type=Path, required=True, help="folder of CIFAR-10")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; another number changes the last digits")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (the number affects rounding)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     card = make(arguments.data_root, arguments.out, arguments.seed, arguments.epochs)

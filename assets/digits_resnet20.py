@@ -1,10 +1,10 @@
-"""The recipe of the default network: a ResNet-20 on scikit-learn's digits, trained from scratch in minutes.
+"""The training recipe of the default network: a ResNet-20 on scikit-learn's digits, trained from scratch in minutes.
 
     python assets/digits_resnet20.py --out assets --seed 0
 
-Writes ``digits-resnet20.safetensors`` and the model card ``digits-resnet20.json``. Only the training split is trained
-on; the network is the one after the last epoch, and the test split is looked at once, when it is finished. The
-training is seeded; another number of threads or version of torch rounds differently and ends in other weights.
+Writes ``digits-resnet20.safetensors`` and the model card ``digits-resnet20.json``. Training uses the training
+split only and keeps the network after the last epoch; the test split is used once, at the end. Training is seeded; another
+number of threads or version of torch rounds differently and gives different weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Started as a file, Python looks for modules beside it; the package is one folder up.
+# Run as a script, Python looks for modules next to the file; the package is one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from assets.training import command, tensors, write
@@ -37,7 +37,7 @@ INPUT = InputSpec(size=(32, 32), mean=(0.308,) * 3, std=(0.348,) * 3, interpolat
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A small random affine map for each of (B, 3, H, W): turned 15°, scaled, sheared 15%, moved 2 pixels."""
+    """A small random affine map for each of (B, 3, H, W): up to 15° rotation, 15% scaling and shear, 2 pixels shift."""
     count = len(images)
 
     def uniform(limit: float) -> Tensor:
@@ -53,13 +53,13 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
         dim=1,
     )  # (B, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    # What comes in from outside is background: black, which after normalisation is not zero.
+    # Pixels from outside the image are background: black, which is not zero after normalisation.
     black = -INPUT.mean[0] / INPUT.std[0]
     return F.grid_sample(images - black, grid, align_corners=False) + black
 
 
 def train(data: Data, seed: int, epochs: int) -> CifarResNet:
-    """SGD with Nesterov momentum under a one-cycle schedule; the network after the last epoch, in evaluation mode."""
+    """SGD with Nesterov momentum and a one-cycle schedule; returns the network after the last epoch, in evaluation mode."""
     images, labels = tensors(data, INPUT)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -83,7 +83,7 @@ def train(data: Data, seed: int, epochs: int) -> CifarResNet:
 
 
 def make(out: Path, seed: int, epochs: int, samples: int | None = None) -> dict[str, object]:
-    """Trains (on ``samples`` images only, if given), writes checkpoint and card into ``out`` and returns the card."""
+    """Trains (on only ``samples`` images, if given), writes the checkpoint and the card to ``out`` and returns the card."""
     splits = {name: digits(name) for name in ("train", "calibration", "test")}
     if samples is not None:
         splits["train"] = splits["train"].take(samples, seed)

@@ -1,9 +1,9 @@
-"""The recipe of the LayerNorm network that ships with the project: a small vision transformer on scikit-learn's digits.
+"""The training recipe of the shipped LayerNorm network: a small vision transformer on scikit-learn's digits.
 
     python assets/digits_vit.py --out assets --seed 0
 
-Writes ``digits-vit.safetensors`` and the model card ``digits-vit.json``. Only the training split is trained on; the network is
-the one after the last epoch, and the test split is looked at once, when it is finished.
+Writes ``digits-vit.safetensors`` and the model card ``digits-vit.json``. Training uses the training split only and keeps
+the network after the last epoch; the test split is used once, at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-# Started as a file, Python looks for modules beside it; the package is one folder up.
+# Run as a script, Python looks for modules next to the file; the package is one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from assets.digits_resnet20 import INPUT, augment
@@ -33,7 +33,7 @@ SMOOTHING = 0.1
 
 
 def train(data: Data, seed: int, epochs: int) -> nn.Module:
-    """AdamW under a one-cycle schedule; the network after the last epoch, in evaluation mode."""
+    """AdamW with a one-cycle schedule; returns the network after the last epoch, in evaluation mode."""
     images, labels = tensors(data, INPUT)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -58,7 +58,7 @@ def train(data: Data, seed: int, epochs: int) -> nn.Module:
 
 
 def make(out: Path, seed: int, epochs: int, samples: int | None = None) -> dict[str, object]:
-    """Trains (on ``samples`` images only, if given), writes checkpoint and card into ``out`` and returns the card."""
+    """Trains (on only ``samples`` images, if given), writes the checkpoint and the card to ``out`` and returns the card."""
     splits = {name: digits(name) for name in ("train", "calibration", "test")}
     if samples is not None:
         splits["train"] = splits["train"].take(samples, seed)

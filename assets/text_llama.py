@@ -1,14 +1,14 @@
-"""The recipe of the language model that ships with the project: a small Llama on the bytes of the King James Bible.
+"""The training recipe of the shipped language model: a small Llama on the bytes of the King James Bible.
 
     apt-get download bible-kjv bible-kjv-text && for p in bible-kjv*.deb; do dpkg -x $p kjv; done
     kjv/usr/bin/bible -p kjv/usr/lib -f Gen1:1-Rev22:21 > kjv.txt
     python assets/text_llama.py --text kjv.txt --out assets --seed 0
 
-Writes the folder ``text-llama``: configuration, weights in bfloat16 and a byte tokenizer, which transformers alone opens;
-the model card ``card.json``; and two excerpts that come with it, ``calibration.txt`` (chapters that it was trained on) and
-``test.txt`` (held-out ones). The text is Debian's package bible-kjv-text, of 1611 and in the public domain ("the copyright
-... is expired"; "unrestricted use"). Every twentieth chapter is held out; the model is the one after the last step, and the
-held-out text is looked at once.
+Writes the folder ``text-llama``: configuration, weights in bfloat16 and a byte tokenizer, which transformers alone can open;
+the model card ``card.json``; and two excerpts of the text, ``calibration.txt`` (chapters that the model was trained on) and
+``test.txt`` (held-out chapters). The text is Debian's package bible-kjv-text, from 1611 and in the public domain ("the
+copyright ... is expired"; "unrestricted use"). Every twentieth chapter is held out; the model is kept after the last step, and
+the held-out text is used once, at the end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Started as a file, Python looks for modules beside it; the package is one folder up.
+# Run as a script, Python looks for modules next to the file; the package is one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 STEPS = 2600
@@ -53,7 +53,7 @@ CONFIG: dict[str, Any] = {
 
 
 def chapters(verses: str) -> list[str]:
-    """``verses``, a line "Ge1:1 In the beginning" each, as chapters without the references, a verse a line."""
+    """``verses``, with lines such as "Ge1:1 In the beginning", as chapters without references, one verse per line."""
     lines = [line.split(" ", 1) for line in verses.splitlines() if line.strip()]
     by_chapter = itertools.groupby(lines, lambda line: re.sub(r":\d+$", "", line[0]))
     return ["".join(f"{verse.strip()}\n" for _, verse in group) + "\n" for _, group in by_chapter]
@@ -67,11 +67,11 @@ def split(verses: str) -> tuple[str, str]:
 
 
 def byte_tokenizer() -> Any:
-    """A tokenizer of transformers whose 256 tokens are the bytes, in their order."""
+    """A transformers tokenizer whose 256 tokens are the bytes, in order."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    # What the byte-level pre-tokenizer writes for each byte: printable ones stand for themselves, the rest follow from 256 on.
+    # The byte-level pre-tokenizer maps printable bytes to themselves and the rest to consecutive characters from 256 on.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = itertools.count(256)
     vocabulary = {chr(byte if byte in printable else next(rest)): byte for byte in range(256)}
@@ -82,13 +82,13 @@ def byte_tokenizer() -> Any:
 
 
 def tokens(text: str) -> Tensor:
-    """(n,) int64."""
+    """The bytes of ``text``, (n,) int64."""
     return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).long()
 
 
 def train(text: str, seed: int, steps: int) -> nn.Module:
-    """AdamW on random windows under a one-cycle schedule, in bfloat16 where torch's autocast takes it; the last step's
-    network.
+    """AdamW on random windows with a one-cycle schedule, under bfloat16 autocast; returns the network after the last step, in
+    evaluation mode.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -124,7 +124,7 @@ def train(text: str, seed: int, steps: int) -> nn.Module:
 
 
 def unigram_perplexity(text: str, of: str) -> float:
-    """Of the bytes of ``text`` under the frequencies of the bytes of ``of``, one added to each."""
+    """Perplexity of the bytes of ``text`` under the byte frequencies of ``of``, with one added to each count."""
     counts = Counter(of.encode())
     total = len(of.encode()) + 256
     data = text.encode()
@@ -132,19 +132,19 @@ def unigram_perplexity(text: str, of: str) -> float:
 
 
 def make(verses: Path, out: Path, seed: int, steps: int) -> dict[str, object]:
-    """Trains, writes the folder ``text-llama`` into ``out`` and returns the card."""
+    """Trains, writes the folder ``text-llama`` to ``out`` and returns the card."""
     from modhifi.files import write_json
 
-    learnt, held = split(verses.read_text(encoding="utf-8"))
+    training, held = split(verses.read_text(encoding="utf-8"))
     start = time.perf_counter()
-    model: Any = train(learnt, seed, steps)
+    model: Any = train(training, seed, steps)
     seconds = time.perf_counter() - start
     folder = out / "text-llama"
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
-    middle = len(learnt) // 2
-    (folder / "calibration.txt").write_text(learnt[middle : middle + CALIBRATION_BYTES], encoding="utf-8")
+    middle = len(training) // 2
+    (folder / "calibration.txt").write_text(training[middle : middle + CALIBRATION_BYTES], encoding="utf-8")
     (folder / "test.txt").write_text(held[:TEST_BYTES], encoding="utf-8")
     for file in folder.iterdir():
         file.chmod(0o644)
@@ -153,7 +153,7 @@ def make(verses: Path, out: Path, seed: int, steps: int) -> dict[str, object]:
         "architecture": "a Llama of 5 decoder blocks, 192 channels, 12 query heads that share 6 key-value heads, 768 hidden "
         "neurons; the 256 bytes are its tokens",
         "data": "the King James Bible (1611, public domain) as in Debian's package bible-kjv-text, without references",
-        "bytes": {"train": len(learnt), "held out": len(held)},
+        "bytes": {"train": len(training), "held out": len(held)},
         "seed": seed,
         "recipe": f"{steps} steps of AdamW on {BATCH} windows of {CONTEXT} bytes, one cycle up to a rate of {RATE}, weight decay "
         f"{DECAY}, gradients clipped at 1, bfloat16 products; the last step is the model",
@@ -161,7 +161,7 @@ def make(verses: Path, out: Path, seed: int, steps: int) -> dict[str, object]:
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "params": sum(p.numel() for p in model.parameters()),
-        "unigram_perplexity": unigram_perplexity(held, learnt),
+        "unigram_perplexity": unigram_perplexity(held, training),
     }
     write_json(folder / "card.json", card)
     return card
@@ -169,14 +169,14 @@ def make(verses: Path, out: Path, seed: int, steps: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train text-llama and write its folder.")
-    parser.add_argument("--text", type=Path, required=True, help="the verses as the program bible writes them")
+    parser.add_argument("--text", type=Path, required=True, help="verses as printed by the bible program")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; another number changes the last digits")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    print(json.dumps(make(asked.text, asked.out, asked.seed, asked.steps), indent=1))
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (the number affects rounding)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(json.dumps(make(arguments.text, arguments.out, arguments.seed, arguments.steps), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the recipes have in common."""
+"""Code shared by the training recipes."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ __all__ = ["command", "correct", "tensors", "write"]
 
 
 def tensors(data: Data, spec: InputSpec) -> tuple[Tensor, Tensor]:
-    """All of ``data``, which has labels, at once: (N, 3, H, W) float32 normalised as ``spec`` says and (N,) int64."""
+    """All of the labelled ``data`` at once: (N, 3, H, W) float32, normalised according to ``spec``, and (N,) int64."""
     parts = [(images, labels) for images, labels in data.batches(spec) if labels is not None]
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 @torch.no_grad()
 def correct(model: nn.Module, data: Data, spec: InputSpec) -> int:
-    """How many images of ``data`` are classified correctly."""
+    """The number of images of ``data`` that are classified correctly."""
     images, labels = tensors(data, spec)
-    answers = torch.cat([model(images[i : i + 128]).argmax(1) for i in range(0, len(images), 128)])
-    return int((answers == labels).sum())
+    predicted = torch.cat([model(images[i : i + 128]).argmax(1) for i in range(0, len(images), 128)])
+    return int((predicted == labels).sum())
 
 
 def write(
     out: Path, model: nn.Module, state: dict[str, Tensor], test: Data, spec: InputSpec, card: dict[str, object]
 ) -> dict[str, object]:
-    """Measures ``model`` on ``test``, writes ``state`` as NAME.safetensors and the card as NAME.json; returns the whole card."""
+    """Measures ``model`` on ``test``, writes ``state`` to NAME.safetensors and the card to NAME.json; returns the full card."""
     right = correct(model, test, spec)
-    whole = card | {
+    full = card | {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "test_accuracy": right / len(test),
@@ -50,17 +50,17 @@ def write(
     }
     with atomic_file(out / f"{card['name']}.safetensors") as temporary:
         temporary.write_bytes(safetensors.torch.save(state))
-    write_json(out / f"{card['name']}.json", whole)
-    return whole
+    write_json(out / f"{card['name']}.json", full)
+    return full
 
 
 def command(description: str, make: Callable[[Path, int, int], dict[str, object]], epochs: int) -> None:
-    """A recipe's command line: ``make(out, seed, epochs)`` trains and gives the card."""
+    """The command line of a recipe: ``make(out, seed, epochs)`` trains and returns the card."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=epochs)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; another number changes the last digits")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (the number affects rounding)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     card = make(arguments.out, arguments.seed, arguments.epochs)

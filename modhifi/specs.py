@@ -189,7 +189,11 @@ class PruningSpec(Value):
             return cls(**fields)
         except ValidationError as error:
             first = error.errors()[0]
-            raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}") from error
+            name, given = ".".join(map(str, first["loc"])), first["input"]
+            if first["type"] == "literal_error":
+                what = "compensation" if name == "compensate" else name
+                raise UserError(f"unknown {what} {given!r}; choose from {first['ctx']['expected']}") from error
+            raise UserError(f"{name}: {first['msg']}, not {given!r}") from error
 
     @property
     def level(self) -> Level:

@@ -1,12 +1,12 @@
-"""How quickly the dashboard answers, and whether its memory stays flat.
+"""Response times of the dashboard, and whether its memory grows with use.
 
     python benchmarks/dashboard [--models digits-resnet20,timm:resnet50,timm:densenet169] [--moves 100]
         [--interactions 200] [--sessions 10] [--home FOLDER]
 
-Server time of a whole run of the page's script, in process (Streamlit's AppTest, no browser): the first page of a new session, a
-change of page, a move of the *Prune* page's slider. Then the memory of the process after many interactions and with many
-sessions. Studies are made once on dead-leaves (digits for digits-resnet20) and kept in ``--home``; making that of resnet50 takes
-some minutes.
+Prints the tables of docs/results/dashboard.md: the server time of a whole run of the page's script, in process (Streamlit's
+AppTest, no browser), for the first page of a new session, a change of page, and a move of the *Prune* page's slider; then the
+memory of the process after many interactions and with many sessions. Studies are made once on dead-leaves (digits for
+digits-resnet20) and kept in ``--home``; the study of resnet50 takes several minutes.
 """
 
 from __future__ import annotations
@@ -28,25 +28,27 @@ PAGES = ("model", "importance", "bounds", "prune", "forget", "export")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="digits-resnet20,timm:resnet50,timm:densenet169")
-    parser.add_argument("--moves", type=int, default=100)
-    parser.add_argument("--interactions", type=int, default=200)
-    parser.add_argument("--sessions", type=int, default=10)
-    parser.add_argument("--home", help="where studies are kept (default: a folder that is deleted afterwards)")
-    asked = parser.parse_args()
+    parser.add_argument(
+        "--models", default="digits-resnet20,timm:resnet50,timm:densenet169", help="comma-separated specs"
+    )
+    parser.add_argument("--moves", type=int, default=100, help="timed slider moves per model")
+    parser.add_argument("--interactions", type=int, default=200, help="slider moves between memory readings")
+    parser.add_argument("--sessions", type=int, default=10, help="additional sessions for the memory reading")
+    parser.add_argument("--home", help="folder for the studies (default: a temporary folder)")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["MODHIFI_HOME"] = asked.home or folder
-        bench(asked)
+        os.environ["MODHIFI_HOME"] = args.home or folder
+        bench(args)
 
 
-def bench(asked: argparse.Namespace) -> None:
+def bench(args: argparse.Namespace) -> None:
     from app.selection import Source
     from app.session import library, studies
 
     print("| network, groups | slider, ms: median (95%) | change of page, ms: median (largest) | first page, ms |")
     print("|---|---|---|---|", flush=True)
     opened = None
-    for name in asked.models.split(","):
+    for name in args.models.split(","):
         digits = name.startswith("digits")
         source = Source(model=name, data="digits" if digits else "dead-leaves", samples=512 if digits else 64)
         job = library().tasks.analyse(source)
@@ -56,7 +58,7 @@ def bench(asked: argparse.Namespace) -> None:
         assert study is not None
         words = next(words for words, known in studies(library()).items() if known == source)
         opened = Visit(words)
-        moves = opened.moves(asked.moves)
+        moves = opened.moves(args.moves)
         changes = [opened.go(page) for _ in range(3) for page in PAGES]
         firsts = [Visit(words).first for _ in range(3)]
         print(
@@ -68,18 +70,18 @@ def bench(asked: argparse.Namespace) -> None:
     opened.go("prune")
     opened.moves(20)
     before = resident()
-    opened.moves(asked.interactions)
+    opened.moves(args.interactions)
     after = resident()
-    others = [Visit(opened.words) for _ in range(asked.sessions)]
+    others = [Visit(opened.words) for _ in range(args.sessions)]
     for other in others:
         other.moves(5)
     many = resident()
-    print(f"\nmemory: {before:.0f} MB, after {asked.interactions} moves of the slider {after:.0f} MB,", end=" ")
-    print(f"with {asked.sessions} sessions more {many:.0f} MB")
+    print(f"\nmemory: {before:.0f} MB; after {args.interactions} more slider moves {after:.0f} MB;", end=" ")
+    print(f"with {args.sessions} more sessions {many:.0f} MB")
 
 
 class Visit:
-    """One session."""
+    """One session of the dashboard."""
 
     def __init__(self, words: str) -> None:
         from streamlit.testing.v1 import AppTest
@@ -90,7 +92,7 @@ class Visit:
         self.first = self.run()
 
     def run(self) -> float:
-        """Milliseconds."""
+        """Runs the page's script; milliseconds."""
         began = time.perf_counter()
         self.app.run()
         took = 1000 * (time.perf_counter() - began)
@@ -113,7 +115,7 @@ class Visit:
 
 
 def resident() -> float:
-    """Megabytes of the process."""
+    """Resident memory of the process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 

@@ -1,10 +1,11 @@
-"""Language models pruned without fine-tuning: perplexity by method, and memory by depth.
+"""Language models pruned without fine-tuning: perplexity by method, throughput, and memory by depth.
 
-    python benchmarks/language [--model text-llama] [--data text:kjv] [--samples 512] [--draws 3] [--tables quality,speed,memory]
+    python benchmarks/language [--model text-llama] [--data text:kjv] [--samples 512] [--draws 3]
+        [--tables quality,speed,memory]
 
-Prints what RESULTS.md beside it holds. Budgets are shares of the parameters in the decoder blocks (MLP and attention);
-embeddings and the output layer stay and are not counted. Memory is what the process holds beside files that are mapped
-(Linux), each depth in a process of its own.
+Prints the tables of docs/results/language.md. Budgets are shares of the parameters in the decoder blocks (MLP and attention);
+embeddings and the output layer are kept and not counted. Memory is that of the process without mapped files (Linux); each
+depth is measured in its own process.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -40,23 +42,23 @@ def main() -> None:
     parser.add_argument("--model", default="text-llama")
     parser.add_argument("--data", default="text:kjv")
     parser.add_argument("--data-root")
-    parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--draws", type=int, default=3, help="of the calibration windows")
-    parser.add_argument("--windows", type=int, help="of the held-out text, from its beginning; all if left out")
+    parser.add_argument("--samples", type=int, default=512, help="calibration windows per draw")
+    parser.add_argument("--draws", type=int, default=3, help="draws of the calibration windows")
+    parser.add_argument("--windows", type=int, help="windows from the beginning of the held-out text (default: all)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--tables", default=",".join(TABLES))
+    parser.add_argument("--tables", default=",".join(TABLES), help="comma-separated (default: all)")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.memory_of:
-        print(peak(asked.memory_of, asked.whole))
+    args = parser.parse_args()
+    if args.memory_of:
+        print(peak(args.memory_of, args.whole))
         return
-    tables = asked.tables.split(",")
+    tables = args.tables.split(",")
     if {"quality", "speed"} & {*tables}:
-        model = modhifi.load_model(asked.model, device=asked.device)
-        test = modhifi.load_data(asked.data, asked.data_root, "test", asked.windows)
-        calibration = modhifi.load_data(asked.data, asked.data_root, "calibration")
-        studies = [modhifi.analyze(model, calibration, asked.samples, seed=seed) for seed in range(asked.draws)]
+        model = modhifi.load_model(args.model, device=args.device)
+        test = modhifi.load_data(args.data, args.data_root, "test", args.windows)
+        calibration = modhifi.load_data(args.data, args.data_root, "calibration")
+        studies = [modhifi.analyze(model, calibration, args.samples, seed=seed) for seed in range(args.draws)]
         if "quality" in tables:
             quality(model, test, studies)
         if "speed" in tables:
@@ -66,7 +68,7 @@ def main() -> None:
 
 
 def of_blocks(study: Study, share: float) -> float:
-    """The share of all parameters that remains when ``share`` of those in MLP and attention does."""
+    """The share of all parameters that remains if ``share`` of those in MLP and attention remains."""
     structure = study.structure
     inside = structure.model_copy(update={"other": Cost(params=0, flops=0)}).cost().params
     return (study.dense.params - (1 - share) * inside) / study.dense.params
@@ -79,9 +81,10 @@ def quality(model: Model, test: Data, studies: list[Study]) -> None:
     context = model.tokens.context
     print(
         f"**{model.spec}, {studies[0].data.samples} calibration windows of {context} tokens, {where}; perplexity of"
-        f" {dense.tokens:,} held-out tokens, context {context}, stride {context // 2}; unchanged {dense.perplexity:.3f}**\n"
+        f" {dense.tokens:,} held-out tokens, context {context}, stride {context // 2};"
+        f" original model {dense.perplexity:.3f}**\n"
     )
-    heads = " | ".join(f"at {share:.0%} | × unchanged" for share in SHARES)
+    heads = " | ".join(f"at {share:.0%} | × original" for share in SHARES)
     print(f"| method | {heads} |\n|---|{'---|' * 2 * len(SHARES)}")
     for method in pruning_methods(language=True).values():
         cells = []
@@ -103,21 +106,24 @@ def quality(model: Model, test: Data, studies: list[Study]) -> None:
 
 
 def speed(model: Model, test: Data, study: Study) -> None:
-    print("\n| parameters in the blocks | perplexity | tokens/s read | tokens/s written | seconds to decide |")
+    print(
+        "\n| parameters in the blocks | perplexity | prefill throughput, tokens/s | decode throughput, tokens/s |"
+        " seconds to decide |"
+    )
     print("|---|---|---|---|---|")
     for share in (1.0, *SHARES):
         began = time.perf_counter()
         remain = of_blocks(study, share)
-        changed = model if share == 1 else modhifi.apply(modhifi.prune(study, params=remain, model=model), model)
+        pruned = model if share == 1 else modhifi.apply(modhifi.prune(study, params=remain, model=model), model)
         seconds = time.perf_counter() - began
-        e = modhifi.evaluate(changed, test)
+        e = modhifi.evaluate(pruned, test)
         speeds = f"{e.prefill_tokens_per_second:,.0f} | {e.decode_tokens_per_second:.0f}"
         print(f"| {share:.0%} | {e.perplexity:.3f} | {speeds} | {seconds:.1f} |")
-    print(f"\nAnalysis {study.seconds:.1f} s, once for all plans.")
+    print(f"\nThe analysis takes {study.seconds:.1f} s, once for all plans.")
 
 
 def memory() -> None:
-    print("\n| decoder blocks | moments of all blocks, MB | block by block, peak MB | all held in memory, peak MB |")
+    print("\n| decoder blocks | moments of all blocks, MB | block by block, peak MB | all in memory, peak MB |")
     print("|---|---|---|---|")
     for depth in DEPTHS:
         each = 2**-20 * 4 * (WIDTH**2 + CHANNELS**2)
@@ -130,7 +136,7 @@ def memory() -> None:
                 str(depth),
                 *(["--whole"] if whole else []),
             ]
-            # The allocator is to give back what is freed: what it keeps for itself is not the analysis's.
+            # Makes the allocator return freed memory: what it would keep for reuse does not belong to the analysis.
             environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
             done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
             peaks.append(float(done.stdout.split()[-1]))
@@ -141,7 +147,7 @@ CHANNELS, WIDTH, CONTEXT, WINDOWS = 128, 2048, 64, 64
 
 
 def peak(depth: int, whole: bool) -> float:
-    """MB above what the process held before the analysis of a Llama of so many blocks, mapped files not counted."""
+    """Peak MB of the analysis of a Llama with ``depth`` blocks above what the process held before, without mapped files."""
     from transformers import LlamaConfig
 
     from modhifi.models.language import of_config, token_spec
@@ -161,7 +167,18 @@ def peak(depth: int, whole: bool) -> float:
     module = of_config(config)
     model = Model("random", module, token_spec(config, CONTEXT), (), None, fingerprint(module))
     rows = torch.randint(256, (WINDOWS, CONTEXT))
-    data = Data("text:random", None, "test", lambda _: None, tuple(range(WINDOWS)), None, None, "", text="", rows=rows)
+    data = Data(
+        "text:random",
+        None,
+        "test",
+        lambda _: Image.new("RGB", (1, 1)),
+        tuple(range(WINDOWS)),
+        None,
+        None,
+        "",
+        text="",
+        rows=rows,
+    )
     module(rows[:2])
     before, seen, done = anonymous(), [0.0], threading.Event()
 
@@ -181,7 +198,7 @@ def peak(depth: int, whole: bool) -> float:
 
 
 def anonymous() -> float:
-    """MB that the process holds beside mapped files."""
+    """Memory of the process in MB, without mapped files."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) / 1024
 

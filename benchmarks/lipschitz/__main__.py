@@ -1,11 +1,12 @@
-"""What Lipschitz constants cost, how tight the bounds are that they give, and what they are worth to the pruner.
+"""The cost of Lipschitz constants, the tightness of the resulting bounds, and the value of the constants to the pruner.
 
     python benchmarks/lipschitz --data-root CIFAR10 --checkpoints FOLDER [--tables cost,bounds,pruning]
 
-``CIFAR10`` and ``FOLDER`` as in benchmarks/pruning; without them the rows of CIFAR-10's networks are left out. *cost*: every
-estimator for ``--model`` in forward passes of the same images in the same run (all layers that read components). *bounds*: bound
-over measured error of plans, layers alone and whole, on images that the constants are from, and how often constants from others
-are broken. *pruning*: accuracy with global allocation by each kind of constants, and without.
+``CIFAR10`` and ``FOLDER`` are as in benchmarks/pruning; without them the rows of CIFAR-10 networks are omitted. Prints the
+tables of docs/results/lipschitz.md. *cost*: every estimator for ``--model`` (all layers that read components), in forward
+passes of the same images in the same run. *bounds*: bound over measured error, for single layers and whole plans, on the
+images that the constants come from, and how often bounds with constants from other images are violated. *pruning*: accuracy
+with global allocation weighted by each kind of constant, and without constants.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from modhifi import Data, Model, Study
 from modhifi.components import enumerate_components
 from modhifi.layers import Edit, flat_weight, get_operator
 from modhifi.lipschitz import certified, jacobian, moved_by, pairs, random, smallest_norms
+from modhifi.specs import Compensation, PruningSpec
 
 CHECKPOINTS = {"cifar10-resnet56": "resnet56-4bfd9763.th", "cifar10-resnet20": "resnet20-12fca82f.th"}
 SEEN = ("directional", "jacobian", "random", "pairs")
@@ -34,16 +36,16 @@ SEEN = ("directional", "jacobian", "random", "pairs")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tables", default="cost,bounds,pruning")
-    parser.add_argument("--model", default="timm:resnet50")
-    parser.add_argument("--samples", type=int, default=64, help="of cost")
-    parser.add_argument("--rounds", type=int, default=1, help="of cost")
-    parser.add_argument("--data-root")
-    parser.add_argument("--checkpoints", type=Path)
+    parser.add_argument("--tables", default="cost,bounds,pruning", help="comma-separated (default: all)")
+    parser.add_argument("--model", default="timm:resnet50", help="network of the cost table")
+    parser.add_argument("--samples", type=int, default=64, help="images of the cost table")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds of the cost table")
+    parser.add_argument("--data-root", help="folder of CIFAR-10")
+    parser.add_argument("--checkpoints", type=Path, help="folder of the CIFAR-10 checkpoints")
     parser.add_argument("--device", default="auto")
-    asked = parser.parse_args()
-    for name in asked.tables.split(","):
-        {"cost": cost, "bounds": bounds, "pruning": pruning}[name](asked)
+    args = parser.parse_args()
+    for name in args.tables.split(","):
+        {"cost": cost, "bounds": bounds, "pruning": pruning}[name](args)
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -53,11 +55,11 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
         print(f"| {' | '.join(row)} |", flush=True)
 
 
-def cost(asked: argparse.Namespace) -> None:
-    model = modhifi.load_model(asked.model, device=asked.device)
+def cost(args: argparse.Namespace) -> None:
+    model = modhifi.load_model(args.model, device=args.device)
     net = model.module
     layers = list(enumerate_components(net, model.example()).readers)
-    images = torch.randn(asked.samples, *model.input.shape, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(args.samples, *model.input.shape, generator=torch.Generator().manual_seed(0))
     edits = {name: half_of(flat_weight(get_operator(net, name))) for name in layers}
     start: dict[str, Tensor] = {}
 
@@ -72,16 +74,16 @@ def cost(asked: argparse.Namespace) -> None:
     steps: dict[str, Callable[[], object]] = {
         "a plain forward pass": forward,
         "directional": directional,
-        "Jacobian, from what directional saw": lambda: jacobian(net, layers, images, start=start, rounds=1),
+        "Jacobian, from the directions that arrived": lambda: jacobian(net, layers, images, start=start, rounds=1),
         "random": lambda: random(net, layers, images),
         "pairs": lambda: pairs(net, layers, images),
         "smallest norms of LayerNorms": lambda: smallest_norms(net, images),
     }
     forward()
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(asked.rounds):
+    for _ in range(args.rounds):
         for name, step in steps.items():
-            # Forward passes around each step: the machine may slow down in between.
+            # Time forward passes around each step, because the clock speed may change in between.
             before = seconds(forward, model.device)
             own = seconds(step, model.device)
             plain = (before + seconds(forward, model.device)) / 2
@@ -91,16 +93,17 @@ def cost(asked: argparse.Namespace) -> None:
     where = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     medians = {name: statistics.median(found) for name, found in times.items()}
     rows = [[name, f"{found:.1f}"] for name, found in medians.items()]
-    default = medians["directional"] + medians["Jacobian, from what directional saw"]
+    default = medians["directional"] + medians["Jacobian, from the directions that arrived"]
     rows.append(["**the default: directional and Jacobian**", f"**{default:.1f}**"])
     plain = seconds(forward, model.device)
     size = "×".join(map(str, model.input.shape))
-    title = f"{asked.model}, {len(layers)} layers, {asked.samples} images of {size}, {where}; one pass {plain:.1f} s"
+    title = f"{args.model}, {len(layers)} layers, {args.samples} images of {size}, {where}; one pass {plain:.1f} s"
     table(title, ["", "forward passes"], rows)
-    print(f"\noperator norms (once, no samples): {upper:.1f} s, {upper / plain:.1f} passes")
+    print(f"\noperator norms, once, no samples: {upper:.1f} s, {upper / plain:.1f} passes")
 
 
 def half_of(weight: Tensor) -> Edit:
+    """An edit that sets the second half of the columns to zero."""
     edited = weight.clone()
     edited[:, weight.shape[1] // 2 :] = 0
     return Edit(edited, weight.new_zeros(len(weight)))
@@ -116,21 +119,19 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def networks(asked: argparse.Namespace, names: Sequence[str]) -> Iterator[tuple[str, Model, Study, Data]]:
-    """Each network that can be had, its study on 512 calibration images with operator norms, and held-out images."""
+def networks(args: argparse.Namespace, names: Sequence[str]) -> Iterator[tuple[str, Model, Study, Data]]:
+    """Each available network, its study with operator norms (512 calibration images; 64 for timm networks), and test images."""
     for name in names:
         if name in CHECKPOINTS:
-            if asked.data_root is None or asked.checkpoints is None:
+            if args.data_root is None or args.checkpoints is None:
                 continue
-            model = modhifi.load_model(name, asked.checkpoints / CHECKPOINTS[name], device=asked.device)
-            calibration, test = (
-                modhifi.load_data("cifar10", asked.data_root, part) for part in ("calibration", "test")
-            )
+            model = modhifi.load_model(name, args.checkpoints / CHECKPOINTS[name], device=args.device)
+            calibration, test = (modhifi.load_data("cifar10", args.data_root, part) for part in ("calibration", "test"))
         elif name.startswith("timm:"):  # random weights
-            model = modhifi.load_model(name, device=asked.device)
-            calibration = test = modhifi.load_data("dead-leaves")  # those of the study are left out
+            model = modhifi.load_model(name, device=args.device)
+            calibration = test = modhifi.load_data("dead-leaves")  # the images of the study are excluded
         else:
-            model = modhifi.load_model(name, device=asked.device)
+            model = modhifi.load_model(name, device=args.device)
             calibration, test = (modhifi.load_data("digits", split=part) for part in ("calibration", "test"))
         few = name.startswith("timm:")
         study = modhifi.analyze(
@@ -143,12 +144,13 @@ def networks(asked: argparse.Namespace, names: Sequence[str]) -> Iterator[tuple[
         yield name, model, study, test
 
 
-def bounds(asked: argparse.Namespace) -> None:
+def bounds(args: argparse.Namespace) -> None:
     rows, lowest = [], []
     names = ("digits-resnet20", "cifar10-resnet56", "digits-vit", "timm:vit_tiny_patch16_224", "timm:convnext_atto")
-    for name, model, study, test in networks(asked, names):
+    for name, model, study, test in networks(args, names):
         few = name.startswith("timm:")
-        for compensate in ("full",) if few else ("full", "sequential"):
+        levels: tuple[Compensation, ...] = ("full",) if few else ("full", "sequential")
+        for compensate in levels:
             for remain in (0.75, 0.5):
                 plan = modhifi.prune(study, flops=remain, compensate=compensate, model=model)
                 found = modhifi.bounds.measure(study, plan, test, samples=16 if few else 128, model=model)
@@ -183,22 +185,22 @@ def bounds(asked: argparse.Namespace) -> None:
         "by layer",
         "by block",
         "by stage",
-        "largest × sum, by layer",
-        "by stage",
+        "worst-case gain × summation, by layer",
+        "worst-case gain × summation, by stage",
         "predicted",
-        "layers alone, median",
+        "one layer, median",
         "operator norms",
-        "broken: layers alone (expected)",
+        "violated (expected)",
         "plan",
     ]
     table("Bound over measured error", head, rows)
     ratio, *which = min(lowest)
-    print(f"\nsmallest ratio of a layer alone: {ratio:.6f} ({', '.join(map(str, which))})")
+    print(f"\nsmallest ratio of a single layer: {ratio:.6f} ({', '.join(map(str, which))})")
 
 
-def pruning(asked: argparse.Namespace) -> None:
+def pruning(args: argparse.Namespace) -> None:
     remains = (0.75, 0.5, 0.375, 0.25)
-    for name, model, study, test in networks(asked, ("cifar10-resnet56", "cifar10-resnet20", "digits-resnet20")):
+    for name, model, study, test in networks(args, ("cifar10-resnet56", "cifar10-resnet20", "digits-resnet20")):
         batches = [(x.to(model.device), y) for x, y in test.batches(model.input, 250) if y is not None]
 
         def accuracy(net: torch.nn.Module, batches: list[tuple[Tensor, Tensor]] = batches) -> float:
@@ -208,21 +210,19 @@ def pruning(asked: argparse.Namespace) -> None:
 
         rows = []
         for constants in (*SEEN, "certified", "none", "uniform"):
-            spread = {"allocation": "uniform"} if constants == "uniform" else {"constants": constants}
+            spec = PruningSpec(allocation="uniform") if constants == "uniform" else PruningSpec(constants=constants)
             row = [
                 {"certified": "operator norms", "none": "none: every layer alike", "uniform": "uniform widths"}.get(
                     constants, constants
                 )
             ]
             for remain in remains:
-                plan = modhifi.prune(study, flops=remain, model=model, **spread)
+                plan = modhifi.prune(study, spec.changed(budget="flops", remain=remain), model=model)
                 row.append(f"{accuracy(modhifi.apply(plan, model).module):.2f}")
             rows.append(row)
             print(name, " | ".join(row), file=sys.stderr, flush=True)
-        title = (
-            f"{name}, unchanged {accuracy(model.module):.2f}: accuracy at so much of the FLOPs, allocation weighed by"
-        )
-        table(title, ["", *(f"{remain:.1%}" for remain in remains)], rows)
+        title = f"{name}, original network {accuracy(model.module):.2f}: accuracy, % at the FLOPs that remain"
+        table(title, ["allocation weighted by", *(f"{remain:.1%}" for remain in remains)], rows)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Does modulating gradients help? Every method on audio-visual digits, in late and early fusion, and a sweep.
+"""Whether modulating gradients helps: every balancing method on audio-visual digits, in late and early fusion, and a sweep.
 
     python benchmarks/multimodal --data FSDD [--tables main,batch-norm,sweep] [--seeds 3] [--processes 2]
 
-``FSDD`` is a folder with the Free Spoken Digit Dataset as train.parquet and test.parquet; without it the two halves of the
-embedded digits stand in. *main*: plain joint training, AGM, OGM-GE (late fusion only), MSLR, MSES and each modality alone, with
-the images degraded to `ENERGY` of their PCA energy. *sweep*: joint training and AGM for every α of `ALPHAS`, degradation of
-`ENERGIES` and fusion. Accuracies are of the test pairs, in per cent, mean ± deviation over seeds; a seed draws its own training
-pairs. A training that diverges says so. *batch-norm*: the same as *main* with BatchNorm in the networks, at a third of the rate.
-``--out DIR`` keeps the runs of these two.
+``FSDD`` is a folder with the Free Spoken Digit Dataset as train.parquet and test.parquet; without it, the two halves of
+scikit-learn's digits stand in. Prints the tables of docs/results/multimodal.md. *main*: joint training, AGM, OGM-GE (late
+fusion only), MSLR, MSES and each modality alone, with the images degraded to `ENERGY` of their PCA energy. *batch-norm*: the
+same with BatchNorm in the networks, at a third of the learning rate. *sweep*: joint training and AGM for every α in `ALPHAS`,
+degradation in `ENERGIES` and fusion. Accuracies are in percent of the test pairs, mean ± deviation over seeds; each seed draws
+its own training pairs. Diverging runs are reported as such. ``--out DIR`` keeps the runs of *main* and *batch-norm*.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ FUSIONS = ("late", "early")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--tables", default="main,batch-norm,sweep")
+    parser.add_argument("--data", default="digits", help="folder of the Free Spoken Digit Dataset, or digits")
+    parser.add_argument("--tables", default="main,batch-norm,sweep", help="comma-separated (default: all)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=Settings().epochs)
-    parser.add_argument("--pairs", type=int, help="training pairs; every image once if left out")
+    parser.add_argument("--pairs", type=int, help="training pairs (default: every image once)")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="folder to keep the runs of main and batch-norm in")
+    args = parser.parse_args()
     began = time.perf_counter()
-    # One thread each: the networks are small.
-    with ProcessPoolExecutor(asked.processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for name in asked.tables.split(","):
-            {"main": compare, "batch-norm": with_batch_norm, "sweep": sweep}[name](asked, pool)
-    print(f"\n{(time.perf_counter() - began) / 60:.0f} minutes in {asked.processes} processes", flush=True)
+    # One thread per process: the networks are small.
+    with ProcessPoolExecutor(args.processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for name in args.tables.split(","):
+            {"main": compare, "batch-norm": with_batch_norm, "sweep": sweep}[name](args, pool)
+    print(f"\n{(time.perf_counter() - began) / 60:.0f} minutes in {args.processes} processes", flush=True)
 
 
-def settings(asked: argparse.Namespace, fusion: str, methods: Sequence[str], alpha: float, energy: float) -> Settings:
-    degraded = "left" if asked.data == "digits" else "image"
+def settings(args: argparse.Namespace, fusion: str, methods: Sequence[str], alpha: float, energy: float) -> Settings:
+    degraded = "left" if args.data == "digits" else "image"
     return Settings.of(
-        data=asked.data,
+        data=args.data,
         fusion=fusion,
         methods=tuple(methods),
-        seeds=asked.seeds,
-        epochs=asked.epochs,
-        pairs=asked.pairs,
+        seeds=args.seeds,
+        epochs=args.epochs,
+        pairs=args.pairs,
         alpha=alpha,
         degrade={} if energy == 1.0 else {degraded: energy},
     )
@@ -73,16 +73,16 @@ def table(title: str, head: Sequence[str], found: Iterable[Sequence[str]]) -> No
         print(f"| {' | '.join(row)} |", flush=True)
 
 
-def with_batch_norm(asked: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
-    compare(asked, pool, batch_norm=True, rate=Settings().rate / 3)
+def with_batch_norm(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
+    compare(args, pool, batch_norm=True, rate=Settings().rate / 3)
 
 
-def compare(asked: argparse.Namespace, pool: ProcessPoolExecutor, **changed: Any) -> None:
+def compare(args: argparse.Namespace, pool: ProcessPoolExecutor, **changed: Any) -> None:
     jobs = []
     for fusion in FUSIONS:
         methods = [name for name in BALANCING_METHODS if name != "ogm-ge" or fusion == "late"]
-        out = None if asked.out is None else asked.out / (f"{fusion}-norm" if changed else fusion)
-        wanted = settings(asked, fusion, methods, ALPHA, ENERGY).model_copy(update=changed)
+        out = None if args.out is None else args.out / (f"{fusion}-norm" if changed else fusion)
+        wanted = settings(args, fusion, methods, ALPHA, ENERGY).model_copy(update=changed)
         jobs.append(pool.submit(train, wanted, out=out))
     for job in jobs:
         run = attempt(job)
@@ -96,14 +96,14 @@ def compare(asked: argparse.Namespace, pool: ProcessPoolExecutor, **changed: Any
             )
 
 
-def sweep(asked: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
+def sweep(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
     jobs = {}
     for fusion in FUSIONS:
         for energy in ENERGIES:
             for alpha in ALPHAS:
                 methods = ("joint", "agm") if alpha == ALPHAS[0] else ("agm",)
-                jobs[fusion, energy, alpha] = pool.submit(train, settings(asked, fusion, methods, alpha, energy))
-    names = ("left", "right") if asked.data == "digits" else ("image", "audio")
+                jobs[fusion, energy, alpha] = pool.submit(train, settings(args, fusion, methods, alpha, energy))
+    names = ("left", "right") if args.data == "digits" else ("image", "audio")
     for fusion in FUSIONS:
         head = [
             "energy kept",
@@ -111,7 +111,7 @@ def sweep(asked: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
             "joint",
             *(f"AGM, α = {alpha:g}" for alpha in ALPHAS),
         ]
-        title = f"{fusion} fusion: accuracy (output of {', of '.join(names)} alone; d of {', of '.join(names)})"
+        title = f"{fusion} fusion: test accuracy, % ({', '.join(names)} outputs; d {', d '.join(names)})"
         table(title, head, (swept(jobs, fusion, energy, names) for energy in ENERGIES))
 
 
@@ -125,7 +125,7 @@ def swept(
 
 
 def attempt(job: Future[Run]) -> Run | None:
-    """The run; None, and a line, if it diverged."""
+    """The run; if it diverged, prints the error and returns None."""
     try:
         return job.result()
     except Diverged as error:
@@ -136,10 +136,10 @@ def attempt(job: Future[Run]) -> Run | None:
 def cell(run: Run | None, method: str) -> str:
     if run is None:
         return "diverged"
-    told = run.summary()[method]
-    mono = ", ".join(f"{100 * told['mono'][name].mean:.0f}" for name in run.modalities)
-    strength = ", ".join(f"{told['competition'][name].mean:.2f}" for name in run.modalities)
-    return f"{percent(told['accuracy'])} ({mono}; {strength})"
+    summary = run.summary()[method]
+    mono = ", ".join(f"{100 * summary['mono'][name].mean:.0f}" for name in run.modalities)
+    strength = ", ".join(f"{summary['competition'][name].mean:.2f}" for name in run.modalities)
+    return f"{percent(summary['accuracy'])} ({mono}; {strength})"
 
 
 def percent(value: MeanSpread | None) -> str:

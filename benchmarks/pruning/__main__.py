@@ -1,11 +1,12 @@
-"""How much accuracy stays at which budget: this project's pruning, what it is made of, and what it is compared with.
+"""Accuracy of pruned networks by budget: this project's pruning, its ablation, and baselines.
 
     python benchmarks/pruning --data-root CIFAR10 --checkpoints FOLDER [--tables all] [--seeds 3] [--chart FILE.svg]
 
-``CIFAR10`` holds CIFAR-10 as `modhifi.load_data` reads it, ``FOLDER`` resnet20-12fca82f.th and resnet56-4bfd9763.th of
-github.com/akamaster/pytorch_resnet_cifar10. Prints the tables that the README shows. Nothing is fine-tuned; calibration looks at
-512 training images without their labels (2,000 for cifar10-vgg8, whose layers have up to 2,304 inputs), and *seeds* are draws of
-those images; a row without a spread is of one draw. Accuracy is that on all test images. About an hour on two CPU cores.
+``CIFAR10`` contains CIFAR-10 as `modhifi.load_data` reads it, ``FOLDER`` resnet20-12fca82f.th and resnet56-4bfd9763.th from
+github.com/akamaster/pytorch_resnet_cifar10. Prints the tables of docs/results/pruning.md. Nothing is fine-tuned; calibration
+uses 512 training images without their labels (2,000 for cifar10-vgg8, whose layers have up to 2,304 inputs). *seeds* are draws
+of these images; rows without a spread are one draw. Accuracy is measured on all test images. Takes about an hour on two CPU
+cores.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import modhifi
 from modhifi import Data, Model, Plan, Study
 from modhifi.evaluation import measure_latency
 from modhifi.pruning import pruning_methods, scores
+from modhifi.specs import PruningSpec
 
 SAMPLES = {"cifar10-vgg8": 2000}
 USUAL = 512
@@ -35,14 +37,14 @@ LABEL_FREE = [score.name for score in scores() if score.baseline and not score.n
 
 
 class Bench:
-    """Networks, studies and test images, each made once."""
+    """Networks, studies and test images, each created once."""
 
-    def __init__(self, asked: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         self.root, self.checkpoints, self.seeds, self.device = (
-            asked.data_root,
-            asked.checkpoints,
-            asked.seeds,
-            asked.device,
+            args.data_root,
+            args.checkpoints,
+            args.seeds,
+            args.device,
         )
         self.method = functools.cache(self._method)
         self.points: list[tuple[str, str, float, float]] = []
@@ -70,7 +72,7 @@ class Bench:
 
     @torch.inference_mode()
     def accuracy(self, name: str, plan: Plan | None = None) -> float:
-        """Per cent."""
+        """Test accuracy in percent."""
         model = self.model(name)
         net = model.module if plan is None else modhifi.apply(plan, model).module
         batches = self.images(name)
@@ -84,7 +86,7 @@ class Bench:
         return found
 
     def several(self, make: Callable[[int], float]) -> str:
-        """Mean and half of the range over the seeds."""
+        """Mean and half the range over the seeds."""
         found = [make(seed) for seed in range(self.seeds)]
         spread = (max(found) - min(found)) / 2
         return f"{statistics.mean(found):.2f}" + (f" ± {spread:.2f}" if self.seeds > 1 else "")
@@ -92,12 +94,9 @@ class Bench:
     def rows(
         self, name: str, ours: Sequence[str], others: Sequence[str], remains: Sequence[float]
     ) -> Iterable[list[str]]:
-        """A row a method: this project's with a spread over the seeds, what it is compared with from one draw."""
+        """One row per method: this project's with the spread over the seeds, baselines from one draw."""
         for method in ours:
-            runs = (
-                self.several(lambda seed, method=method, remain=remain: self.method(name, method, remain, seed))
-                for remain in remains
-            )
+            runs = (self.several(functools.partial(self.method, name, method, remain)) for remain in remains)
             yield [pruning_methods()[method].title, *runs]
         for method in others:
             yield [pruning_methods()[method].title, *(f"{self.method(name, method, remain):.2f}" for remain in remains)]
@@ -111,22 +110,22 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
 
 
 def budgets(bench: Bench, name: str) -> None:
-    """This project's way and the best that has no labels, over the budgets."""
+    """This project's methods and label-free baselines, by budget."""
     ours = ("studio", "studio+bn", "one-shot", "one-shot+bn")
     draws = f"mean ± half the range of {bench.seeds} draws"
-    title = f"{name}, {USUAL} unlabelled images, {draws}; unchanged {bench.accuracy(name):.2f}%"
+    title = f"{name}, {USUAL} unlabelled images, {draws}; original network {bench.accuracy(name):.2f}%"
     head = ("accuracy, % at", *(f"{remain:.1%} of FLOPs" for remain in BUDGETS))
     table(title, head, bench.rows(name, ours, [*(f"{score}+bn" for score in LABEL_FREE), "l2"], BUDGETS))
 
 
 def baselines(bench: Bench, name: str) -> None:
-    """What others would do at their best: channels of residual streams, whose removal hurts most, are left whole for them."""
+    """Baselines at their best: channels of residual streams, whose removal hurts them most, are not pruned."""
     study, model = bench.study(name), bench.model(name)
     streams = {group.name: group.size for group in study.groups if group.kind == "stream"}
-    asked = [(f"{score}+bn", True) for score in LABEL_FREE] + [("l2+full", False), ("l2+full", True), ("l2", False)]
+    variants = [(f"{score}+bn", True) for score in LABEL_FREE] + [("l2+full", False), ("l2+full", True), ("l2", False)]
 
     def rows() -> Iterable[Sequence[str]]:
-        for method, recalibrate in asked:
+        for method, recalibrate in variants:
             how = pruning_methods()[method]
             found = []
             for remain in BUDGETS:
@@ -136,42 +135,43 @@ def baselines(bench: Bench, name: str) -> None:
                 accuracy = bench.accuracy(name, plan)
                 found.append(f"{accuracy:.2f}")
                 title = how.title + (", BN re-estimated" if recalibrate and not how.spec.recalibrate_bn else "")
-                bench.points.append((name, f"{title}, whole streams", remain, accuracy))
+                bench.points.append((name, f"{title}, streams kept", remain, accuracy))
             yield title, *found
 
     head = ("accuracy, % at", *(f"{remain:.1%} of FLOPs" for remain in BUDGETS))
-    table(f"{name}, label-free baselines with whole residual streams, one draw", head, rows())
+    table(f"{name}, label-free baselines without pruning residual streams, one draw", head, rows())
 
 
 def ablation(bench: Bench, name: str) -> None:
     """Each part switched off in turn."""
     shares = (0.5, 0.375)
-    parts: dict[str, str | dict[str, object]] = {
+    parts: dict[str, str | PruningSpec] = {
         "everything": "studio",
-        "raw moments, no constant put back": {"centred": False},
+        "raw moments, mean not restored in the bias": PruningSpec.of(centred=False),
         "one-shot (full) instead of sequential": "one-shot",
-        "no drift correction": {"drift": False},
-        "outputs met also where a ReLU cuts them off": {"rectified": False},
-        "uniform instead of global allocation": {"allocation": "uniform"},
+        "no drift correction": PruningSpec.of(drift=False),
+        "outputs also fitted where a ReLU cuts them off": PruningSpec.of(rectified=False),
+        "uniform instead of global allocation": PruningSpec.of(allocation="uniform"),
         "with BatchNorm re-estimated": "studio+bn",
         "one-shot, BatchNorm re-estimated": "one-shot+bn",
     }
 
-    def measured(part: str | dict[str, object], remain: float, seed: int) -> float:
+    def measured(part: str | PruningSpec, remain: float, seed: int) -> float:
         if isinstance(part, str):
             return bench.method(name, part, remain, seed)
-        plan = modhifi.prune(bench.study(name, seed), flops=remain, model=bench.model(name), **part)
+        spec = part.changed(budget="flops", remain=remain)
+        plan = modhifi.prune(bench.study(name, seed), spec, model=bench.model(name))
         return bench.accuracy(name, plan)
 
     rows = (
-        (words, *(bench.several(lambda seed, part=part, at=at: measured(part, at, seed)) for at in shares))
+        (words, *(bench.several(functools.partial(measured, part, at)) for at in shares))
         for words, part in parts.items()
     )
     table(f"{name}, parts switched off in turn", ("accuracy, % at", *(f"{at:.1%} of FLOPs" for at in shares)), rows)
 
 
 def methods(bench: Bench, name: str) -> None:
-    """Every method at half of the FLOPs, one draw."""
+    """Every method at half of the FLOPs, from one draw."""
 
     def rows() -> Iterable[Sequence[str]]:
         for method in pruning_methods().values():
@@ -179,11 +179,11 @@ def methods(bench: Bench, name: str) -> None:
             found = bench.method(name, method.name, 0.5)
             yield method.title, f"{found:.2f}", f"{time.perf_counter() - began:.1f}"
 
-    table(f"{name}, every method at 50% of FLOPs, one draw", ("", "accuracy, %", "seconds, test included"), rows())
+    table(f"{name}, every method at 50% of FLOPs, one draw", ("", "accuracy, %", "seconds, including the test"), rows())
 
 
 def data_free(bench: Bench, name: str) -> None:
-    """Calibration without any data."""
+    """Calibration without data."""
 
     def rows() -> Iterable[Sequence[str]]:
         for source in (None, "dead-leaves", "noise", "inversion"):
@@ -204,19 +204,21 @@ def wide(bench: Bench, name: str) -> None:
     """The over-parameterised network."""
     shares = (0.5, 0.333, 0.25)
     rows = bench.rows(name, ("studio",), ("studio+bn", "one-shot", "l2+bn", "l2"), shares)
-    title = f"{name}, {SAMPLES[name]} unlabelled images, {bench.seeds} draws; unchanged {bench.accuracy(name):.2f}%"
+    title = (
+        f"{name}, {SAMPLES[name]} unlabelled images, {bench.seeds} draws; original network {bench.accuracy(name):.2f}%"
+    )
     table(title, ("accuracy, % at", *(f"{1 / share:.0f}× fewer FLOPs" for share in shares)), rows)
 
 
 def digits(bench: Bench, name: str) -> None:
     """The default network."""
-    title = f"{name}, {USUAL} unlabelled images, {bench.seeds} draws; unchanged {bench.accuracy(name):.1f}%"
+    title = f"{name}, {USUAL} unlabelled images, {bench.seeds} draws; original network {bench.accuracy(name):.1f}%"
     head = ("accuracy, % at", *(f"{remain:.1%} of FLOPs" for remain in BUDGETS))
     table(title, head, bench.rows(name, ("studio", "one-shot", "one-shot+bn"), ("l2+bn", "l2"), BUDGETS))
 
 
 def latency(bench: Bench, name: str) -> None:
-    """A budget of measured time: half of what the network takes."""
+    """Latency as the budget: half of the original network's."""
 
     def rows() -> Iterable[Sequence[str]]:
         for network, batch in ((name, 1), (name, 16), ("digits-resnet20", 64)):
@@ -236,12 +238,19 @@ def latency(bench: Bench, name: str) -> None:
                     f"{bench.accuracy(network, plan):.2f}",
                 )
 
-    head = ("half of the latency asked for", "ms before", "ms after", "that is", "FLOPs left", "accuracy, %")
-    table("Measured latency as the budget, measured again afterwards in turns", head, rows())
+    head = (
+        "half of the latency requested",
+        "original, ms",
+        "pruned, ms",
+        "latency ratio",
+        "FLOPs that remain",
+        "accuracy, %",
+    )
+    table("Latency as the budget, measured again afterwards, alternating between the two networks", head, rows())
 
 
 def times(bench: Bench, name: str) -> None:
-    """Seconds of each step beside one pass over the calibration set."""
+    """Time of each step, in seconds and in passes over the calibration images."""
     model = bench.model(name)
     drawn = bench.data(name, "calibration").take(USUAL)
     batches = [images.to(model.device) for images, _ in drawn.batches(model.input)]
@@ -259,7 +268,7 @@ def times(bench: Bench, name: str) -> None:
     one_pass()
     study = bench.study(name)
     decided = functools.partial(modhifi.allocate, study, flops=0.5)
-    steps = {
+    steps: dict[str, Callable[[], object]] = {
         "one pass over the calibration images": one_pass,
         "analysis (once for all plans)": lambda: bench._study(name),
         "deciding": decided,
@@ -270,15 +279,15 @@ def times(bench: Bench, name: str) -> None:
     one = taken["one pass over the calibration images"]
     where = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     rows = ((words, f"{value:.2f}", f"{value / one:.1f}") for words, value in taken.items())
-    table(f"{name}, {where}, median of 3", ("", "seconds", "in such passes"), rows)
+    table(f"{name}, {where}, median of 3", ("", "seconds", "passes"), rows)
 
 
 def chart(bench: Bench, name: str, path: Path) -> None:
-    """Accuracy against FLOPs of what was measured of one network, as SVG."""
+    """Plots all measured accuracies of one network against FLOPs, as SVG."""
     width, height, left, right, bottom = 820, 360, 56, 300, 44
     colours = ("#2F7FE0", "#D9730D", "#7C8798", "#1B9E77", "#B0609F")
     shown = [pruning_methods()[method].title for method in ("studio", "one-shot+bn", "one-shot")]
-    shown += [f"{pruning_methods()[method].title}, whole streams" for method in ("l2+bn", "l2")]
+    shown += [f"{pruning_methods()[method].title}, streams kept" for method in ("l2+bn", "l2")]
 
     def place(flops: float, accuracy: float) -> tuple[float, float]:
         return left + (width - left - right) * flops, 12 + (height - bottom - 12) * (1 - accuracy / 100)
@@ -299,7 +308,7 @@ def chart(bench: Bench, name: str, path: Path) -> None:
     x, y = place(1.0, bench.accuracy(name))
     parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#444"/>')
     parts.append(f'<circle cx="{width - right + 24}" cy="16" r="5" fill="#444"/>')
-    parts.append(f'<text x="{width - right + 34}" y="20" fill="#222">unchanged</text>')
+    parts.append(f'<text x="{width - right + 34}" y="20" fill="#222">original network</text>')
     for row, (title, colour) in enumerate(zip(shown, colours, strict=True)):
         by_budget: dict[float, list[float]] = {}
         for network, of, flops, accuracy in bench.points:
@@ -331,19 +340,19 @@ TABLES: dict[str, tuple[Callable[[Bench, str], None], str]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--checkpoints", type=Path, required=True)
-    parser.add_argument("--tables", default="all", help=f"comma separated: {', '.join(TABLES)}")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data-root", type=Path, required=True, help="folder of CIFAR-10")
+    parser.add_argument("--checkpoints", type=Path, required=True, help="folder of the two checkpoints")
+    parser.add_argument("--tables", default="all", help=f"comma-separated: {', '.join(TABLES)}")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of the calibration images")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--chart", type=Path, help="write the chart of resnet56 here, as SVG")
-    asked = parser.parse_args()
-    bench = Bench(asked)
-    for name in TABLES if asked.tables == "all" else asked.tables.split(","):
+    parser.add_argument("--chart", type=Path, help="SVG file to write the chart of resnet56 to")
+    args = parser.parse_args()
+    bench = Bench(args)
+    for name in TABLES if args.tables == "all" else args.tables.split(","):
         make, network = TABLES[name]
         make(bench, network)
-    if asked.chart is not None:
-        chart(bench, "cifar10-resnet56", asked.chart)
+    if args.chart is not None:
+        chart(bench, "cifar10-resnet56", args.chart)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What collecting the statistics costs, in forward passes of the same images in the same run.
+"""The cost of collecting the statistics, in forward passes of the same images in the same run.
 
     python benchmarks/statistics [--model timm:resnet50] [--samples 128] [--batch 32] [--device auto] [--rounds 3]
 
-Prints the table that the README shows. Memory is the peak above that of the plain forward pass: of the process, each
-measurement in a process of its own, or of the device's allocator on a GPU. The naive ways are run in full on a few of the
-images and related to a plain forward pass of the same ones.
+Prints the table of docs/results/statistics.md. Memory is the peak above that of the plain forward pass: of the process, with
+each step in its own process, or of the device's allocator on a GPU. The naive approaches are run in full on a few of the images
+and related to a plain forward pass of the same images.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-of", choices=STEPS, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    bench = Bench(asked)
-    if asked.memory_of:
-        print(bench.peak(asked.memory_of))
+    args = parser.parse_args()
+    bench = Bench(args)
+    if args.memory_of:
+        print(bench.peak(args.memory_of))
         return
     memory = {step: memory_of(step) for step in STEPS}
     times: dict[str, list[float]] = {step: [] for step in STEPS}
     for step in STEPS:
-        bench.steps[step](bench.images[: asked.batch])  # allocates and chooses kernels
-    for _ in range(asked.rounds):
-        for step in STEPS:  # one after the other, so that a machine that slows down slows all of them
+        bench.steps[step](bench.images[: args.batch])  # warm-up: allocates memory and selects kernels
+    for _ in range(args.rounds):
+        for step in STEPS:  # in turn, so that a change of clock speed affects all of them
             times[step].append(bench.seconds(step))
     where = torch.cuda.get_device_name() if bench.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     size = "×".join(map(str, bench.images.shape[1:]))
-    print(f"{asked.model}, {asked.samples} images of {size}, {where}, median of {asked.rounds} rounds\n")
+    print(f"{args.model}, {args.samples} images of {size}, {where}, median of {args.rounds} rounds\n")
     print("| | forward passes | seconds | GB above the forward pass |")
     print("|---|---|---|---|")
     for step in STEPS:
@@ -66,17 +66,17 @@ def main() -> None:
 
 
 def memory_of(step: str) -> int:
-    """Peak bytes of ``step``, in a process of its own."""
+    """Peak memory of ``step`` in bytes, measured in a separate process."""
     command = [sys.executable, *sys.argv, "--memory-of", step]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 class Bench:
-    def __init__(self, asked: argparse.Namespace) -> None:
-        model = modhifi.load_model(asked.model, device=asked.device)
-        self.net, self.device, self.batch = model.module, model.device, asked.batch
+    def __init__(self, args: argparse.Namespace) -> None:
+        model = modhifi.load_model(args.model, device=args.device)
+        self.net, self.device, self.batch = model.module, model.device, args.batch
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(asked.samples, *model.input.shape, generator=generator)
+        self.images = torch.randn(args.samples, *model.input.shape, generator=generator)
         structure = enumerate_components(self.net, model.example())
         self.groups = {name: read_columns(structure, name) for name in structure.readers}
         self.columns = {
@@ -91,7 +91,7 @@ class Bench:
             "moments": lambda images: self.collect(images, 0),
             "moments and class tables": lambda images: self.collect(images, classes),
         }
-        # The layer of the naive ways: a 3×3 convolution that reads a block's own channels.
+        # The layer for the naive approaches: a 3×3 convolution that reads a block's own channels.
         self.layer = next(name for name, columns in self.columns.items() if columns.shape[1] > 1)
 
     def collect(self, images: Tensor, classes: int) -> object:

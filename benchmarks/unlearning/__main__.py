@@ -1,16 +1,17 @@
-"""Who forgets what, what it costs, and what brings it back: every method and every attack.
+"""Class unlearning: what each method forgets, what it costs, and what brings the class back under every attack.
 
-    python benchmarks/unlearning --data-root CIFAR10 --checkpoints FOLDER [--tables all] [--classes 0,3] [--methods all]
+    python benchmarks/unlearning --data-root CIFAR10 --checkpoints FOLDER [--tables TABLES] [--classes 0,3] [--methods all]
 
-``CIFAR10`` holds CIFAR-10 as `modhifi.load_data` reads it, ``FOLDER`` resnet56-4bfd9763.th of
-github.com/akamaster/pytorch_resnet_cifar10; the tables of digits need neither. Each class in turn is forgotten, decided on at
-most 1,000 calibration images, and judged on the test images. A cell is the mean over the classes, and in brackets the worst.
+``CIFAR10`` contains CIFAR-10 as `modhifi.load_data` reads it, ``FOLDER`` resnet56-4bfd9763.th from
+github.com/akamaster/pytorch_resnet_cifar10; the digits tables need neither. Prints the tables of docs/results/unlearning.md,
+and with *depths* erasure by the number of layers that it edits. Each class is forgotten in turn, with at most 1,000 calibration
+images, and judged on the test images. A cell is the mean over the classes, with the worst class in brackets.
 
-A method that cannot bring the accuracy on the calibration images of the class to 0% is asked for the next of `TARGETS`, and
-*missed* counts the classes for which that was needed; where no target is reached, the class is left out of the row. Columns:
-*probe* a linear probe on the penultimate features, *membership* the area under the ROC curve, *relearned* forget accuracy after
-5 and 20 steps, *BN recall* forget and retain accuracy after BatchNorm was re-estimated on the other classes. Per cent, apart
-from the area, the count and the seconds that a method took.
+A method that cannot bring the accuracy on the calibration images of the class to 0% is given the next of `TARGETS`; *missed*
+counts the classes for which this was needed, and a class for which no target is reached is omitted from the row. Columns:
+*probe*, a linear probe on the penultimate features; *membership*, the area under the ROC curve; *relearned*, the forget
+accuracy after 5 and 20 steps; *BN recall*, the forget and retain accuracy after BatchNorm is re-estimated on the retained
+classes. Values are in percent, except for the area, the count and the seconds that a method takes.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ HEAD = (
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """One network after forgetting one class; None where it was not asked for or there is nothing to measure."""
+    """One network after forgetting one class; None if a value was not requested or cannot be measured."""
 
     forget: float
     retain: float
@@ -74,7 +75,7 @@ class Judged:
 
 
 class Bench:
-    """One network with its data; images are decoded once, and the unchanged network answers once."""
+    """One network with its data; images are decoded once, and the original network predicts once."""
 
     def __init__(self, model: Model, calibration: Data, test: Data, attacker: Data, relearn: bool) -> None:
         self.model = model
@@ -87,16 +88,17 @@ class Bench:
         self.dense = predict(model, match_labels(self.test, model), features=True)
 
     def judge(self, changed: Model, index: int, mask: bool = False, found: Prediction | None = None) -> Judged:
-        """``mask``: judge the unchanged network behind a logit mask; ``found``: its answers on the test images, if known."""
+        """``mask``: judge the original network behind a logit mask; ``found``: its predictions on the test images, if known."""
         rest = [i for i in range(len(changed.classes)) if i != index]
+        assert self.dense.logits is not None
         hidden = hiding_logit(self.dense.logits, [index]) if mask else 0.0
 
         def seen(prediction: Prediction) -> Prediction:
             return masked(prediction, [index], hidden) if mask else prediction
 
         test = match_labels(self.test, changed)
-        answers = found or predict(changed, test, features=True)
-        after = seen(answers)
+        prediction = found or predict(changed, test, features=True)
+        after = seen(prediction)
         attacker = match_labels(self.attacker, changed)
         assert attacker.targets is not None
         assert self.members.targets is not None
@@ -110,14 +112,14 @@ class Bench:
         return Judged(
             forget=after.accuracy([index]) or 0.0,
             retain=after.accuracy(rest) or 0.0,
-            probe=probe_accuracy(answers, [index]),
+            probe=probe_accuracy(prediction, [index]),
             membership=membership(seen(predict(changed, inside)), after, [index]),
             relearned=None if curve is None else (curve[0], curve[1]),
             recall=None if recall is None else (recall.accuracy([index]) or 0.0, recall.accuracy(rest) or 0.0),
         )
 
     def forget(self, name: str, method: str, depth: int | None = None) -> tuple[Model, float, bool] | None:
-        """The changed network, the seconds it took, and whether the first target was out of reach; None if all are."""
+        """The edited network, the seconds it took, and whether the first target was missed; None if every target was."""
         start = time.perf_counter()
         for target in TARGETS:
             try:
@@ -180,8 +182,8 @@ def compare(bench: Bench, classes: Sequence[str], methods: Sequence[str], title:
         rows = []
         for name in classes:
             rows.append((bench.judge(bench.model, bench.model.classes.index(name), mask, bench.dense), 0.0, False))
-            note(f"{'mask' if mask else 'unchanged'} {name}: {rows[-1][0]}")
-        show(line(unlearning_methods()["mask"].title if mask else "unchanged", rows, timed=False))
+            note(f"{'mask' if mask else 'original'} {name}: {rows[-1][0]}")
+        show(line(unlearning_methods()["mask"].title if mask else "Original network", rows, timed=False))
     for method in methods:
         rows = []
         for name in classes:
@@ -215,7 +217,7 @@ def compare(bench: Bench, classes: Sequence[str], methods: Sequence[str], title:
 
 
 def depths(bench: Bench, classes: Sequence[str], title: str) -> None:
-    """What is left inside against what it costs, over the strength of the erasure: how many layers it reaches into."""
+    """What remains of the class against what erasure costs, by the number of layers that erasure edits."""
     table(f"{title}: erasure by depth, {len(classes)} classes in turn", ["layers", "forget", "retain", "probe"])
     for depth in (1, 3, 6, 9):
         made = [(name, bench.forget(name, "erase", depth)) for name in classes]
@@ -228,45 +230,46 @@ def note(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
-def digits(name: str, asked: argparse.Namespace) -> Bench:
-    parts = (modhifi.load_data("digits", split=split) for split in ("calibration", "test", "calibration"))
-    return Bench(modhifi.load_model(name, device=asked.device), *parts, relearn=not asked.no_relearning)
+def digits(name: str, args: argparse.Namespace) -> Bench:
+    calibration, test = (modhifi.load_data("digits", split=split) for split in ("calibration", "test"))
+    relearn = not args.no_relearning
+    return Bench(modhifi.load_model(name, device=args.device), calibration, test, calibration, relearn=relearn)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--checkpoints", type=Path)
-    parser.add_argument("--tables", default="digits,vit,resnet56,depths", help="comma separated (default: all four)")
-    parser.add_argument("--classes", default="all", help="comma separated indices")
-    parser.add_argument("--methods", default="all", help=f"comma separated: {', '.join(ALL)}")
-    parser.add_argument("--retrained", type=int, default=10, help="so many classes of digits are retrained without")
-    parser.add_argument("--no-relearning", action="store_true", help="leave the slowest attack away")
+    parser.add_argument("--data-root", type=Path, help="folder of CIFAR-10")
+    parser.add_argument("--checkpoints", type=Path, help="folder of the checkpoint")
+    parser.add_argument("--tables", default="digits,vit,resnet56,depths", help="comma-separated (default: all four)")
+    parser.add_argument("--classes", default="all", help="comma-separated indices (default: all)")
+    parser.add_argument("--methods", default="all", help=f"comma-separated: {', '.join(ALL)}")
+    parser.add_argument("--retrained", type=int, default=10, help="number of digits classes to retrain without")
+    parser.add_argument("--no-relearning", action="store_true", help="omit relearning, the slowest attack")
     parser.add_argument("--device", default="auto")
-    asked = parser.parse_args()
-    methods = ALL if asked.methods == "all" else asked.methods.split(",")
+    args = parser.parse_args()
+    methods = ALL if args.methods == "all" else args.methods.split(",")
 
     def classes(model: Model) -> list[str]:
-        return [model.classes[int(i)] for i in (range(10) if asked.classes == "all" else asked.classes.split(","))]
+        return [model.classes[int(i)] for i in (range(10) if args.classes == "all" else args.classes.split(","))]
 
     @functools.cache
     def resnet56() -> Bench:
-        if asked.data_root is None or asked.checkpoints is None:
+        if args.data_root is None or args.checkpoints is None:
             parser.error("the tables of resnet56 need --data-root and --checkpoints")
-        weights = asked.checkpoints / "resnet56-4bfd9763.th"
-        model = modhifi.load_model("cifar10-resnet56", weights, device=asked.device)
-        calibration = modhifi.load_data("cifar10", asked.data_root, "train", SAMPLES)
-        test = modhifi.load_data("cifar10", asked.data_root, "test")
-        # The attacker has images of his own.
-        attacker = modhifi.load_data("cifar10", asked.data_root, "train", SAMPLES, seed=1)
-        return Bench(model, calibration, test, attacker, relearn=not asked.no_relearning)
+        weights = args.checkpoints / "resnet56-4bfd9763.th"
+        model = modhifi.load_model("cifar10-resnet56", weights, device=args.device)
+        calibration = modhifi.load_data("cifar10", args.data_root, "train", SAMPLES)
+        test = modhifi.load_data("cifar10", args.data_root, "test")
+        # The attacker has different images.
+        attacker = modhifi.load_data("cifar10", args.data_root, "train", SAMPLES, seed=1)
+        return Bench(model, calibration, test, attacker, relearn=not args.no_relearning)
 
-    for name in asked.tables.split(","):
+    for name in args.tables.split(","):
         if name == "digits":
-            bench = digits("digits-resnet20", asked)
-            compare(bench, classes(bench.model), methods, "digits-resnet20", asked.retrained)
+            bench = digits("digits-resnet20", args)
+            compare(bench, classes(bench.model), methods, "digits-resnet20", args.retrained)
         elif name == "vit":
-            bench = digits("digits-vit", asked)
+            bench = digits("digits-vit", args)
             compare(bench, classes(bench.model), methods, "digits-vit")
         elif name == "resnet56":
             compare(resnet56(), classes(resnet56().model), methods, "cifar10-resnet56")

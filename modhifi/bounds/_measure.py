@@ -138,7 +138,8 @@ def measure(
     batch_size: int | None = None,
     progress: Progress = silent,
 ) -> BoundReport:
-    """Bound, measured error and tightness of ``plan``, per layer and for the whole plan, on ``samples`` unlabelled samples.
+    """Bound, measured error and tightness of ``plan``, per layer and for the whole plan, on ``samples`` of ``data``; labels
+    are ignored.
 
     Costs about one forward pass per modified layer (two that start there), half of one per block and stage, and with
     ``held_out`` one more per layer on as many of the study's calibration samples. If ``data`` is the study's own source, the
@@ -295,12 +296,12 @@ def _walk(
             columns[("plain",)].append(_squares(replay.output))
             for grain, segments in {"layer": _segments(order, 0), **grains}.items():
                 after = replay.output
-                for segment, local, moved, swapped in _swaps(module, edits, order, segments, replay):
+                for segment, local, moved, replaced in _replacements(module, edits, order, segments, replay):
                     progress(done, runs * len(batches), "measuring the bound")
                     done += 1
                     columns["local", grain, segment.module].append(local)
                     columns["moved", grain, segment.module].append(moved)
-                    after = swapped
+                    after = replaced
                 if grain == "layer":
                     columns[("whole",)].append(_squares(after - replay.output))
             for name in order:
@@ -323,7 +324,7 @@ def _walk(
     )
 
 
-def _swaps(
+def _replacements(
     module: nn.Module, edits: Mapping[str, Edit], order: Sequence[str], segments: Sequence[_Segment], replay: Replay
 ) -> Iterator[tuple[_Segment, Tensor, Tensor, Tensor]]:
     """Replaces the segments one after the other, the last one first. Yields for each the squared norms (B,) of the change in
@@ -340,7 +341,7 @@ def _swaps(
 
         later = {name: edits[name] for name in order[order.index(first) :]}
         with replay.at(first), edited(module, later, see), _outputs(module, segment.module) as outputs:
-            swapped = module(replay.x)
+            replaced = module(replay.x)
         if alone:
             change = changed_by[0]
         else:
@@ -351,8 +352,8 @@ def _swaps(
                 before = again[0]
             change = outputs[0] - before
         # A layer may process one sample in several rows of its batch.
-        yield segment, _squares(change.reshape(samples, -1)), _squares(swapped - after), swapped
-        after = swapped
+        yield segment, _squares(change.reshape(samples, -1)), _squares(replaced - after), replaced
+        after = replaced
 
 
 @contextlib.contextmanager

@@ -42,9 +42,9 @@ def plan_edits(study: Study, plan: Plan) -> dict[str, Edit]:
     keep = {name: group.keep for name, group in plan.groups.items()}
     for name in study.structure.readers:
         own = study.layers[name].weight.double()
-        stays = remaining_columns(study.structure, name, own, keep)
+        kept = remaining_columns(study.structure, name, own, keep)
         weight = torch.zeros_like(own)
-        weight[:, stays] = plan.tensors.get(f"{name}.weight", own[:, stays]).double()
+        weight[:, kept] = plan.tensors.get(f"{name}.weight", own[:, kept]).double()
         shift = plan.tensors.get(f"{name}.shift", own.new_zeros(own.shape[0])).double()
         if not torch.equal(weight, own) or bool(shift.any()):
             edits[name] = Edit(weight, shift)

@@ -21,7 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
     data_arguments(parser, "calibration")
     parser.add_argument("--samples", type=int, default=512, metavar="N", help="number of samples (default: 512)")
-    parser.add_argument("--weights", metavar="FILE", help=".safetensors, or .pt/.pth/.th that holds only tensors")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="checkpoint: .safetensors, or .pt/.pth/.th that holds only tensors"
+    )
     parser.add_argument("--mean", type=numbers, metavar="R,G,B", help="input mean per channel, for inputs in [0, 1]")
     parser.add_argument("--std", type=numbers, metavar="R,G,B", help="input standard deviation per channel")
     parser.add_argument("--classes", metavar="FILE", help="class names, one per line, in the order of the logits")

@@ -61,8 +61,8 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
         table(head, rows),
         f"whole plan: bound {report.bound:.3g}, measured {report.measured:.3g} (RMS error of the logits; RMS logits"
         f" {report.logits:.3g})",
-        f"tightness {_times(report.tightness)} (bound over measured error: lower is better, 1 is perfect); bound predicted"
-        f" before anything is run {report.predicted:.3g}",
+        f"tightness {_times(report.tightness)} (bound over measured error: lower is better, 1 is perfect); bound"
+        f" predicted before anything is run {report.predicted:.3g}",
         table(["granularity", "steps", "bound", "tightness", "= worst-case gain", "× summation"], steps),
         f"gains are the largest seen on these {report.samples} samples: lower bounds of the Lipschitz constants",
     ]

@@ -1,6 +1,4 @@
-"""`evaluate`: every measurement of a modified network and its baseline in one value, the object that ``evaluate --json``
-prints.
-"""
+"""`evaluate`: all measurements of a modified network and its baseline in one value, printed by ``evaluate --json``."""
 
 from __future__ import annotations
 

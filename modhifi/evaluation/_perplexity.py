@@ -126,7 +126,7 @@ def checked(model: Model, context: int | None, stride: int | None) -> tuple[int,
     check_context(model.module.lm.config, context)
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride < context:
-        raise UserError(f"the stride is 1 to {context - 1} tokens for a context of {context}, not {stride}")
+        raise UserError(f"the stride must be 1 to {context - 1} tokens for a context of {context}, not {stride}")
     return context, stride
 
 

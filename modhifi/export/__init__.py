@@ -1,4 +1,4 @@
-"""Export: what the user takes away, and reading it back."""
+"""Export: model folders, file formats and the HTML report, and reading exported folders back."""
 
 from ._folder import export, read_export
 from ._formats import Format, formats, register_format

@@ -1,8 +1,8 @@
-"""A folder with the changed network: ``manifest.json`` (what it is and how its shape comes about), ``model.safetensors`` (its
-weights), ``plan.json`` with its tensors, and if asked ``model.onnx`` and ``model.pt2``. No pickle anywhere.
+"""The folder of a modified network: ``manifest.json`` (architecture and changes of shape), ``model.safetensors`` (weights),
+``plan.json`` with its tensors and, on request, ``model.onnx`` and ``model.pt2``. No file is a pickle.
 
-`read_export` builds the architecture untrained, takes out what the plans took out, and fills in the weights; nothing but
-this folder is needed. ``model.onnx`` and ``model.pt2`` run without this project.
+`read_export` needs nothing but this folder: it builds the architecture, repeats the changes of shape, and loads the weights.
+``model.onnx`` and ``model.pt2`` run without this project.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ._language import read_language, write_language
 __all__ = ["export", "read_export"]
 
 EXPORT_SCHEMA = 1
-# What the manifest of a language model says in place of an architecture: its configuration lies beside it.
+# The architecture in the manifest of a language model, whose configuration is a file of its own.
 _LANGUAGE = "transformers"
 _MANIFEST = "manifest.json"
 
@@ -47,17 +47,17 @@ class _Manifest(Value):
 def export(
     model: Model, out: str | Path, formats: Sequence[str] = ("safetensors",), *, progress: Progress = silent
 ) -> Path:
-    """Writes ``model`` and its plan into the folder ``out``, whole or not at all.
+    """Writes ``model`` and its plan to the folder ``out``, atomically.
 
     Args:
-        model: usually made by `modhifi.apply`.
-        out: a new or empty folder, or one that an export wrote.
-        formats: ``safetensors`` (always written, the only one of language models), ``onnx``, ``pt2`` (`torch.export`); these
-            two take a batch of any size and are run once to see that they answer as the network does, to 1e-4.
+        model: the network, usually from `modhifi.apply`.
+        out: a new or empty folder, or one written by an earlier export.
+        formats: ``safetensors`` (always written, and the only format for language models), ``onnx``, ``pt2`` (`torch.export`).
+            ONNX and pt2 files take batches of any size; each is run once, and its output must match the network's to 1e-4.
         progress: see `modhifi.progress`.
 
     Raises:
-        UserError: for an unknown format, a folder that holds something else, or a network that the format cannot express.
+        UserError: for an unknown format, a folder that holds other files, or a network that the format cannot express.
     """
     known = known_formats()
     unknown = [name for name in formats if name not in known]
@@ -65,7 +65,7 @@ def export(
         raise UserError(f"unknown format {', '.join(unknown) or 'none'!r}; choose from {', '.join(known)}")
     if isinstance(model.module, CausalLM):
         if set(formats) != {"safetensors"}:
-            raise UserError("language models are written as safetensors; leave the other formats away")
+            raise UserError("language models are written as safetensors only; omit the other formats")
         with atomic_folder(Path(out), _MANIFEST) as folder:
             progress(0, 1, "writing safetensors")
             write_language(model, folder)
@@ -84,7 +84,7 @@ def export(
 
 
 def _write_about(model: Model, folder: Path, built_from: str) -> None:
-    """The plan and the manifest, beside what is already there."""
+    """Adds the plan and the manifest to the files in ``folder``."""
     if model.plan is not None:
         model.plan.save(folder / "plan.json")
     files = sorted(path for path in folder.iterdir())
@@ -103,16 +103,18 @@ def _write_about(model: Model, folder: Path, built_from: str) -> None:
 
 
 def read_export(folder: Path, device: torch.device | None) -> Model:
-    """The network that `export` wrote into ``folder``, on ``device``; None, for language models, as in `language_model`.
-    Raises `UserError` if it is missing or damaged.
+    """The network that `export` wrote to ``folder``, on ``device``; None spreads language models over devices, as in
+    `language_model`. Raises `UserError` if the folder is missing or damaged.
     """
     path = folder / _MANIFEST
     if not path.exists():
-        raise UserError(f"{folder} is not an exported model: it has no {_MANIFEST}; write one with modhifi export")
+        raise UserError(f"{folder} is not an exported model: it has no {_MANIFEST}; make one with modhifi export")
     raw = read_json(path, "an exported model's manifest")
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != EXPORT_SCHEMA:
-        raise UserError(f"{folder} has export schema {version}, this version reads {EXPORT_SCHEMA}; export it again")
+        raise UserError(
+            f"{folder} has export schema {version}, but this version reads {EXPORT_SCHEMA}; export it again"
+        )
     try:
         manifest = _Manifest.model_validate(raw)
     except ValidationError as error:
@@ -122,7 +124,7 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
         assert isinstance(manifest.input, TokenSpec)
         module, tokenizer = read_language(folder, device)
         if fingerprint(module) != manifest.fingerprint:
-            raise UserError(f"{folder} is damaged: it holds other weights than the manifest says; export it again")
+            raise UserError(f"{folder} is damaged: it holds other weights than the manifest records; export it again")
         return Model(
             spec=f"hf:{folder.resolve()}",
             module=module,
@@ -134,7 +136,9 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
             tokenizer=tokenizer,
         )
     if device is None:
-        raise UserError(f"{folder} takes images; only language models are spread over devices: choose one")
+        raise UserError(
+            f"only language models can be spread over devices, and {folder} takes images; choose one device"
+        )
     state = read_checkpoint(folder / "model.safetensors")
     net = architecture(manifest.architecture, state).eval()
     example = torch.randn(1, *manifest.input.shape, generator=torch.Generator().manual_seed(0))
@@ -146,7 +150,7 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
         raise UserError(f"{folder} is damaged: its weights do not fit its manifest; export it again") from error
     if fingerprint(net) != manifest.fingerprint:
         raise UserError(
-            f"{folder} is damaged: model.safetensors holds other weights than the manifest says; export it again"
+            f"{folder} is damaged: model.safetensors holds other weights than the manifest records; export it again"
         )
     return Model(
         spec=str(folder.resolve()),

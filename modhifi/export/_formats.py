@@ -1,4 +1,4 @@
-"""The file formats that a modified network is written in. Each file is run once before it counts as written.
+"""The file formats for modified networks. Files that can be run are checked once against the network before they are kept.
 
 A new format is one new file that calls `register_format`, and one line that imports it in this room's ``__init__``.
 """
@@ -36,7 +36,7 @@ class Format:
     title: str
     write: Callable[[nn.Module, Model, Path], None]
     suffix: str | None = None
-    """Of the file, ``name`` by default."""
+    """Suffix of the file, by default ``name``."""
 
     @property
     def file(self) -> str:
@@ -62,7 +62,7 @@ def formats() -> dict[str, Format]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporters write to standard output and warn of their own internals; neither is for the caller."""
+    """Silences torch's exporters, which print to standard output and warn about their own internals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -77,7 +77,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _example(model: Model) -> torch.Tensor:
-    return model.example(2).cpu()  # a batch of one would be taken for a constant
+    return model.example(2).cpu()  # torch.export would treat a batch size of 1 as a constant
 
 
 def _check(answers: torch.Tensor, net: nn.Module, example: torch.Tensor, what: str) -> None:
@@ -86,7 +86,7 @@ def _check(answers: torch.Tensor, net: nn.Module, example: torch.Tensor, what: s
     difference = float((answers - own).abs().max())
     if not difference <= _TOLERANCE * max(1.0, float(own.abs().max())):
         raise RuntimeError(
-            f"the {what} file answers differently from the network, by {difference:.3g}; it was not kept"
+            f"the output of the {what} file differs from the network's by {difference:.3g}; the file was not kept"
         )
 
 
@@ -107,9 +107,7 @@ def _write_onnx(net: nn.Module, model: Model, target: Path) -> None:
             assert program is not None
             program.save(str(target), external_data=False)
     except torch.onnx.errors.OnnxExporterError as error:
-        raise UserError(
-            f"{model.spec} cannot be written as ONNX ({str(error).splitlines()[0]}); leave that format away"
-        ) from error
+        raise UserError(f"{model.spec} cannot be written as ONNX ({str(error).splitlines()[0]}); omit onnx") from error
     session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"images": example.numpy()})
     _check(torch.from_numpy(np.asarray(logits)), net, example, "ONNX")
@@ -123,12 +121,12 @@ def _write_pt2(net: nn.Module, model: Model, target: Path) -> None:
             torch.export.save(program, target)
     except (torch._dynamo.exc.TorchDynamoException, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{model.spec} cannot be written by torch.export ({reason}); leave pt2 away") from error
+        raise UserError(f"{model.spec} cannot be written by torch.export ({reason}); omit pt2") from error
     with _quiet(), torch.no_grad():
         _check(torch.export.load(target).module()(example), net, example, "torch.export")
 
 
-def _write_safetensors(net: nn.Module, model: Model, target: Path) -> None:  # noqa: ARG001 - the network is all it takes
+def _write_safetensors(net: nn.Module, model: Model, target: Path) -> None:  # noqa: ARG001 - only the network is needed
     state = {key: value.contiguous().clone() for key, value in net.state_dict().items()}
     safetensors.torch.save_file(state, target)
 

@@ -1,9 +1,9 @@
-"""A language model in a folder, in one of two forms.
+"""Language models in a folder, in one of two forms.
 
-Where all blocks have the same widths and the configuration can express them, the folder is what transformers' own
-`save_pretrained` writes, and transformers alone opens it, as do engines that serve such folders. Otherwise the configuration
-is named `_FREE` instead of ``config.json``, so that nobody takes it for the network's, and this project opens it: it builds
-what the configuration says and gives every layer the shape of its stored weight.
+If all blocks have the same widths and the configuration can express them, the folder is written by transformers'
+`save_pretrained`, so transformers opens it on its own, as do serving engines that read such folders. Otherwise the
+configuration is stored as `_FREE` instead of ``config.json``, because it does not describe the network's shape, and only this
+project opens the folder: it builds the configured network and gives every layer the shape of its stored weight.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _GENERATION = "generation_config.json"
 
 
 def write_language(model: Model, folder: Path) -> None:
-    """Weights, configuration and tokenizer into ``folder``."""
+    """Writes weights, configuration and tokenizer to ``folder``."""
     module = model.module
     assert isinstance(module, CausalLM)
     if opens_alone(module):
@@ -54,15 +54,15 @@ def write_language(model: Model, folder: Path) -> None:
 
 
 def read_language(folder: Path, device: torch.device | None) -> tuple[CausalLM, Any]:
-    """The network that `write_language` wrote, on ``device`` (None as in `language_model`), and its tokenizer, None if it has
-    none. Raises `UserError` if the files do not go together.
+    """The network that `write_language` wrote, on ``device`` (None as in `language_model`), and its tokenizer or None. Raises
+    `UserError` if the files do not match each other.
     """
     if not (folder / _FREE).exists():
         module, _, tokenizer = language_model(str(folder), device)
         return module, tokenizer
     if device is None:
         raise UserError(
-            f"the blocks of {folder} have widths of their own, so it is not spread over devices; choose one"
+            f"the blocks of {folder} differ in width, so it cannot be spread over devices; choose one device"
         )
     library = transformers()
     try:

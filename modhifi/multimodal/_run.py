@@ -32,8 +32,8 @@ class _Record(BaseModel):
 
 
 class Settings(_Record):
-    """What to train: one network per method, modality and seed, with seeds from 0. Each seed also draws its own training
-    pairs.
+    """What to train: ``seeds`` networks for each method and for each modality alone, with seeds from 0. Each seed also draws
+    its own training pairs.
     """
 
     data: str = "digits"

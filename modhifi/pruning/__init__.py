@@ -1,4 +1,4 @@
-"""ModHiFi-P: a study and a budget in, a plan out, and the methods to compare with."""
+"""ModHiFi-P: turns a study and a budget into a plan; also the published method and baselines to compare with."""
 
 from ._allocate import Allocation, allocate, smallest_cost, usual_allocation
 from ._compare import (

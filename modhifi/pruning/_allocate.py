@@ -1,17 +1,17 @@
-"""How much of each group stays: a budget spent over the groups, from the study's curves alone.
+"""Allocation: how many components each group keeps under a budget, decided from the study's curves alone.
 
-*Global*: components leave one at a time, always where the expected squared error of the output grows least per unit of
-budget. A layer's local error ``e_l(k)`` reaches the output with gain ``K_l`` (of the constants chosen the root-mean-square
-one). The readers of one group all miss the same components, so their errors add up as they are, ``(Σ_l K_l √e_l)²``; those
-of different groups are taken for uncorrelated, and their squares are added. On the lower convex hull of each group's curve
-the greedy choice is optimal. *Uniform*: every group keeps the same fraction. *Ranking*: the component with the lowest score
-of all groups leaves next, whatever it saves, as torch-pruning's global pruning does. *Width*, for language models: every
-block keeps the same number of neurons and of key-value heads, one that its configuration can express, so that it alone
-describes the result; of all such pairs that meet the budget the one with the least expected squared error of the output.
+*Global*: components are removed where the expected squared error of the output grows least per unit of budget. The local
+error ``e_l(k)`` of layer ``l`` reaches the output with gain ``K_l``, the root-mean-square gain of the chosen constants. The
+consumers of one group all lose the same components, so their amplitudes are added, ``(Σ_l K_l √e_l)²``; errors of different
+groups are taken as uncorrelated, so their squares are added. On the lower convex hull of each group's curve the greedy choice
+is optimal. *Uniform*: every group keeps the same fraction. *Ranking*: the component with the lowest score of all groups is
+removed next, whatever it saves, as in torch-pruning's global pruning. *Width*, for language models: every block keeps the
+same number of neurons and of key-value heads, both expressible in the model's configuration; of all such pairs that meet the
+budget, the one with the lowest expected squared error of the output is chosen.
 
-Removing a component changes what its neighbours cost (a channel is written by one layer and read by the next), so costs are
-taken at the current widths. A layer that reads several groups is charged for each of them as if the others stayed whole. The
-budget is met from above: the last removal is the one that reaches it.
+Removing a component changes the cost of its neighbours (a channel is written by one layer and read by the next), so costs are
+taken at the current widths. A layer that reads several groups is charged for each as if the others kept everything. Removal
+stops as soon as the budget is met. See docs/theory.md, *Pruning and unlearning*.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ._ledger import CostLedger, Ledger
 
 __all__ = ["Allocation", "allocate", "asked_for", "smallest_cost", "usual_allocation"]
 
-# While the budget is far, one in so many of a group's components leaves in one step.
+# Far from the budget, one in this many of a group's components is removed per step.
 _AT_ONCE = 32
 
 
@@ -47,34 +47,34 @@ class Allocation:
     keep: dict[str, list[int]]
     counts: dict[str, int]
     fidelity: dict[str, float]
-    """1 − error / energy of each group, energy-weighted over its consumers."""
+    """Predicted fidelity of each group, 1 − error / energy over its consumers; higher is better."""
     mean_fidelity: float
-    """The same over all groups together."""
+    """Predicted fidelity over all groups together; higher is better."""
     cost: Cost
     bound: float
-    """Σ_l K_l √e_l, an estimate of the root-mean-square error of the logits. The constants K_l are those of the unmodified
-    network, the largest seen on the samples (ModHiFi, Thm. 3.6), directional ones if none are chosen. Where a layer reads several
-    groups, the roots of their errors are added. NaN where the study has no constants."""
+    """Σ_l K_l √e_l, an estimate of the bound on the root-mean-square error of the logits (ModHiFi, Thm. 3.6); lower is
+    better. K_l is the largest gain seen on the original network, by the chosen estimator (directional for ``none``). Where a
+    layer reads several groups, the roots of their errors are added. NaN if the study has no constants."""
     settings: Settings
-    """How it was decided, with every default filled in."""
+    """The settings of the decision, with every default filled in."""
     milliseconds: float | None = None
-    """Of one forward pass, from the latency table if there is one."""
+    """Predicted latency of one forward pass; None without a latency table."""
 
 
 def asked_for(spec: PruningSpec | None, fields: PruningFields) -> PruningSpec:
-    """The one value behind a call that takes a `PruningSpec` or its keywords. Raises TypeError for both."""
+    """The `PruningSpec` of a call that takes either a spec or its fields as keywords. Raises TypeError if both are given."""
     if spec is not None and fields:
         raise TypeError(f"pass a PruningSpec or keywords, not both: {', '.join(fields)}")
     return PruningSpec.of(**fields) if spec is None else spec
 
 
 def smallest_cost(study: Study, spec: PruningSpec, latencies: LatencyTable | None = None) -> float:
-    """The fraction of the budget that remains when every group without an override keeps as little as it may, in all blocks alike
-    if the allocation is ``width``. ``spec.remain`` does not matter. Raises `UserError` where no width suits all blocks,
-    ValueError without a budget, or for latency without a table.
+    """The smallest reachable fraction of the budget: every group without an override keeps as little as allowed, in all
+    blocks alike for ``width`` allocation. ``spec.remain`` is ignored. Raises `UserError` if no width fits all blocks,
+    ValueError without a budget, or for a latency budget without a latency table.
     """
     if spec.budget not in ("flops", "params", "latency"):
-        raise ValueError(f"there is no smallest cost without a budget, but it is {spec.budget}")
+        raise ValueError(f"the smallest cost needs a flops, params or latency budget, not {spec.budget}")
     free = _free(study, spec)
     counts = {one.group.name: one.least for one in free} | dict(spec.overrides)
     if (spec.allocation or usual_allocation(study)) == "width":
@@ -97,21 +97,22 @@ def allocate(
     """Decides which components to keep, without running the network.
 
     Args:
-        study: what was observed.
-        spec: what is asked for; or its fields as keywords, ``flops``, ``params`` or ``latency`` naming the fraction of the
-            budget to keep. Without a budget only the overrides are removed.
-        latencies: layer timings, needed for a latency budget; with them every allocation predicts its milliseconds.
+        study: the study of the network.
+        spec: the pruning settings. Their fields may be passed as keywords instead, with ``flops``, ``params`` or ``latency`` as
+            the fraction of the budget to keep. Without a budget only the overrides are applied.
+        latencies: layer timings, required for a latency budget; with them every allocation predicts its latency.
 
-    Of the fields (see `PruningSpec`): ``score`` ranks the components of a group: ``greedy`` (backward elimination),
-    ``fidelity`` (singletons, Def. 3.1), ``row-sum``, ``removal-cost`` (see `Study.scores`), or one added by `Study.add_score`.
-    ``allocation`` is ``global`` (the default), ``uniform``, ``ranking`` or ``width`` (the default for language models whose
-    blocks are alike), see the module's text. ``constants`` names the study's Lipschitz constants that weight local errors in
-    global allocation (`Study.constant`); ``none`` weights all layers equally. ``compensate`` sets the level whose errors are
-    predicted (``sequential``: those of ``full``). ``centred`` is `Study.centred` by default.
+    The main fields (see `PruningSpec`): ``score`` ranks the components of a group by ``greedy`` (backward elimination),
+    ``fidelity`` (singletons, ModHiFi, Def. 3.1), ``row-sum``, ``removal-cost`` (see `Study.scores`) or a score added by
+    `Study.add_score`. ``allocation`` is ``global`` (the default), ``uniform``, ``ranking`` or ``width`` (the default for
+    language models with identical blocks), see the module docstring. ``constants`` names the Lipschitz constants that weight
+    local errors in global allocation (`Study.constant`); ``none`` weights all layers equally. ``compensate`` sets the
+    compensation level whose errors are predicted (``sequential`` is predicted as ``full``). ``centred`` defaults to
+    `Study.centred`.
 
     Raises:
-        UserError: for a ratio outside (0, 1], two budgets, an override or floor out of range or of an unknown group, constants
-            that the study does not have, or a budget that cannot be reached.
+        UserError: for a fraction outside (0, 1], two budgets, an override or floor that is out of range or names an unknown
+            group, constants that the study does not have, or a budget that cannot be reached.
     """
     return decide(study, settled(study, asked_for(spec, fields)), latencies)
 
@@ -130,13 +131,13 @@ def settled(study: Study, spec: PruningSpec) -> Settings:
     if language and spec.budget == "latency":
         raise UserError("language models have no latency budget; use --params or --flops")
     centred = study.centred if spec.centred is None else spec.centred
-    study.score(study.groups[0].name, spec.score, centred)  # raises for an unknown one
+    study.score(study.groups[0].name, spec.score, centred)  # raises for an unknown score
     fields = {name: getattr(spec, name) for name in PruningSpec.model_fields}
     return Settings(**fields | {"allocation": allocation, "centred": centred})
 
 
 def decide(study: Study, settings: Settings, latencies: LatencyTable | None = None) -> Allocation:
-    """`allocate` for settings that are `settled`."""
+    """`allocate` for `settled` settings."""
     counts = {group.name: settings.overrides.get(group.name, group.size) for group in study.groups}
     if settings.remain is not None and settings.budget in ("flops", "params", "latency"):
         _check_reachable(study, settings, settings.remain, latencies)
@@ -147,7 +148,7 @@ def decide(study: Study, settings: Settings, latencies: LatencyTable | None = No
             limit = settings.remain * latencies.dense
         else:
             ledger = CostLedger(study.structure, settings.budget, counts)
-            # Costs are whole numbers; the sums of them are not exact.
+            # Costs are integers, but their floating-point sums are not exact.
             limit = settings.remain * getattr(study.dense, settings.budget) + 0.5
         free = _free(study, settings)
         if settings.allocation == "width":
@@ -163,57 +164,57 @@ def _check_reachable(study: Study, settings: Settings, remain: float, latencies:
         kept = " with these overrides" if settings.overrides else ""
         what = "the minimum allowed" if settings.floors or settings.multiple > 1 else "one component"
         raise UserError(
-            f"{settings.budget} {remain:g} cannot be reached: {smallest:.4g} remain with {what} in each of the"
-            f" {len(study.groups)} groups{kept}; ask for at least {math.ceil(smallest * 1000) / 1000:g}"
+            f"{settings.budget} {remain:g} cannot be reached: {smallest:.4g} remains with {what} in each of the"
+            f" {len(study.groups)} groups{kept}; keep at least {math.ceil(smallest * 1000) / 1000:g}"
         )
 
 
 def usual_allocation(study: Study) -> AllocationRule:
-    """``width`` for a language model whose blocks are all alike, otherwise ``global``."""
+    """The default allocation: ``width`` for a language model with identical blocks, otherwise ``global``."""
     sizes = {kind: {group.size for group in study.groups if group.kind == kind} for kind in ("heads", "neurons")}
     alike = isinstance(study.model.input, TokenSpec) and all(len(some) <= 1 for some in sizes.values())
     return "width" if alike else "global"
 
 
 def _unit(group: Group, multiple: int) -> int:
-    """Components whose channels make up ``multiple`` ones."""
+    """The smallest number of components whose channels are a multiple of ``multiple``."""
     each = group.producers[0].width if group.producers else 1
     return multiple // math.gcd(multiple, each)
 
 
 def _least(group: Group, unit: int, floor: int) -> int:
-    """The fewest components that may stay where whole units of them leave."""
+    """The fewest components to keep, at least ``floor``, if components are removed in whole units."""
     return min(group.size, max(1, -(-floor // unit)) * unit)
 
 
 class _Free:
-    """A group that components may leave: what it keeps at least, and how many leave together."""
+    """A group that may be pruned: the minimum it keeps (``least``), and how many components are removed together (``unit``)."""
 
     def __init__(self, group: Group, unit: int, floor: int) -> None:
         self.group, self.unit, self.least = group, unit, _least(group, unit, floor)
 
     def step(self, left: int) -> int:
-        """How many leave next, 0 if none may."""
+        """How many of the ``left`` components are removed next, 0 if none may be."""
         step = (left - 1) % self.unit + 1
         return step if left - step >= self.least else 0
 
 
 def _free(study: Study, spec: PruningSpec) -> list[_Free]:
-    """The groups without an override."""
+    """The groups without an override, which the budget decides."""
     open_ = (group for group in study.groups if group.name not in spec.overrides)
     return [_Free(group, _unit(group, spec.multiple), spec.floors.get(group.name, 1)) for group in open_]
 
 
 @dataclass(frozen=True)
 class _Tied:
-    """Groups that keep the same number, which is one of ``sizes``, ascending."""
+    """Groups that must keep the same number of components, one of ``sizes`` (ascending)."""
 
     names: list[str]
     sizes: list[int]
 
 
 def _tied(study: Study, free: list[_Free]) -> list[_Tied]:
-    """The ``free`` groups of each kind, heads and neurons, one of each a block. Raises `UserError` where no number suits all."""
+    """The ``free`` groups by kind (heads, neurons), one of each per block. Raises `UserError` if no size fits all of a kind."""
     tokens = study.model.input
     found = []
     for kind in dict.fromkeys(one.group.kind for one in free):
@@ -225,8 +226,8 @@ def _tied(study: Study, free: list[_Free]) -> list[_Tied]:
             sizes = [size for size in sizes if size in tokens.head_counts]
         if not sizes:
             raise UserError(
-                f"the {kind} of all blocks cannot keep the same number, at least {least} and at most {most}: lower the floors,"
-                " or choose another allocation (global)"
+                f"the {kind} of all blocks cannot keep the same number, at least {least} and at most {most}; lower the"
+                " floors or choose another allocation (global)"
             )
         found.append(_Tied([one.group.name for one in ones], sizes))
     return found
@@ -240,14 +241,14 @@ def _layer_errors(study: Study, group: str, settings: Settings) -> list[tuple[st
 
 
 def _hull_slopes(error: np.ndarray) -> np.ndarray:
-    """``error``: (C + 1,), at size 0…C. (C,): what the lower convex hull grows by when size ``k + 1`` becomes ``k``. The
+    """(C,): how much the lower convex hull of ``error`` (C + 1,), given at sizes 0…C, grows from size ``k + 1`` to ``k``. The
     slopes of the greatest convex minorant are the isotonic regression of the differences.
     """
     return np.asarray(isotonic_regression(error[:-1] - error[1:], increasing=False).x)
 
 
 def _spend(study: Study, ledger: Ledger, limit: float, free: list[_Free], settings: Settings) -> dict[str, int]:
-    """Removes components until the cost is at most ``limit``; what stays of the ``free`` groups."""
+    """Removes components until the cost is at most ``limit``. Returns the number kept of each of the ``free`` groups."""
     names = [one.group.name for one in free]
     index = np.array([ledger.index[name] for name in names], dtype=np.int64)
     size = np.array([one.group.size for one in free], dtype=np.int64)
@@ -255,7 +256,7 @@ def _spend(study: Study, ledger: Ledger, limit: float, free: list[_Free], settin
     prices = [_prices(study, name, settings) for name in names]
     price = np.array([values[-1] for values in prices])
     may = np.array([one.step(one.group.size) for one in free], dtype=np.int64)
-    # The smallest cost is known to be below the limit: the loop ends before nothing is left to choose from.
+    # `_check_reachable` guarantees that the limit is met before nothing is left to remove.
     while ledger.total > limit and may.any():
         saving = ledger.savings()[index]
         if settings.allocation == "uniform":
@@ -264,7 +265,7 @@ def _spend(study: Study, ledger: Ledger, limit: float, free: list[_Free], settin
             priority = price / saving if settings.allocation == "global" else price
         chosen = int(np.where(may > 0, priority, np.inf).argmin())
         step = int(may[chosen])
-        # Several at once while the limit is far: a step of a 32nd changes what the neighbours cost by little.
+        # Remove several at once while the limit is far: a step of 1/32 hardly changes the cost of the neighbours.
         more = int(left[chosen]) // _AT_ONCE // step * step
         if more > step == free[chosen].unit and left[chosen] - more >= free[chosen].least:
             far = ledger.total - more * saving[chosen] > limit + 0.02 * ledger.total
@@ -280,7 +281,7 @@ def _spend(study: Study, ledger: Ledger, limit: float, free: list[_Free], settin
 def _same_widths(
     study: Study, settings: Settings, limit: float, counts: Mapping[str, int], sets: list[_Tied]
 ) -> dict[str, int]:
-    """What stays of the groups when those of a set keep the same number."""
+    """The number kept of each group if all groups of a set keep the same number."""
     if not sets:
         return {}
     errors = [
@@ -294,7 +295,7 @@ def _same_widths(
         return float(getattr(study.cost({**counts, **widths(chosen)}), settings.budget)) <= limit
 
     best: tuple[float, tuple[int, ...]] | None = None
-    # All sizes of all sets but the finest; of that one the largest that fits, for errors fall with it.
+    # Try all sizes of all sets but the finest; for that one take the largest that fits: it has the lowest error.
     finest = max(range(len(sets)), key=lambda index: len(sets[index].sizes))
     others = [ones.sizes if index != finest else ones.sizes[:1] for index, ones in enumerate(sets)]
     for some in itertools.product(*others):
@@ -307,20 +308,20 @@ def _same_widths(
             chosen = at(sets[finest].sizes[fitting - 1])
             error = float(sum(each[size] for each, size in zip(errors, chosen, strict=True)))
             best = min(best or (error, chosen), (error, chosen))
-    assert best is not None, "the smallest widths of all were to fit"
+    assert best is not None, "the smallest widths must fit"
     return widths(best[1])
 
 
 def _reached(study: Study, group: str, settings: Settings) -> np.ndarray:
-    """(C + 1,): the output's expected squared error when the first 0…C components stay."""
+    """(C + 1,): the expected squared error of the output if the first 0…C components are kept."""
     curves = _layer_errors(study, group, settings)
     amplitudes = [study.constant(layer, settings.constants, typical=True) * np.sqrt(error) for layer, error in curves]
     return np.asarray(np.sum(amplitudes, 0) ** 2)
 
 
 def _prices(study: Study, group: str, settings: Settings) -> np.ndarray:
-    """(C,): what it costs when ``k + 1`` components become ``k``: the growth of the output's expected squared error (global), or
-    the score of the component that leaves (ranking).
+    """(C,): the price of going from ``k + 1`` to ``k`` components: the growth of the expected squared error of the output
+    (global), or the score of the removed component (ranking).
     """
     score, centred = settings.score, settings.centred
     if settings.allocation == "uniform":

@@ -1,9 +1,9 @@
-"""Scores of other methods to compare with, computed by torch-pruning on this project's groups.
+"""Baseline scores of other methods, computed by torch-pruning on this project's groups.
 
-Without labels: the norms of what writes a component (``l1``, ``l2``; Li et al. 2017), the norm of everything that is coupled to
-it (``group-norm``; Fang et al. 2023), ``lamp`` (Lee et al. 2021) and ``random``. With the labels of the calibration images and
-gradients of the loss: ``taylor`` (Molchanov et al. 2019) and ``hessian`` (optimal brain damage with the empirical Fisher
-diagonal).
+Without labels: the norm of the weights that write a component (``l1``, ``l2``; Li et al. 2017), the norm of all weights
+coupled to it (``group-norm``; Fang et al. 2023), ``lamp`` (Lee et al. 2021) and ``random``. With labels of the calibration
+images and gradients of the loss: ``taylor`` (Molchanov et al. 2019) and ``hessian`` (optimal brain damage with the empirical
+Fisher diagonal).
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ _BATCH = 64
 def baseline(
     score: str, structure: Structure, model: Model, data: Data | None = None, seed: int = 0, progress: Progress = silent
 ) -> dict[str, Tensor]:
-    """(C,) float64 for each group, higher for what matters more, scaled as torch-pruning does for comparison across groups: by
-    the group's mean (``lamp``: by what is still to be removed). Heads are the sums over their channels.
+    """(C,) float64 per group, higher for more important components, scaled for comparison across groups as in torch-pruning: by
+    the mean of the group (``lamp``: by the components still to be removed). The score of a head is the sum over its channels.
 
     Args:
-        score: the name of one of these scores.
-        structure: of ``model``.
-        model: the unchanged network; it is left as it is.
+        score: name of the score.
+        structure: the structure of ``model``.
+        model: the original network; it is not modified.
         data: labelled images, for ``taylor`` and ``hessian``.
-        seed: for ``random``.
+        seed: seed of ``random``.
         progress: see `modhifi.progress`.
 
     Raises:
-        UserError: if labels are needed and there are none.
+        UserError: if the score needs labels and ``data`` has none.
     """
     import torch_pruning as tp
 
     net = copy.deepcopy(model.module)
     if score in _NEEDS_LABELS:
         if data is None or data.labels is None:
-            raise UserError(f"the score {score} needs calibration images with labels; choose a score without labels")
+            raise UserError(f"the score {score} needs labelled calibration images; choose a score that needs no labels")
         _gradients(net, match_labels(data, model), model, squared=score == "hessian", progress=progress)
     importance = {
         "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
@@ -73,17 +73,17 @@ def baseline(
                 torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
                 found[group.name] = importance([(None, range(group.size))]).double()
             continue
-        # The normalisers look at the whole vector, which is longer than the group where components have several channels.
+        # Normalise only after cutting to the group: the vector is longer if components have several channels.
         normalizer, importance.normalizer = importance.normalizer, None
         value = importance(_items(net, group, writers_only=score in ("l1", "l2")))[: group.size].cpu()
         importance.normalizer = normalizer
-        # Weights that are all zero have no mean to be divided by.
+        # If all weights are zero, the division by the mean gives NaN.
         found[group.name] = importance._normalize(value.clone(), normalizer).double().nan_to_num(0.0)
     return found
 
 
 def _items(net: nn.Module, group: Group, *, writers_only: bool) -> Any:
-    """The group as torch-pruning's scores read it: layers with the channels of all its components."""
+    """The group in the form that torch-pruning's scores expect: layers with the channels of all components."""
     import torch_pruning as tp
     from torch_pruning._helpers import GroupItem
     from torch_pruning.dependency import Dependency, Node
@@ -114,13 +114,13 @@ def _items(net: nn.Module, group: Group, *, writers_only: bool) -> Any:
 
 
 def _gradients(net: nn.Module, data: Data, model: Model, *, squared: bool, progress: Progress) -> None:
-    """Fills ``.grad`` with the mean gradient of the cross-entropy, or (``squared``) of its squares, one for each image."""
+    """Fills ``.grad`` with the mean over images of the gradient of the cross-entropy, or of its square (``squared``)."""
     net.requires_grad_(True)
     total = {name: torch.zeros_like(parameter) for name, parameter in net.named_parameters()}
     done = 0
     with torch.enable_grad():
         for images, labels in _labelled(data, model, 1 if squared else _BATCH):
-            progress(done, len(data), "gradients of the loss (uses labels)")
+            progress(done, len(data), "computing gradients (uses labels)")
             net.zero_grad(set_to_none=True)
             F.cross_entropy(net(images), labels, reduction="sum").backward()
             for name, parameter in net.named_parameters():
@@ -129,7 +129,7 @@ def _gradients(net: nn.Module, data: Data, model: Model, *, squared: bool, progr
             done += len(images)
     for name, parameter in net.named_parameters():
         parameter.grad = total[name] / len(data)
-    progress(len(data), len(data), "gradients of the loss (uses labels)")
+    progress(len(data), len(data), "computing gradients (uses labels)")
 
 
 def _labelled(data: Data, model: Model, size: int) -> Iterable[tuple[Tensor, Tensor]]:

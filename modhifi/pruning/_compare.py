@@ -1,4 +1,4 @@
-"""Named methods, and all of them at the same budget."""
+"""Named pruning methods, and their comparison at the same budget."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class Method:
     spec: PruningSpec = dataclasses.field(default_factory=lambda: PruningSpec(allocation="global"))
     needs_labels: bool = False
     budgets: tuple[Budget, ...] = ("flops", "params", "latency")
-    """The kinds of budget it accepts."""
+    """The kinds of budget that the method supports."""
     planner: Planner = _by_spec
 
     def for_budget(self, study: Study, budget: Budget, remain: float) -> PruningSpec:
-        """What this method asks for; a study without constants has all layers weighted equally. Raises `UserError` for a budget
-        that the method does not accept.
+        """The method's `PruningSpec` at this budget. Layers are weighted equally if the study lacks the method's constants.
+        Raises `UserError` for a budget that the method does not support.
         """
         if budget not in self.budgets:
-            raise UserError(f"{self.title} has no {budget} budget; omit it, or compare at another budget")
+            raise UserError(f"{self.title} does not support a {budget} budget; omit it or compare at another budget")
         constants = self.spec.constants if self.spec.constants in study.estimators else "none"
         return self.spec.changed(budget=budget, remain=remain, constants=constants)
 
@@ -76,7 +76,7 @@ def _method(name: str, title: str, **fields: Any) -> Method:
 
 
 def _of_score(score: Score) -> list[Method]:
-    """A baseline's score: with the weights as they are, with BatchNorm re-estimated, and with full compensation."""
+    """Three methods per baseline score: unchanged weights, BatchNorm re-estimated, and full compensation."""
     fields = {"score": score.name, "allocation": "ranking" if score.across_groups else "uniform", "compensate": "none"}
     made = (
         _method(score.name, score.title, **fields),
@@ -120,13 +120,13 @@ _LANGUAGE = (
 )
 STARTING_METHODS = ("studio", "one-shot", "published", "l2", "l2+bn", "l2+full")
 STARTING_LANGUAGE_METHODS = ("width", "width-one-shot", "free", "cholesky", "magnitude", "chance")
-"""What a comparison on a page starts with: this project's method and its strongest competitors."""
+"""The methods preselected in the dashboard: this project's method and its strongest competitors."""
 
 
 def pruning_methods(*, language: bool = False) -> dict[str, Method]:
-    """All methods that `compare` can compare, by name: this project's, and those of every registered score that is a baseline.
-    *+bn*: BatchNorm re-estimated afterwards. *+full*: full compensation. For language models plans have equal widths in every
-    block unless their name says *free*.
+    """All methods for `compare`, by name: this project's, and those of every registered baseline score. *+bn*: BatchNorm
+    re-estimated afterwards. *+full*: full compensation. Methods for language models use equal widths in every block, except
+    those named *free*.
     """
     found = _LANGUAGE if language else (*_OURS, *(m for one in scores() if one.baseline for m in _of_score(one)))
     return {method.name: method for method in found}
@@ -134,7 +134,7 @@ def pruning_methods(*, language: bool = False) -> dict[str, Method]:
 
 @dataclass(frozen=True)
 class Compared:
-    """One row: the plan, what it gives, and how long deciding and compensating took."""
+    """One row: the plan, its evaluation, and the seconds that planning and compensation took."""
 
     method: Method
     remain: float
@@ -145,7 +145,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``dense`` is the unchanged network; latencies of it and all rows were measured in turns."""
+    """``dense`` is the original network. The latencies of all networks were measured in turns."""
 
     dense: Evaluation
     rows: tuple[Compared, ...]
@@ -162,25 +162,25 @@ def compare(
     model: Model | None = None,
     progress: Progress = silent,
 ) -> Comparison:
-    """Carries out plans of several methods at the same budget and measures them on labelled ``data``.
+    """Prunes with several methods at the same budget and measures the results on ``data``.
 
     Args:
-        study: what was observed.
-        data: labelled images.
-        flops: the fraction that remains, or several of them; or
-        params: the same for parameters; or
-        latency: for measured latency.
-        methods: names of `pruning_methods`; by default all that suit the network, accept the budget and need no labels.
-        model: the network, if it is at hand.
+        study: the study of the network.
+        data: labelled images, or text for language models.
+        flops: fraction of FLOPs to keep, or several fractions. Set exactly one of the three budgets.
+        params: the same for parameters.
+        latency: the same for measured latency.
+        methods: names from `pruning_methods`; by default all that support the network and the budget and need no labels.
+        model: the network; loaded if None.
         progress: see `modhifi.progress`.
 
     Raises:
-        UserError: for an unknown method, more or less than one budget, or as `prune` and `evaluate` do.
+        UserError: for an unknown method or not exactly one budget, and as `prune` and `evaluate` do.
     """
     given: dict[Budget, float | Sequence[float] | None] = {"flops": flops, "params": params, "latency": latency}
     budgets = [(name, value) for name, value in given.items() if value is not None]
     if len(budgets) != 1:
-        raise UserError("give one budget, flops, params or latency: the fraction that remains")
+        raise UserError("set one budget, flops, params or latency: the fraction to keep")
     budget, value = budgets[0]
     remains = [float(value)] if isinstance(value, (int, float)) else [float(each) for each in value]
     net = model or reload(study.model)
@@ -222,5 +222,5 @@ def named(methods: Sequence[str]) -> list[Method]:
     known = pruning_methods() | pruning_methods(language=True)
     for name in methods:
         if name not in known:
-            raise UserError(f"unknown method {name!r}; choose from {', '.join(known)}")
+            raise UserError(f"unknown method {name!r}; choose one of {', '.join(known)}")
     return [known[name] for name in methods]

@@ -1,6 +1,6 @@
-"""How long a network of any widths takes, read off a table of layer timings (`measure_table`).
+"""Predicted latency of a network at any widths, read off a table of layer timings (`measure_table`).
 
-A layer whose two sides are narrowed differently is read off at the geometric mean of its sides.
+A layer whose inputs and outputs are pruned differently is read off at the geometric mean of the two.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ..specs import Value
 
 __all__ = ["ALIGNED", "OTHER", "LatencyKey", "LatencyLedger", "LatencyTable"]
 
-# Matrix units and vector instructions process channels in multiples of eight.
+# Hardware processes channels in multiples of 8.
 ALIGNED = 8
 OTHER = ""
-"""The entry of a table for everything that is not a layer."""
+"""The table entry for everything that is not a layer."""
 
 
 class LatencyKey(Value):
-    """Everything that layer timings depend on: a table answers for one key only."""
+    """Everything that layer timings depend on: a table is valid for one key only."""
 
     machine: str
     device: str
     threads: int
     batch: int
     fingerprint: str
-    """Of the network's weights."""
+    """The fingerprint of the network's weights."""
 
     @classmethod
     def here(cls, fingerprint: str, device: torch.device | str, batch: int = 1) -> LatencyKey:
-        """The key of timings made now, in this process."""
+        """The key of timings measured now, in this process."""
         return cls(
             machine=platform.node() or "this machine",
             device=str(device),
@@ -50,9 +50,9 @@ class LatencyKey(Value):
 
 
 class LatencyTable(BaseModel):
-    """Milliseconds by layer and width. ``counts``: the components that each group kept where it was measured, the narrowest
-    first; ``times``: of each layer of the structure (``""``: everything else) there, for widths that are multiples of
-    eight channels and for odd ones.
+    """Milliseconds by layer and width. ``counts``: the components kept per group at each measured width, narrowest first.
+    ``times``: the time of each layer of the structure (``""``: everything else) at these widths. Both exist for ``aligned``
+    widths, multiples of 8 channels, and for ``odd`` ones.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -63,11 +63,11 @@ class LatencyTable(BaseModel):
 
     @property
     def dense(self) -> float:
-        """Milliseconds of the unchanged network."""
+        """Milliseconds of one forward pass of the original network."""
         return sum(times[-1] for times in self.times["aligned"].values())
 
     def milliseconds(self, structure: Structure, counts: Mapping[str, int]) -> float:
-        """Of one forward pass when ``counts[group]`` components stay."""
+        """Milliseconds of one forward pass if each group keeps ``counts[group]`` components."""
         sizes = _sizes(structure)
         curves = {kind: self.curves(structure, kind) for kind in self.times}
         total = curves["aligned"][OTHER].at(sum(counts.values()) / sum(sizes.values()))
@@ -80,8 +80,8 @@ class LatencyTable(BaseModel):
         return total
 
     def curves(self, structure: Structure, kind: str) -> dict[str, Curve]:
-        """Milliseconds of each layer against the share of it that is left, and of everything else against the share of all
-        components that is.
+        """Milliseconds of each layer against the share of it that is kept, and of everything else against the share of all
+        components that is kept.
         """
         sizes, counts, times = _sizes(structure), self.counts[kind], self.times[kind]
         everything = sum(sizes.values())
@@ -96,16 +96,16 @@ class LatencyTable(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> LatencyTable:
-        """Raises `UserError` if it is missing or damaged."""
+        """Reads a table. Raises `UserError` if it is missing or damaged."""
         try:
             return cls.model_validate(read_json(path, "a latency table"))
         except ValidationError as error:
-            raise UserError(f"{path} is damaged or not a latency table; delete it") from error
+            raise UserError(f"{path} is damaged or not a latency table; delete it and measure again") from error
 
     @classmethod
     def kept(cls, path: Path, key: LatencyKey) -> LatencyTable | None:
-        """The table in this file if it was measured under ``key``; None if it has to be measured again, be it that there is
-        none, that it is damaged, or that it belongs to another key.
+        """The table in this file, or None if it must be measured again: the file is missing or damaged, or the table belongs to
+        another key.
         """
         try:
             table = cls.load(path)
@@ -115,8 +115,8 @@ class LatencyTable(BaseModel):
 
 
 class Curve:
-    """Linear between the points, which rise. `numpy.interp` takes five times as long for a single value, and a plan needs
-    thousands of them.
+    """Linear interpolation of a non-decreasing curve. `numpy.interp` takes five times as long for a single value, and a plan
+    needs thousands.
     """
 
     def __init__(self, x: Sequence[float], y: Sequence[float]) -> None:
@@ -136,7 +136,7 @@ class Curve:
 
 
 class LatencyLedger:
-    """The running time while components leave. ``aligned``: whether only multiples of eight channels leave."""
+    """`Ledger` of predicted latency in milliseconds. ``aligned``: whether widths stay multiples of 8 channels."""
 
     def __init__(self, table: LatencyTable, structure: Structure, counts: Mapping[str, int], *, aligned: bool) -> None:
         self.index = {name: position for position, name in enumerate(counts)}
@@ -154,11 +154,11 @@ class LatencyLedger:
 
     @property
     def total(self) -> float:
-        """Milliseconds."""
+        """Milliseconds of one forward pass at the current widths."""
         return self._rest(self._left) + sum(self._times.values())
 
     def savings(self) -> np.ndarray:
-        """(G,): what one component less of each group saves, milliseconds."""
+        """(G,): milliseconds saved by removing one component of each group."""
         return self._savings
 
     def remove(self, group: int, count: int) -> None:
@@ -177,7 +177,7 @@ class LatencyLedger:
         return self._curves[layer.name].at(_share(layer, counts, self._sizes))
 
     def _saving(self, name: str) -> float:
-        # On the average over the next eighth of the group: the curves have corners, and flat parts.
+        # Averaged over the next eighth of the group, because the curves have corners and flat parts.
         step = max(1, min(self._counts[name] - 1, self._sizes[name] // 8))
         fewer = self._counts | {name: self._counts[name] - step}
         saved = sum(self._times[layer.name] - self._time(layer, fewer) for layer in self._layers[name])
@@ -193,7 +193,7 @@ def _groups(layer: LayerCost) -> set[str]:
 
 
 def _sides(layer: LayerCost, counts: Mapping[str, int]) -> tuple[int, int]:
-    """Channels read and written."""
+    """Numbers of channels read and written."""
     return (
         layer.inputs + sum(counts[share.group] * share.width for share in layer.in_shares),
         layer.outputs + sum(counts[share.group] * share.width for share in layer.out_shares),
@@ -201,6 +201,6 @@ def _sides(layer: LayerCost, counts: Mapping[str, int]) -> tuple[int, int]:
 
 
 def _share(layer: LayerCost, counts: Mapping[str, int], sizes: Mapping[str, int]) -> float:
-    """The geometric mean of what is left of both sides."""
+    """The geometric mean of the shares of inputs and outputs that are kept."""
     (inputs, outputs), (all_inputs, all_outputs) = _sides(layer, counts), _sides(layer, sizes)
     return float(np.sqrt(inputs * outputs / (all_inputs * all_outputs)))

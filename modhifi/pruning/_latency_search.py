@@ -1,7 +1,7 @@
-"""The allocation whose network, narrowed for real, comes closest to the latency that was asked for.
+"""Search for the allocation whose pruned network comes closest to the requested latency.
 
-The latency table only says where to look. Each candidate is measured in turns with the unpruned network, and the table's
-prediction is corrected by the ratio that was measured.
+The latency table only guides the search. Each candidate is measured in turns with the original network, and the table's
+prediction is corrected by the measured ratio.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = ["Clock", "allocate_for_latency"]
 Clock = Callable[[Sequence[nn.Module], Tensor], list[Timing]]
 """Times networks in turns on one input, as `modhifi.evaluation.measure_latency` does."""
 
-# A latency counts as met within this much; the table's prediction is corrected at most so many times.
+# Relative tolerance within which a latency counts as met, and the number of candidates measured at most.
 _CLOSE = 0.02
 _TRIES = 6
-# Slower than asked by more than this, the budget is not met.
+# The budget counts as missed if the network is slower than requested by more than this fraction.
 _FAR = 0.1
 
 
@@ -44,29 +44,29 @@ def allocate_for_latency(
     clock: Clock,
     progress: Progress,
 ) -> tuple[Allocation, dict[str, float]]:
-    """The allocation, and its times in milliseconds as a plan keeps them.
+    """The allocation, and its measured times in milliseconds for the plan's ``predicted``.
 
-    Raises `UserError` if the table belongs to another machine, device or network, if the budget cannot be reached, or if
-    timings vary so much that nobody could tell.
+    Raises `UserError` if the table belongs to another machine, device or network, if the budget cannot be reached, or if the
+    timings vary too much to decide.
     """
     if table.key != LatencyKey.here(model.fingerprint, model.device, batch):
         key = table.key
         raise UserError(
-            f"the latency table was measured on {key.machine} ({key.device}, {key.threads} threads, batch {key.batch}) or for"
-            " other weights; measure it again here"
+            f"the latency table was measured on {key.machine} ({key.device}, {key.threads} threads, batch {key.batch})"
+            " or for other weights; measure it again here"
         )
     wanted = settings.remain
     assert wanted is not None
     structure, asking = structure_of(model), wanted
     best: tuple[float, float, Allocation, Timing, Timing] | None = None
     for attempt in range(_TRIES):
-        progress(attempt, _TRIES, "measuring a first candidate" if not attempt else "correcting the candidate")
+        progress(attempt, _TRIES, "measuring the first candidate" if not attempt else "correcting the candidate")
         try:
             decided = decide(study, settings.model_copy(update={"remain": asking}), table)
         except UserError:
             if best is None:
                 raise
-            break  # there is nothing smaller: the best measured so far is the answer
+            break  # nothing smaller exists, so the best candidate so far is the result
         small = narrowed(model, structure, decided.keep)
         now, before = clock([small, model.module], model.example(batch))
         found, spread = ratio(now, before)
@@ -84,16 +84,17 @@ def allocate_for_latency(
         if spread > off:
             raise UserError(
                 f"this machine is too busy to judge a latency budget of {wanted:g}: the pruned network takes"
-                f" {reached:.2f} ± {spread / 2:.2f} of the original's time; stop other work and try again, or use larger batches"
+                f" {reached:.2f} ± {spread / 2:.2f} of the original's time; stop other programs and retry, or use"
+                " larger batches"
             )
         raise UserError(
             f"latency {wanted:g} cannot be reached on this machine: the fastest candidate takes {reached:.3f} of the"
-            f" original's time; ask for at least {math.ceil(reached * 100) / 100:g}, or measure larger batches"
+            f" original's time; set at least {math.ceil(reached * 100) / 100:g}, or use larger batches"
         )
     times = {"latency_ms": now.median, "latency_ms_before": before.median, "latency_ratio_spread": spread}
     return _as_asked(decided, settings), times
 
 
 def _as_asked(decided: Allocation, settings: Settings) -> Allocation:
-    """With the fraction that was asked for, not the one that led there."""
+    """The allocation with the requested settings, not the corrected ones of the search."""
     return Allocation(**vars(decided) | {"settings": settings})

@@ -1,4 +1,4 @@
-"""What a network costs while components leave it: the mechanism behind the policies of `allocate`."""
+"""Running cost of a network while components are removed: the mechanism behind the policies of `allocate`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Ledger(Protocol):
 
 
 class CostLedger:
-    """FLOPs or parameters. With ``k`` the number of components kept in each group the cost is ``c + aᵀk + kᵀQk / 2``: bilinear in
-    the widths of a layer's two sides, and quadratic where both sides belong to one group.
+    """FLOPs or parameters. With ``k`` the numbers of components kept per group, the cost is ``c + aᵀk + kᵀQk / 2``: bilinear
+    in the numbers of inputs and outputs of a layer, and quadratic where both belong to one group.
     """
 
     def __init__(self, structure: Structure, budget: str, counts: Mapping[str, int]) -> None:

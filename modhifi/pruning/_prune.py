@@ -1,4 +1,4 @@
-"""From an allocation to a plan: the new weights of every consumer, and if asked the BatchNorm statistics."""
+"""`prune`: from an allocation to a plan with the new weights of every consumer and, on request, BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -41,20 +41,21 @@ def prune(
     progress: Progress = silent,
     **fields: Unpack[PruningFields],
 ) -> Plan:
-    """ModHiFi-P: which components to keep, and the weights that compensate for the rest.
+    """ModHiFi-P: decides which components to keep and computes the weights that compensate for the others.
 
     Args:
-        study: what was observed.
-        spec: what is asked for; or its fields as keywords, see `allocate`. ``score`` may name any of `modhifi.pruning.scores`.
-            ``compensate`` is ``none``, ``scalar`` (δ*, Prop. 3.8), ``full`` (least squares on the study's moments) or
-            ``sequential`` (each layer fitted to the inputs that the pruned layers before it produce). A latency budget
-            counts as measured here, original and pruned network in turns; the latency table only guides the search.
-        latencies: layer timings; measured if they are needed and not given.
-        latency_batch: samples per forward pass, where latency is the budget.
-        clock: what times the candidates for a latency budget.
-        model: the network, if it is at hand. It is run for sequential compensation and for BatchNorm statistics, on the study's
-            calibration samples, which are loaded again, and for latency.
-        device: where the network is loaded if it is needed and not at hand, as in `modhifi.load_model`.
+        study: the study of the network.
+        spec: the pruning settings; their fields may be passed as keywords instead, see `allocate`. ``score`` may be any of
+            `modhifi.pruning.scores`. ``compensate`` is ``none``, ``scalar`` (δ*, ModHiFi, Prop. 3.8), ``full`` (least squares
+            on the study's moments) or ``sequential`` (each layer is fitted to the inputs it gets from the pruned layers
+            before it). A latency budget is judged by measurement, the original and the pruned network in turns; the latency
+            table only guides the search.
+        latencies: layer timings; measured if they are needed and None.
+        latency_batch: samples per forward pass for a latency budget.
+        clock: the function that times the candidates for a latency budget.
+        model: the network; loaded if None and needed. It is run for latency, and on the study's calibration samples, which are
+            loaded again, for sequential compensation and BatchNorm statistics.
+        device: where the network is loaded if needed, as in `modhifi.load_model`.
         progress: see `modhifi.progress`.
 
     Raises:
@@ -86,7 +87,7 @@ def make_plan(
     device: str = "auto",
     progress: Progress = silent,
 ) -> Plan:
-    """The plan of an allocation: `prune` without the deciding."""
+    """The plan of an allocation that is already decided; see `prune`."""
     settings = decided.settings
     centred = settings.centred
     in_sequence = settings.compensate == "sequential"
@@ -125,7 +126,7 @@ def make_plan(
                 rectified=settings.rectified,
                 progress=progress,
             )
-        # What runs before the first layer that loses something is as it was.
+        # Layers before the first pruned one see the original inputs and need no change.
         names = list(edits)
         touched = names[min(names.index(name) for name in touched) :]
     for done, name in enumerate(touched):
@@ -133,8 +134,8 @@ def make_plan(
         edit = edits[name] if in_sequence else study.edit(name, decided.keep, settings.level, centred)
         if not in_sequence:
             ridges[name] = study.layers[name].ridge(centred, study.ridge)
-        stays = remaining_columns(study.structure, name, edit.weight, decided.keep)
-        tensors[f"{name}.weight"] = edit.weight[:, stays].float()
+        kept = remaining_columns(study.structure, name, edit.weight, decided.keep)
+        tensors[f"{name}.weight"] = edit.weight[:, kept].float()
         if centred:
             tensors[f"{name}.shift"] = edit.shift.float()
     progress(len(touched), len(touched), "compensating")
@@ -161,7 +162,7 @@ def make_plan(
 
 
 def _added_biases(study: Study, decided: Allocation, tensors: Mapping[str, Tensor]) -> int:
-    """Parameters of the biases that take up a constant where a layer has none."""
+    """Number of parameters of the biases that are added to layers without one to hold the shift."""
     rows = {row.name: row for row in study.structure.layers}
     added = 0
     for name, read in study.structure.readers.items():

@@ -1,11 +1,11 @@
-"""ModHiFi-P as published (Alg. 1 with Prune), so that it can be reproduced and compared.
+"""ModHiFi-P as published (Alg. 1 with Prune), for reproduction and comparison.
 
-Every output of every layer has a HiFi set: the top k of its singleton fidelities (Def. 3.1). A component that is in no HiFi set
-of any output of any layer that reads it is removed, δ* (Prop. 3.8) is applied to the rest, and BatchNorm statistics are
-re-estimated. k falls by a fifth a step; after every removal the statistics are collected again on the changed network. As
-published, no budget is promised; here the last step removes only as much of what it may as the budget asks for. Where k is 1 and
-every component that is left is the best one for some output, the published method ends; if the budget is not met then, what
-has the least fidelity leaves, the same share of every group a step.
+Every output of every layer has a HiFi set: the top k components by singleton fidelity (Def. 3.1). A component that is in no
+HiFi set of any output of any layer that reads it is removed, δ* (Prop. 3.8) is applied to the rest, and BatchNorm statistics
+are re-estimated. k falls by a fifth per step, and after every removal the statistics are collected again on the pruned
+network. The published method guarantees no budget; here the last step removes only as many of these components as the budget
+requires. The published method ends when k is 1 and every remaining component is the best one for some output. If the budget
+is not met by then, the components with the lowest fidelity are removed, the same share of every group per step.
 """
 
 from __future__ import annotations
@@ -45,34 +45,35 @@ def published(
     model: Model | None = None,
     progress: Progress = silent,
 ) -> Plan:
-    """A plan by the method as it was published, see the module's text.
+    """A plan by the published method, see the module docstring.
 
     Args:
-        study: what was observed of the unchanged network.
-        flops: the fraction of FLOPs that remains; or
-        params: the fraction of parameters.
-        step: how much k falls in one step, the paper uses 0.01 to 0.2.
-        model: the network, if it is at hand; it is run on the study's calibration images, which are loaded again.
+        study: the study of the original network.
+        flops: fraction of FLOPs to keep. Set either this or ``params``.
+        params: fraction of parameters to keep.
+        step: fraction by which k falls per step; the paper uses 0.01 to 0.2.
+        model: the network; loaded if None. It is run on the study's calibration images, which are loaded again.
         progress: see `modhifi.progress`.
 
     Raises:
-        UserError: for a budget that is missing, out of range or cannot be reached, or images that have changed.
+        UserError: if the budget is missing, out of range or cannot be reached, if ``step`` is out of range, for language
+            models, or if the calibration images have changed since the study.
     """
     budget: Budget = "flops" if flops is not None else "params"
     remain = flops if flops is not None else params
     if (flops is None) == (params is None) or remain is None or not 0 < remain <= 1:
-        raise UserError("give one budget, flops or params, a fraction that remains above 0 and at most 1")
+        raise UserError("set one budget, flops or params: the fraction to keep, above 0 and at most 1")
     if not 0 < step < 1:
-        raise UserError(f"step is how much k falls at a time, between 0 and 1, not {step}")
+        raise UserError(f"step, the fraction by which k falls, must be between 0 and 1, not {step}")
     smallest = smallest_cost(study, PruningSpec(budget=budget))
     if remain < smallest:
         raise UserError(
-            f"{budget} {remain:g} cannot be reached: {smallest:.4g} remain with one component in each group"
+            f"{budget} {remain:g} cannot be reached: {smallest:.4g} remains with one component per group; keep more"
         )
     net = model or reload(study.model)
     if net.tokens is not None:
         raise UserError(
-            "for language models the published score is: --score cholesky, with --compensate none or scalar"
+            "ModHiFi-P as published is for image networks; use --score cholesky with --compensate none or scalar"
         )
     run = _Run(study, net, budget, remain * getattr(study.dense, budget) + 0.5, progress)
     share = 1.0
@@ -92,7 +93,7 @@ def published(
 
 
 class _Run:
-    """The network as it has become so far."""
+    """The state of the method: the plan so far and the statistics of the network it makes."""
 
     def __init__(self, study: Study, model: Model, budget: Budget, limit: float, progress: Progress) -> None:
         self.study, self.model, self.budget, self.limit, self.progress = study, model, budget, limit, progress
@@ -114,8 +115,8 @@ class _Run:
         return float(getattr(self.study.cost({n: len(g.keep) for n, g in self.plan.groups.items()}), self.budget))
 
     def remove(self, share: float, step: float) -> None:
-        """Takes out what is in no HiFi set of k = ``share`` of each group's components, and makes up for it. Where k is 1 and
-        there is no such component, ``step`` of each group.
+        """Removes the components in no HiFi set with k = ``share`` of each group's size, and compensates. If k is 1 and there
+        are no such components, removes the fraction ``step`` of each group.
         """
         begin = self.study.dense
         done = getattr(begin, self.budget) - self.cost
@@ -135,24 +136,24 @@ class _Run:
                 least += sorted(rows, reverse=True)[: max(1, int(step * len(left)))]
         if not worst and all(share * group.size <= 1 for group in self.study.groups):
             worst = least
-        counts = {name: len(stays) for name, stays in keep.items()}
+        counts = {name: len(kept) for name, kept in keep.items()}
         for _, _, name, index in sorted(worst, reverse=True):
             if getattr(self.study.cost(counts), self.budget) <= self.limit:
                 break
             if counts[name] > 1:
                 keep[name].remove(index)
                 counts[name] -= 1
-        if any(len(stays) < len(self.plan.groups[name].keep) for name, stays in keep.items()):
-            self._make_up(keep)
+        if any(len(kept) < len(self.plan.groups[name].keep) for name, kept in keep.items()):
+            self._compensate(keep)
 
     def _best_ranks(self, group: str, stays: list[int]) -> tuple[Tensor, Tensor]:
-        """Of each component that is left: its best rank for any output of any reader, 0 the highest, and its fidelity."""
+        """Per remaining component: its best rank for any output of any consumer (0 is best), and its summed fidelity."""
         index = torch.tensor(stays)
         best = torch.full((len(stays),), len(stays))
         total = torch.zeros(len(stays), dtype=torch.float64)
         for consumer in self.study.group(group).consumers:
             stats = self.layers[consumer.layer]
-            # The whole output is what is reconstructed; only those that are left compete.
+            # The target is the whole output; only remaining components are ranked.
             score = singleton_from_moments(*stats.moment_and_weight(True, self.study.ridge), stats.blocks(group))[
                 :, index
             ]
@@ -161,18 +162,18 @@ class _Run:
             total += score.sum(0)
         return best, total
 
-    def _make_up(self, keep: dict[str, list[int]]) -> None:
+    def _compensate(self, keep: dict[str, list[int]]) -> None:
         structure = self.study.structure
         tensors: dict[str, Tensor] = {}
         for name, stats in self.layers.items():
             read = {group: torch.tensor(keep[group]) for group in stats.groups}
             edit = stats.edit(read, "scalar", True, self.study.ridge)
-            stays = remaining_columns(structure, name, edit.weight, keep)
+            columns = remaining_columns(structure, name, edit.weight, keep)
             before = self.plan.tensors.get(f"{name}.shift")
-            tensors[f"{name}.weight"] = edit.weight[:, stays].float()
+            tensors[f"{name}.weight"] = edit.weight[:, columns].float()
             tensors[f"{name}.shift"] = edit.shift.float() if before is None else edit.shift.float() + before
-        for name, stays_here in keep.items():
-            self.plan.groups[name] = GroupPlan(total=self.plan.groups[name].total, keep=stays_here)
+        for name, kept in keep.items():
+            self.plan.groups[name] = GroupPlan(total=self.plan.groups[name].total, keep=kept)
         self.plan = self.plan.with_tensors(tensors)
         if self.has_norms:
             statistics = recalibrated(self.plan, self.model, self.data, self.progress)

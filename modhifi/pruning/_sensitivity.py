@@ -1,4 +1,4 @@
-"""What each group alone would cost, from the study's curves: coupled layers are one group, and lose the same components."""
+"""Sensitivity: predicted error if one group alone is pruned, from the study's curves."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def sensitivity(
     compensate: Level = "full",
     centred: bool | None = None,
 ) -> dict[str, np.ndarray]:
-    """For each group (len(shares),) float64: the estimated root-mean-square error of the logits, ``Σ_l K_l √e_l`` over the layers
-    that read it, when that share of it stays (at least one component) and everything else is whole.
+    """Group → (len(shares),) float64: the estimated root-mean-square error of the logits, ``Σ_l K_l √e_l`` over the layers
+    that read the group, if it alone keeps that share of its components (at least one). Lower is better.
     """
     centred = study.centred if centred is None else centred
     found = {}

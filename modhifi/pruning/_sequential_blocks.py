@@ -1,10 +1,10 @@
-"""Sequential compensation of a language model, one decoder block at a time (theory, section 4, level 3).
+"""Sequential compensation of a language model, one decoder block at a time (see docs/theory.md, *Compensation*).
 
-Two residual streams are kept for all samples, the unchanged network's and the changed one's. In each block the layers that read
-components, attention's projection and then the MLP's, are fitted to the inputs that the changed stream gives them; the
-target is what the unchanged layer gave, and, since it is added to the stream, what the stream has lost so far: ``Y +
-(stream_original − stream_modified)``. Only sums over rows are kept, ``E[x̂_S x̂_Sᵀ]`` and ``E[y x̂_Sᵀ]``: memory is that of
-one block, its double, and one layer's moments.
+Two residual streams are kept for all samples, one of the original and one of the pruned network. In each block the layers
+that read components, the attention projection and then the MLP projection, are fitted to the inputs that the pruned stream
+gives them. The target is the original layer's output plus, since it is added to the stream, the drift of the stream so far:
+``Y + (stream_original − stream_pruned)``. Only sums over rows are kept, ``E[x̂_S x̂_Sᵀ]`` and ``E[y x̂_Sᵀ]``: memory is
+bounded by one block, its copy, and one layer's moments.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def sequential_blocks(
     drift: bool = True,
     progress: Progress = silent,
 ) -> tuple[dict[str, Edit], dict[str, float]]:
-    """New weights for every layer that reads components, in the coordinates of the unchanged network, and the ridge that each was
+    """New weights for every layer that reads components, in the coordinates of the original network, and the ridge each was
     fitted with.
 
     Args:
         study: of ``module``; its structure says which layers read what.
-        keep: the components that stay of each group.
-        module: the unchanged network; it is left as it is.
+        keep: the components kept in each group.
+        module: the original network; it is not changed.
         batches: windows of tokens, (B, T) each, all but the last of one size.
-        samples: how many windows there are.
-        centred: whether a lost mean is put back as a constant.
+        samples: number of windows.
+        centred: whether the lost mean is restored by a constant.
         tail: see `modhifi.fidelity.fit_rows`.
-        drift: whether a layer also makes up for what the stream has lost so far.
+        drift: whether a layer also corrects the drift of the stream so far.
         progress: see `modhifi.progress`.
     """
     original = entered(module, batches, samples)
@@ -60,7 +60,7 @@ def sequential_blocks(
     edits: dict[str, Edit] = {}
     ridges: dict[str, float] = {}
     blocks = module.blocks()
-    what = "compensating in sequence, block by block"
+    what = "sequential compensation, block by block"
     for number, (path, block) in enumerate(blocks):
         progress(number, len(blocks), what)
         block = held(block)
@@ -79,7 +79,7 @@ def sequential_blocks(
 
 @dataclass
 class _Pair:
-    """Block ``number`` as it was, ``block``, and as it becomes, ``twin``, with what goes into each."""
+    """The original block ``number``, ``block``, its pruned copy ``twin``, and the input stream of each."""
 
     module: CausalLM
     number: int
@@ -89,7 +89,7 @@ class _Pair:
     changed: Stream
 
     def layer(self, part: str) -> nn.Linear:
-        """The one that is changed."""
+        """The layer of the pruned copy."""
         layer = self.twin.get_submodule(part)
         assert isinstance(layer, nn.Linear)
         return layer
@@ -97,7 +97,7 @@ class _Pair:
     def _seen(
         self, block: nn.Module, stream: Stream, start: int
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Runs ``block`` on the samples from ``start`` on: what went in, and by layer its input and output, all (rows,
+        """Runs ``block`` on the samples from ``start`` on. Returns its input, and each layer's input and output, all (rows,
         channels).
         """
         inputs: dict[str, Tensor] = {}
@@ -123,7 +123,7 @@ class _Pair:
         return flat(states), inputs, outputs
 
     def adds(self) -> bool:
-        """Whether the two layers' outputs are added to the stream as they are. In OPT's smallest models a normalisation
+        """Whether the two layers' outputs are added to the stream directly. In the smallest OPT models a normalisation
         follows.
         """
         family = self.module.family
@@ -135,7 +135,7 @@ class _Pair:
         return False
 
     def _rows(self, part: str, stays: Tensor, drift: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """(r, n) inputs that stay and (r, O) targets of the layer, batch by batch."""
+        """The kept inputs (r, n) and the targets (r, O) of the layer, batch by batch."""
         out = self.module.family.out
         bias = bias_of(self.layer(part)).float()
         for start in self.original.starts():
@@ -144,12 +144,12 @@ class _Pair:
             target = outputs[part] - bias
             if drift:
                 target = target + states - changed
-                if part != out:  # the stream that the MLP's output is added to has attention's in it
+                if part != out:  # the MLP's output is added to a stream that already holds attention's
                     target = target + outputs[out] - now[out]
             yield inputs[part][:, stays], target
 
     def fit(self, part: str, stays: Tensor, centred: bool, tail: float, drift: bool) -> tuple[Edit, float]:
-        """Fits the layer, writes it into the twin, and gives the edit and its ridge."""
+        """Fits the layer, writes the weights into the copy, and returns the edit and its ridge."""
         layer = self.layer(part)
         exact = torch.float32 if layer.weight.device.type == "mps" else torch.float64
         second: Tensor | float = 0.0
@@ -183,7 +183,7 @@ class _Pair:
         return Edit(new.cpu(), shift.cpu()), ridge
 
     def forward(self) -> None:
-        """Both streams, behind this block."""
+        """Advances both streams past this block."""
         for block, stream in ((self.block, self.original), (self.twin, self.changed)):
             for start in stream.starts():
                 stream.put(start, stream.run(self.number, block, stream.at(start)))

@@ -1,7 +1,7 @@
-"""Timing the layers of a network at several widths on this machine, for a `LatencyTable`.
+"""Timing of the layers of a network at several widths on this machine, for a `LatencyTable`.
 
-The network is really narrowed, all groups alike, to a handful of widths, once to multiples of eight channels and once to odd
-numbers, and every layer is timed while the network runs. What is not a layer (activations, normalisation, dispatch) is the
+The network is physically pruned, all groups alike, to nine widths, once to multiples of 8 channels and once to odd numbers,
+and every layer is timed while the network runs. Everything that is not a layer (activations, normalisation, dispatch) is the
 remainder of the network's time.
 """
 
@@ -36,8 +36,8 @@ _SECONDS = 0.03
 def latency_table(
     path: Path, model: Model, structure: Structure, *, batch: int = 1, progress: Progress = silent
 ) -> LatencyTable:
-    """The table kept at ``path`` if it was measured for this network, device, thread count and batch size on this machine;
-    otherwise it is measured now and kept there.
+    """The table saved at ``path`` if it was measured for this network, device, thread count and batch size on this machine;
+    otherwise measures it and saves it there.
     """
     key = LatencyKey.here(model.fingerprint, model.device, batch)
     known = LatencyTable.kept(path, key)
@@ -49,7 +49,7 @@ def latency_table(
 
 
 def _channels(structure: Structure, group: str) -> int:
-    """Channels of one component, as its writers count them."""
+    """Channels per component, on the side of the layers that write it."""
     found = structure.group(group)
     return found.producers[0].width if found.producers else 1
 
@@ -70,7 +70,11 @@ def _counts_at(structure: Structure, share: float, *, aligned: bool) -> dict[str
 
 @torch.inference_mode()
 def measure_table(model: Model, structure: Structure, *, batch: int = 1, progress: Progress = silent) -> LatencyTable:
-    """Times the layers of ``model`` on ``batch`` samples of noise; ``model`` stays as it is. A few seconds for small networks."""
+    """Times the layers of ``model`` on ``batch`` random samples; ``model`` is not modified. Takes a few seconds for small
+    networks.
+
+    Raises `UserError` for language models.
+    """
     if model.tokens is not None:
         raise UserError("language models have no latency budget; use --params or --flops")
     counts = {
@@ -88,7 +92,7 @@ def measure_table(model: Model, structure: Structure, *, batch: int = 1, progres
     wholes: dict[tuple[str, int], list[float]] = {key: [] for key in nets}
     for done in range(-1, _ROUNDS):  # the first round warms up
         for step, (key, net) in enumerate(nets.items()):
-            progress((done + 1) * len(nets) + step, (_ROUNDS + 1) * len(nets), "timing the layers on this machine")
+            progress((done + 1) * len(nets) + step, (_ROUNDS + 1) * len(nets), "timing layers")
             whole = _time_whole(net, x)
             with watched[key]:
                 net(x)
@@ -96,11 +100,11 @@ def measure_table(model: Model, structure: Structure, *, batch: int = 1, progres
                 watched[key].forget()
             else:
                 wholes[key].append(whole)
-    progress(1, 1, "timing the layers on this machine")
+    progress(1, 1, "timing layers")
     times: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in (OTHER, *names)} for kind in counts}
     for (kind, place), seen in watched.items():
         whole, layers = statistics.median(wholes[kind, place]), seen.medians()
-        # Watching costs a little itself; where it costs more than all the rest, the layers take all the time there is.
+        # Hooks cost time too. If the layers seem slower than the whole network, scale them down to its time.
         scale = min(1.0, whole / max(sum(layers.values()), 1e-9))
         for name in names:
             times[kind][name].append(layers[name] * scale)
@@ -113,14 +117,14 @@ def measure_table(model: Model, structure: Structure, *, batch: int = 1, progres
 
 
 def narrowed(model: Model, structure: Structure, keep: Mapping[str, Sequence[int]]) -> nn.Module:
-    """A copy of the network with only the components in ``keep``, weights as they are: for timing."""
+    """A copy of the network with only the components in ``keep`` and unchanged weights, for timing."""
     net = copy.deepcopy(model.module)
     remove(net, structure, keep)
     return net.eval()
 
 
 def _time_whole(net: nn.Module, x: Tensor) -> float:
-    """Milliseconds of one pass, the mean over as many as fit into a short while."""
+    """Milliseconds of one forward pass, averaged over as many as fit into `_SECONDS`."""
     begin, passes = _now(x), 0
     while passes == 0 or _now(x) - begin < _SECONDS:
         net(x)
@@ -137,7 +141,7 @@ def _now(x: Tensor) -> float:
 
 
 class _Watch:
-    """While open, times the named layers."""
+    """Times the named layers inside the context."""
 
     def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
         modules = dict(net.named_modules())
@@ -149,7 +153,7 @@ class _Watch:
             times.clear()
 
     def medians(self) -> dict[str, float]:
-        """Milliseconds; 0 for what did not run as a module."""
+        """Median milliseconds per layer; 0 for layers that did not run as a module."""
         return {name: 1000 * statistics.median(times) if times else 0.0 for name, times in self.times.items()}
 
     def __enter__(self) -> None:

@@ -64,11 +64,11 @@ class Stream:
 
     def copy(self) -> Stream:
         return Stream(
-            _room(self.states.shape, self.states.dtype).copy_(self.states), self.calls, self.device, self.batch
+            _allocated(self.states.shape, self.states.dtype).copy_(self.states), self.calls, self.device, self.batch
         )
 
 
-def _room(shape: Iterable[int], dtype: torch.dtype) -> Tensor:
+def _allocated(shape: Iterable[int], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor on the CPU; a large one is in a file that disappears with it."""
     size = torch.Size(shape)
     if size.numel() * dtype.itemsize <= _IN_MEMORY:
@@ -108,7 +108,7 @@ def entered(module: CausalLM, batches: Iterable[Tensor], samples: int) -> Stream
             calls.setdefault(len(batch), list(seen))
             (hidden,) = first
             if states is None:
-                states, largest = _room((samples, *hidden.shape[1:]), hidden.dtype), len(batch)
+                states, largest = _allocated((samples, *hidden.shape[1:]), hidden.dtype), len(batch)
             states[done : done + len(batch)] = hidden.to(states.device)
             done += len(batch)
     if states is None:

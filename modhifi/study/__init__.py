@@ -1,4 +1,4 @@
-"""Studies: statistics collected once per network, from which everything else follows in closed form."""
+"""Studies: statistics that are collected once and from which everything else follows in closed form."""
 
 from ._analyze import CLASS_SAMPLES, analyze
 from ._constants import CONSTANT_SAMPLES, CONSTANTS, estimate, usual

@@ -30,7 +30,7 @@ from ._study import MANIFEST, STUDY_SCHEMA, Study, read_columns
 __all__ = ["CLASS_SAMPLES", "analyze"]
 
 RIDGE = 1e-6
-# Classes predicted for fewer samples get no table: their estimates would be too noisy.
+# Classes predicted for fewer samples than this get no table.
 CLASS_SAMPLES = 8
 
 
@@ -47,7 +47,7 @@ def analyze(
     out: str | Path | None = None,
     progress: Progress = silent,
 ) -> Study:
-    """Collects the statistics of ``model`` on ``samples`` unlabelled samples of ``data`` and derives scores and curves.
+    """Collects the statistics of ``model`` on ``samples`` samples of ``data`` and derives scores and curves.
 
     A sample is an image or, for a language model, a window of tokens; language models are analysed one decoder block at a time
     (see `modhifi.statistics.collect_blocks`).
@@ -103,7 +103,7 @@ def analyze(
         reasons = "; ".join(f"{listed(names)}: {reason}" for reason, names in structure.skipped_by_reason.items())
         raise UserError(f"{model.spec} has no components that can be removed ({reasons})")
     groups = {name: read_columns(structure, name) for name in structure.readers}
-    drawn = _made(drawn, model, progress)
+    drawn = _prepared(drawn, model, progress)
     numbers = share(len(drawn))
     mine = drawn.part(numbers.start, numbers.stop)
 
@@ -185,7 +185,7 @@ def _key(model: Model, drawn: Data, settings: list[object]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _made(drawn: Data, model: Model, progress: Progress) -> Data:
+def _prepared(drawn: Data, model: Model, progress: Progress) -> Data:
     """`prepare`: with several processes, the first one synthesises the images and the others find them on disk."""
     if process_rank() > 0:
         torch.distributed.barrier()

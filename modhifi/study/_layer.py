@@ -78,21 +78,21 @@ class LayerStats:
         Centred, the mean output that is lost is restored by a shift; raw or without compensation the shift is zero.
         """
         own = self.weight.double()
-        stays = torch.ones(own.shape[1], dtype=torch.bool)
+        remain = torch.ones(own.shape[1], dtype=torch.bool)
         for group, kept in keep.items():
-            stays[self.groups[group].reshape(-1)] = False
-            stays[self.groups[group][kept].reshape(-1)] = True
+            remain[self.groups[group].reshape(-1)] = False
+            remain[self.groups[group][kept].reshape(-1)] = True
         if compensate == "none":
-            return Edit(own * stays, own.new_zeros(own.shape[0]))
+            return Edit(own * remain, own.new_zeros(own.shape[0]))
         second, weight = self.moment_and_weight(centred, ridge)
         if self.wide:
             parts = self.parts()
             left = torch.zeros(len(second), dtype=torch.bool)
-            left[parts[stays]] = True
+            left[parts[remain]] = True
             scale = full_compensation(second, weight, 1, torch.nonzero(left)[:, 0])[0]
-            new = own * scale[parts] * stays
+            new = own * scale[parts] * remain
         elif compensate == "full":
-            new = full_compensation(second, own, 1, torch.nonzero(stays)[:, 0])
+            new = full_compensation(second, own, 1, torch.nonzero(remain)[:, 0])
         else:
             new = own.clone()
             for group, kept in keep.items():

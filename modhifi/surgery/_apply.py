@@ -100,9 +100,9 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
     for name, read in structure.readers.items():
         layer = get_operator(net, name)
         flat = layer.weight.flatten(1)
-        stays = remaining_columns(structure, name, flat, keep)
+        kept = remaining_columns(structure, name, flat, keep)
         new = torch.zeros_like(flat)
-        new[:, stays] = _tensor(plan, f"{name}.weight", flat[:, stays])
+        new[:, kept] = _tensor(plan, f"{name}.weight", flat[:, kept])
         layer.weight.copy_(new.reshape(layer.weight.shape))
         touched.add(f"{name}.weight")
         if f"{name}.shift" in plan.tensors:

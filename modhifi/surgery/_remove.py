@@ -47,9 +47,9 @@ def remove(module: nn.Module, structure: Structure, keep: Mapping[str, Sequence[
     """Removes all components but those listed from each group in ``keep``, in place. ``structure`` is that of ``module``."""
     outputs: dict[str, list[np.ndarray]] = defaultdict(list)
     inputs: dict[str, list[np.ndarray]] = defaultdict(list)
-    for name, stays in keep.items():
+    for name, kept in keep.items():
         group = structure.group(name)
-        gone = _gone(group.size, stays)
+        gone = _gone(group.size, kept)
         if not gone.any():
             continue
         for slices, found in (((*group.producers, *group.through), outputs), (group.consumers, inputs)):
@@ -67,11 +67,11 @@ def remaining_columns(structure: Structure, layer: str, weight: Tensor, keep: Ma
     """(n,) bool, on the device of ``weight``: which columns of the flat ``weight`` (O, n) of ``layer`` remain if each group in
     ``keep`` keeps only those components.
     """
-    stays = np.ones(weight.shape[1], dtype=bool)
+    remain = np.ones(weight.shape[1], dtype=bool)
     for group, consumer in structure.readers[layer]:
         if group.name in keep:
-            stays[consumer.columns(group.size)[_gone(group.size, keep[group.name])]] = False
-    return torch.from_numpy(stays).to(weight.device)
+            remain[consumer.columns(group.size)[_gone(group.size, keep[group.name])]] = False
+    return torch.from_numpy(remain).to(weight.device)
 
 
 def _gone(size: int, stays: Iterable[int]) -> np.ndarray:

@@ -62,10 +62,10 @@ def _fault(structure: Structure, net: nn.Module, example: Tensor, groups: Sequen
     except UserError:
         raise
     except Exception as error:  # a network that was cut in the wrong place may raise anything
-        return f"misread by the tracer: the network fails if some are removed ({type(error).__name__})"
+        return f"misread by the tracer: the pruned network fails ({type(error).__name__})"
     if off <= TOLERANCE:
         return None
-    return "misread by the tracer: removing some changes the output more than masking them"
+    return "misread by the tracer: the outputs of the pruned and the masked network differ"
 
 
 def difference(masked: nn.Module, removed: nn.Module, example: Tensor) -> float:

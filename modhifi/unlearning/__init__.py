@@ -1,4 +1,4 @@
-"""ModHiFi-U: a study, classes to forget and samples in, a plan out (theory, section 6)."""
+"""ModHiFi-U: turns a study, classes to forget and samples into a plan. See docs/theory.md, *Pruning and unlearning*."""
 
 from ._algebra import erasure, forgetting_ridge, retained_rows, specific_projection
 from ._classes import choose_classes

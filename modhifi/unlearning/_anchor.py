@@ -15,7 +15,7 @@ __all__ = ["anchor"]
 
 @torch.inference_mode()
 def anchor(task: Task, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """New statistics, scale and shift of every BatchNorm of the edited network, which leave it as it is."""
+    """New statistics, scale and shift of every BatchNorm of the edited network, which leave its function unchanged."""
     norms = [name for name, module in task.model.module.named_modules() if _anchorable(module)]
     if not norms:
         return {}

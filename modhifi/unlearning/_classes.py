@@ -1,4 +1,4 @@
-"""Which classes, and which samples are of them."""
+"""The classes to forget and the samples that belong to them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Found", "Task", "choose_classes", "curve_point", "make_task"]
 
 
 def choose_classes(forget: Sequence[str | int], classes: Sequence[str]) -> list[int]:
-    """Indices of the classes named in ``forget``, by name or, where no class is called that, by index; without repeats.
+    """Sorted indices of the classes in ``forget``, given by name or, if no class has that name, by index; without duplicates.
 
     Raises `UserError` for a class that does not exist, none at all, or all of them.
     """
@@ -41,13 +41,15 @@ def choose_classes(forget: Sequence[str | int], classes: Sequence[str]) -> list[
     if not chosen:
         raise UserError("name at least one class to forget")
     if len(chosen) == len(classes):
-        raise UserError("all classes are to be forgotten; leave at least one")
+        raise UserError("all classes would be forgotten; keep at least one")
     return sorted(chosen)
 
 
 @dataclass(frozen=True)
 class Task:
-    """``images`` (N, 3, H, W) float32 on the CPU, ``labels`` (N,) int64, ``chosen`` (N,) bool: of the ``forget`` classes."""
+    """Input of an unlearning method: ``images`` (N, 3, H, W) float32 on the CPU, ``labels`` (N,) int64, and ``chosen`` (N,)
+    bool, which marks the forget set.
+    """
 
     study: Study
     model: Model
@@ -69,10 +71,13 @@ class Task:
         return [index for index in range(len(self.model.classes)) if index not in self.forget]
 
     def unreached(self, how: str) -> UserError:
-        return UserError(f"{how} brings the accuracy on {self.names} down to {self.target:.0%}; raise the target")
+        return UserError(
+            f"{how} brings the accuracy on {self.names} down to {self.target:.0%}; raise the target or choose another"
+            " method"
+        )
 
     def accuracy(self, edits: Mapping[str, Edit], which: Tensor) -> float:
-        """On the samples that ``which`` (N,) names, of the network with these edits."""
+        """Accuracy of the network with these edits on the samples marked in ``which`` (N,) bool."""
         right = 0
         with torch.inference_mode(), edited(self.model.module, edits):
             for images, labels in zip(self.images[which].split(128), self.labels[which].split(128), strict=True):
@@ -88,7 +93,7 @@ class Task:
 
 
 def curve_point(strength: float, answers: Tensor, labels: Tensor, chosen: Tensor) -> CurvePoint:
-    """From ``answers`` and ``labels`` (N,) int64 and which of them are of the forget classes, ``chosen`` (N,) bool."""
+    """Accuracies from predicted classes ``answers`` and ``labels`` (N,) int64; ``chosen`` (N,) bool marks the forget set."""
     right = (answers == labels).double()
     return CurvePoint(
         strength=strength,
@@ -99,8 +104,8 @@ def curve_point(strength: float, answers: Tensor, labels: Tensor, chosen: Tensor
 
 @dataclass(frozen=True)
 class Found:
-    """What a method came to: ``tensors`` as a plan keeps them, the layers they change, and the search for the strength; the
-    ``point`` is the one that was taken.
+    """The result of a method: ``tensors`` for the plan, the edited ``layers``, the ``curve`` of all strengths tried, and the
+    ``point`` on it that was chosen.
     """
 
     tensors: dict[str, Tensor]
@@ -124,7 +129,7 @@ def make_task(
     predicted: bool,
     progress: Progress,
 ) -> Task:
-    """Draws the samples and says which are of the classes to forget. See `unlearn` for what is raised."""
+    """Draws the samples and marks the forget set. Raises `UserError` as `unlearn` does."""
     wanted = choose_classes(forget, model.classes)
     drawn = (data if predicted else match_labels(data, model)).take(samples, seed)
     images = torch.cat([batch for batch, _ in drawn.batches(model.input)])
@@ -138,9 +143,11 @@ def make_task(
         labels = drawn.targets
     chosen = torch.isin(labels, torch.tensor(wanted))
     names = ", ".join(model.classes[index] for index in wanted)
-    taken = "that the network takes for" if predicted else "of"
+    taken = "predicted as" if predicted else "of"
     if not bool(chosen.any()):
-        raise UserError(f"{data.spec} has no image {taken} {names} in its {data.split} split; nothing to forget it by")
+        raise UserError(
+            f"{data.spec} has no image {taken} {names} in its {data.split} split; choose data with images of the class"
+        )
     if bool(chosen.all()):
-        raise UserError(f"{data.spec} has only images {taken} {names}; some of the other classes are needed too")
+        raise UserError(f"{data.spec} has only images {taken} {names}; images of other classes are needed too")
     return Task(study, model, images, labels, chosen, wanted, target, seed, progress, drawn.ref)

@@ -1,21 +1,21 @@
-"""Erasure: the project's own way to forget, in closed form and layer by layer.
+"""Erasure: this project's own unlearning method, in closed form and layer by layer.
 
-Masking a logit leaves the class in the features. Here it is taken out of them, on the way to where they are made:
+Masking a logit leaves the class in the features. Erasure takes it out of them, where they are computed:
 
-1. At each of the last layers that write to the residual stream (all layers, where nothing is added), the sum that its output
-   becomes should be what it was, less the class: ``x → μ + P (x − μ)`` with P of `erasure` (LEACE, Belrose et al. 2023). A
-   layer is fitted to that by least squares on what the layers before it, already edited, bring it (theory, section 4, level 3).
-2. At the last of them also everything goes that the classifier does not need to tell the other classes apart: the target is
-   projected on `retained_rows`. Otherwise the class would still be found as that which is none of the others.
-3. The classifier is fitted to its old answers on the retained samples and to their mean on the forget samples, the latter
-   weighed by λ (`forgetting_ridge` from the old features to the new ones). λ is the strength that is searched: every λ
-   costs one solution of the size of the features. Then the rows of the forget classes, which are knowledge of them too, are
-   emptied as a logit mask would: from here on accuracy says nothing more, which is why λ is searched before.
-4. BatchNorm's statistics become those of the retained samples, and its scale and shift take up the difference: the network does
-   not change, and re-estimating the statistics finds them as they are (that attack brings back what only the statistics hide).
+1. At each of the last layers that write to the residual stream (all layers, where nothing is added), the sum that the
+   output becomes should be what it was, minus the class: ``x → μ + P (x − μ)`` with P of `erasure` (LEACE, Belrose et al.
+   2023). A layer is fitted to that by least squares on the inputs that the layers before it, already edited, produce
+(`modhifi.statistics.observe`). 2. At the last of them everything goes that the classifier does not need to distinguish the
+   other classes: the target is projected on `retained_rows`. Otherwise the class could still be recognised as "none of the
+others". 3. The classifier is fitted to its old outputs on the retain set and to their mean on the forget set, the latter
+   weighted by λ (`forgetting_ridge` from the old features to the new ones). λ is the strength that is searched: each λ
+   costs one solution of the size of the features. Then the rows of the forget classes, which are knowledge of the class
+   too, are emptied as a logit mask would do. From here on accuracy says nothing more, which is why λ is searched before.
+4. BatchNorm's statistics become those of the retain set, and its scale and shift absorb the difference: the network does
+   not change, and re-estimating the statistics finds the same ones (that attack brings back what only the statistics hide).
 
-How many layers: the most, of `_DEPTHS` and of half of those there are (the earlier ones compute what all classes share), that
-cost the retained samples at most `_LOSS` of their accuracy.
+The number of layers edited is the largest of `_DEPTHS`, at most half of the layers (earlier ones compute what all classes
+share), that costs at most `_LOSS` of retain accuracy.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ __all__ = ["erase"]
 
 _DEPTHS = (6, 3, 1)
 _LOSS = 0.01
-# λ, from so little that only what nothing else holds back is moved.
+# λ, from so small that only directions that nothing else holds back are moved.
 _LAMBDAS = tuple(10 ** (step / 4) for step in range(-16, 13))
 _RIDGE = 1e-3
-# Values below this share of all would be cut off by the ReLU behind the last sum.
+# The share of values that the ReLU behind the last sum may cut off.
 _CUT = 0.005
-# Where smooth activations are as good as linear.
+# From here on smooth activations are as good as linear.
 _SMOOTH = 4.0
 
 
 def erase(task: Task, depth: int | None) -> Found:
-    """See the module's text."""
+    """Erases the classes of ``task`` in the last ``depth`` layers, or in as many as cost little; see the module's docstring."""
     run = _Run(task)
     half = max(1, len(run.sums) // 2)
     depths = [d for d in _DEPTHS if d <= half] if depth is None else [min(depth, len(run.sums))]
@@ -108,7 +108,7 @@ class _Sum:
 
 
 class _Run:
-    """One network and one set of samples; `fit` edits as many of the last layers as it is told."""
+    """One network and one set of samples; `fit` edits the last layers, as many as asked for."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -124,7 +124,7 @@ class _Run:
         self.images = task.images[used].to(device)
         self.labels, self.chosen = task.labels[used], task.chosen[used]
         self.concept = torch.stack([self.labels == index for index in task.forget], 1).double()
-        # Both kinds of sample count the same, however many there are of each.
+        # Forget and retain set count the same, whatever their sizes.
         count = self.chosen.double().mean()
         self.share = torch.where(self.chosen, 0.5 / count, 0.5 / (1 - count)).float().to(device)
         self.observed = Observed()
@@ -195,14 +195,14 @@ class _Run:
         self.readout = find_readout(whole[last], features[-1], norms[-1] if norms else None)
 
     def dense(self) -> CurvePoint:
-        """The unchanged network on the samples that are used."""
+        """The original network on the samples used."""
         return self._point(0.0, self.logits)
 
     def _point(self, strength: float, logits: Tensor) -> CurvePoint:
         return curve_point(strength, logits.argmax(1), self.labels, self.chosen)
 
     def _goal(self, name: str, last: bool) -> Tensor:
-        """(r, O): what the sum should be at the layer's positions."""
+        """(r, O): the target for the sum at the layer's positions."""
         total = self.sums[name]
         rows = total.rows.cpu().double()
         if not last or self.readout is None:
@@ -211,7 +211,7 @@ class _Run:
         readout = self.readout
         weight = self.classifier.weight.detach().cpu().double()[self.task.retain]
         if readout.norm is not None:
-            # Up to the scale of each sample, which varies little, the normalisation takes off the mean and multiplies.
+            # Up to each sample's scale, which varies little, the normalisation subtracts the mean and multiplies.
             gamma = readout.norm.weight.detach().cpu().double()
             weight = weight * gamma
             weight = weight - weight.mean(1, keepdim=True)
@@ -227,7 +227,7 @@ class _Run:
 
     @torch.inference_mode()
     def fit(self, depth: int) -> _Fit | None:
-        """The edited network, every layer fitted as it runs; None if no λ reaches the target."""
+        """Fits every layer as the edited network runs; None if no λ reaches the target."""
         net = copy.deepcopy(self.task.model.module)
         layers = list(self.sums)[-depth:]
         edits: dict[str, Edit] = {}
@@ -278,7 +278,7 @@ class _Run:
         if taken is None:
             return None
         point, weight, bias = taken
-        # Its row is knowledge of the class too.
+        # The classifier's row is knowledge of the class too.
         hidden = hiding_logit(features[-1] @ weight.T + bias, self.task.forget)
         weight[self.task.forget], bias[self.task.forget] = 0.0, hidden
         point = self._point(point.strength, features[-1] @ weight.T + bias)
@@ -290,7 +290,7 @@ class _Run:
         return _Fit(tensors, layers, point, curve, ridges)
 
     def _classifier(self, features: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-        """(K, d) and (K,): from the new features to the old logits on the retained samples, to their mean on the others."""
+        """(K, d) and (K,): from the new features to the old logits on the retain set, and to their mean on the forget set."""
         target = self.logits.clone()
         target[self.chosen] = self.logits[~self.chosen].mean(0)
         kinds = torch.where(self.chosen, strength / self.chosen.sum(), 1 / (~self.chosen).sum()).double()
@@ -304,7 +304,7 @@ class _Run:
 
 
 def _spread(chosen: Tensor, most: int) -> Tensor:
-    """The numbers of at most so many samples, of either kind in its share (at least one), spread evenly over all."""
+    """Indices of at most ``most`` samples, forget and retain set in proportion (at least one each), spread evenly."""
     if len(chosen) <= most:
         return torch.arange(len(chosen))
     parts = []

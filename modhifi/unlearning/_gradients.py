@@ -1,4 +1,4 @@
-"""What needs gradients, as references: raising the loss on the forget samples, and training on the others."""
+"""Reference methods that need gradients: gradient ascent on the forget set and fine-tuning on the retain set."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _MOMENTUM, _DECAY = 0.9, 5e-4
 
 @torch.inference_mode(False)
 def ascent(task: Task) -> Found:
-    """Stochastic gradient ascent on the cross-entropy of the forget samples, BatchNorm as it is in use; ends with the first step
-    that reaches the target.
+    """Stochastic gradient ascent on the cross-entropy of the forget set, with BatchNorm in evaluation mode, until the first
+    step that reaches the target. Raises `UserError` if none of `_STEPS_UP` steps does.
     """
     net = _trainable(task)
     optimizer = torch.optim.SGD(net.parameters(), lr=_RATE_UP, momentum=_MOMENTUM, maximize=True)
@@ -40,8 +40,8 @@ def ascent(task: Task) -> Found:
 
 @torch.inference_mode(False)
 def finetune(task: Task) -> Found:
-    """Stochastic gradient descent on the cross-entropy of the retained samples alone, BatchNorm as it is in use, for
-    `_EPOCHS_DOWN` epochs or until the target is reached; that it reaches it is not certain.
+    """Stochastic gradient descent on the cross-entropy of the retain set, with BatchNorm in evaluation mode, for `_EPOCHS_DOWN`
+    epochs or until the target is reached. It may not reach the target.
     """
     net = _trainable(task)
     optimizer = torch.optim.SGD(net.parameters(), lr=_RATE_DOWN, momentum=_MOMENTUM, weight_decay=_DECAY)
@@ -50,7 +50,7 @@ def finetune(task: Task) -> Found:
     batches = _batches(task, ~task.chosen, _BATCH_DOWN)
     for epoch in range(1, _EPOCHS_DOWN + 1):
         for step in range(steps):
-            task.progress((epoch - 1) * steps + step, _EPOCHS_DOWN * steps, "training on the rest")
+            task.progress((epoch - 1) * steps + step, _EPOCHS_DOWN * steps, "fine-tuning on the retain set")
             _step(task, net, optimizer, *next(batches))
         points.append(_point(task, net, epoch))
         if points[-1].forget_accuracy <= task.target:
@@ -63,7 +63,7 @@ def _trainable(task: Task) -> nn.Module:
 
 
 def _batches(task: Task, which: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Without end, shuffled anew each time around."""
+    """Yields batches endlessly, shuffled again for every pass."""
     generator = torch.Generator().manual_seed(task.seed)
     numbers = torch.nonzero(which)[:, 0]
     while True:

@@ -1,5 +1,5 @@
-"""Unlearning in closed form from second moments of both kinds of samples: the ridge of theory, section 6, and the subspaces of
-Kodge et al. Each is taken from the unmodified network, one solution a layer.
+"""Closed-form unlearning from second moments of the forget set and the retain set, one solution per layer on the original
+network: the ridge of docs/theory.md, *Pruning and unlearning*, and the subspaces of Kodge, Saha and Roy (TMLR 2024).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["closed_form", "subspaces"]
 
 _DEPTH = 2
 _WEAKEST, _STRONGEST = 1e-4, 1e4
-# α of the retained space from the one that leaves nearly everything alone to none at all; and of the forget space.
+# α of the retain space, from no protection to protecting nearly everything; and the α of the forget space to try.
 _RETAINED = (1.0, 1e5)
 _FORGET = (3.0, 30.0, 300.0)
 
 
 def closed_form(task: Task, depth: int | None, towards: Literal["zero", "mean"]) -> Found:
-    """`forgetting_ridge` in the last ``depth`` layers (2 by default), the one that writes the logits among them."""
+    """`forgetting_ridge` in the last ``depth`` layers (2 by default), including the one that writes the logits."""
     layers = _readers(task)[-(depth or _DEPTH) :]
     forget, retain = _moments(task, layers)
     weights = {name: flat_weight(get_operator(task.model.module, name)).cpu().double() for name in layers}
@@ -52,8 +52,9 @@ def closed_form(task: Task, depth: int | None, towards: Literal["zero", "mean"])
 
 
 def subspaces(task: Task) -> Found:
-    """`specific_projection` in every layer that reads components and in the classifier. The authors search both α on a grid; here
-    the retained one is searched for the smallest edit that reaches the target, with each of three α of the forget space.
+    """`specific_projection` in every layer that reads components and in the classifier. The authors search both α on a grid.
+    Here, for each of three α of the forget space, the α of the retain space is searched for the smallest edit that reaches
+    the target.
     """
     layers = _readers(task)
     forget, retain = _moments(task, layers)
@@ -85,16 +86,16 @@ def subspaces(task: Task) -> Found:
 
 
 def _readers(task: Task) -> list[str]:
-    """The layers that read components and are not too wide for second moments, in forward order, and the classifier."""
+    """The consumers that are not too wide for dense second moments, in forward order, and the classifier last."""
     layers = [name for name in task.study.structure.readers if not task.study.layers[name].wide]
     head = classifier_of(task.model)
     return [*(name for name in layers if name != head), *([] if head is None else [head])]
 
 
 def _moments(task: Task, layers: Sequence[str]) -> tuple[dict[str, Moments], dict[str, Moments]]:
-    """Of the forget samples and of the others."""
+    """Layer → moments on the forget set, and layer → moments on the retain set."""
     both = []
-    for which, what in ((task.chosen, "forget samples: "), (~task.chosen, "other samples: ")):
+    for which, what in ((task.chosen, "forget set: "), (~task.chosen, "retain set: ")):
         images: Tensor = task.images[which]
         found = collect(
             task.model.module,
@@ -119,7 +120,7 @@ def _counter(task: Task, total: int) -> Callable[[], None]:
     def step() -> None:
         nonlocal done
         done += 1
-        task.progress(done, total, "searching the strength")
+        task.progress(done, total, "searching for the strength")
 
     return step
 

@@ -1,4 +1,4 @@
-"""The trivial baseline: the class can no longer be answered."""
+"""The trivial baseline: a logit mask."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["mask"]
 
 
 def mask(task: Task) -> Found:
-    """The classifier's rows of the forget classes are zero, with a constant below every other answer."""
+    """Sets the logits of the forget classes to a constant below every winning logit of the other classes (`hiding_logit`)."""
     head = classifier_of(task.model)
     if head is None:
-        raise UserError(f"{task.model.spec} has no linear classifier whose logits could be masked; use another method")
+        raise UserError(f"{task.model.spec} has no linear classifier to mask; choose another method")
     with torch.inference_mode():
         logits = torch.cat([task.model.module(batch.to(task.model.device)).cpu() for batch in task.images.split(128)])
     hidden = hiding_logit(logits, task.forget)

@@ -1,4 +1,4 @@
-"""The smallest strength that reaches the target, with few evaluations: a ladder, then bisection, on a logarithmic scale."""
+"""Search for the smallest strength that reaches the target: an ascending scan, then bisection, on a logarithmic scale."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ._classes import Task
 
 __all__ = ["TRIALS", "curve", "smallest"]
 
-# Strengths on the way up, evenly spaced on the logarithmic scale, and bisections between the first that reaches the target and
-# the one before it.
+# Strengths of the scan, evenly spaced on the logarithmic scale, and bisections between the first one that reaches the
+# target and the one before it.
 _SCAN, _STEPS = 10, 4
 TRIALS = _SCAN + _STEPS
-"""At most so many strengths are tried."""
+"""The largest number of strengths that are tried."""
 
 
 def smallest(
     task: Task, edits: Callable[[float], Mapping[str, Edit]], low: float, high: float, step: Callable[[], None]
 ) -> list[float]:
-    """The strengths from ``low`` to ``high`` that were tried, the one to take last; [] if none of them brings the accuracy on the
-    forget samples down to the target. More is not always lower (a layer that is negated as a whole may answer as before), which
-    is why they are tried from below. ``step`` is called after every trial.
+    """The strengths between ``low`` and ``high`` that were tried, the chosen one last; [] if none brings forget accuracy down
+    to the target. Strengths are tried in ascending order, because forget accuracy is not monotonic: a layer that is negated
+    as a whole may predict as before. ``step`` is called after every trial.
     """
     tried: list[float] = []
 
@@ -50,9 +50,9 @@ def smallest(
 
 
 def curve(task: Task, edits: Callable[[float], Mapping[str, Edit]], strengths: list[float]) -> list[CurvePoint]:
-    """What each strength does to both kinds of samples, beginning with the unchanged network."""
+    """Forget and retain accuracy at each strength, in ascending order, starting with the original network at 0."""
     points = [task.measured(0.0, {})]
     for number, strength in enumerate(sorted(set(strengths))):
-        task.progress(number, len(strengths), "forget against retain accuracy")
+        task.progress(number, len(strengths), "measuring forget and retain accuracy")
         points.append(task.measured(strength, edits(strength)))
     return points

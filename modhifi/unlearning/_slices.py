@@ -1,14 +1,13 @@
-"""Unlearning by choosing (output, component) slices of weights in the last layers.
+"""Unlearning by selecting (output, component) slices of weights in the last layers.
 
-*Published* (ModHiFi, Alg. 1 and 2): singleton fidelity from forget-class samples only; the slices in the top-k are set to zero in
-BatchNorm networks and negated in LayerNorm networks; nothing is compensated.
+*Published* (ModHiFi, Alg. 1 and 2): slices are ranked by singleton fidelity on the forget set only. The top k are set to zero
+in BatchNorm networks and negated in LayerNorm networks; nothing is compensated.
 
-*Contrastive*: fidelity on the forget samples less that on the others; the top-k are set to zero, and of every output the slices
-that stay are scaled to reconstruct it on the others as well as they can (Prop. 3.8 on retained samples).
+*Contrastive*: slices are ranked by fidelity on the forget set minus fidelity on the retain set. The top k are set to zero,
+and the remaining slices of each output are scaled to reconstruct it on the retain set as well as possible (Prop. 3.8).
 
-The paper leaves k and the layers to the user. Here the strength is searched: for the last layer, the last two, three and four,
-the smallest fraction of slices that brings the accuracy on the forget samples down to the target; of these, the depth that keeps
-the most accuracy on the other samples.
+The paper leaves k and the layers to the user. Here both are searched: for the last one to four layers, the smallest fraction of
+slices that brings forget accuracy down to the target; of these depths, the one with the highest retain accuracy.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ __all__ = ["contrastive", "published"]
 
 _DEEPEST = 4
 _WEAKEST, _STRONGEST = 0.002, 1.0
-# Of a slice's Gram matrix, relative to its mean diagonal.
+# Ridge on the Gram matrices, relative to their mean diagonal.
 _RIDGE = 1e-4
 
 
 def published(task: Task, depth: int | None) -> Found:
-    """Alg. 1 or 2, whichever fits the network."""
+    """ModHiFi-U as published: zeroes slices, or negates them in networks with LayerNorm (Alg. 1 and 2)."""
     layers = _layers(task, depth)
     negate = any(isinstance(module, nn.LayerNorm) for module in task.model.module.modules())
     columns = {name: _slices(task.study, name) for name in layers}
-    scores = _scores(task, columns, task.chosen, "forget samples")
+    scores = _scores(task, columns, task.chosen, "forget set")
     factor = -1.0 if negate else 0.0
 
     def edits(chosen: Sequence[str], strength: float) -> dict[str, Edit]:
@@ -57,15 +56,15 @@ def published(task: Task, depth: int | None) -> Found:
 
 
 def contrastive(task: Task, depth: int | None) -> Found:
-    """High on the forget classes and low on the rest; compensated on the rest."""
+    """Zeroes slices with high fidelity on the forget set and low fidelity on the retain set; compensates on the retain set."""
     layers = [name for name in _layers(task, depth) if not task.study.layers[name].wide]
     if not layers:
         raise UserError(
-            "contrastive needs the dense moments of a layer, and the last ones are too wide; use another method"
+            "contrastive needs dense moments, and the last layers are too wide for them; choose another method"
         )
     columns = {name: _slices(task.study, name) for name in layers}
-    on_forget = _scores(task, columns, task.chosen, "forget samples")
-    on_rest = _scores(task, columns, ~task.chosen, "other samples")
+    on_forget = _scores(task, columns, task.chosen, "forget set")
+    on_rest = _scores(task, columns, ~task.chosen, "retain set")
     retained = task.images[~task.chosen]
     moments = collect(
         task.model.module,
@@ -73,7 +72,7 @@ def contrastive(task: Task, depth: int | None) -> Found:
         lambda start: retained[start:].split(128),
         len(retained),
         seed=task.seed,
-        progress=prefixed(task.progress, "other samples: "),
+        progress=prefixed(task.progress, "retain set: "),
     ).moments
     grams = {}
     for name in layers:
@@ -86,13 +85,13 @@ def contrastive(task: Task, depth: int | None) -> Found:
     def edits(chosen: Sequence[str], strength: float) -> dict[str, Edit]:
         found = {}
         for name in chosen:
-            stays = ~_top(on_forget[name] - on_rest[name], strength)  # (O, C)
-            # δ* = G_SS⁻¹ G_S· 1 for a subset S of each output's own: rows and columns outside it are those of the identity.
-            both = stays[:, :, None] & stays[:, None, :]
-            same = torch.eye(stays.shape[1], dtype=torch.float64)
-            wanted = grams[name].sum(2) * stays
+            kept = ~_top(on_forget[name] - on_rest[name], strength)  # (O, C)
+            # δ* = G_SS⁻¹ G_S· 1 with its own subset S per output: rows and columns outside S become the identity.
+            both = kept[:, :, None] & kept[:, None, :]
+            same = torch.eye(kept.shape[1], dtype=torch.float64)
+            wanted = grams[name].sum(2) * kept
             factor = torch.linalg.cholesky(torch.where(both, grams[name], same))
-            scale = torch.cholesky_solve(wanted[:, :, None], factor)[:, :, 0] * stays
+            scale = torch.cholesky_solve(wanted[:, :, None], factor)[:, :, 0] * kept
             found[name] = _scaled(task.study.layers[name].weight.double(), columns[name], scale)
         return found
 
@@ -100,16 +99,18 @@ def contrastive(task: Task, depth: int | None) -> Found:
 
 
 def _layers(task: Task, depth: int | None) -> list[str]:
-    """Those that can be edited, the last one first."""
+    """The layers that can be edited, last one first, at most ``depth`` (4 by default)."""
     order = [name for name in task.study.structure.readers if _editable(task.study, name)][::-1]
     if not order:
-        raise UserError("no layer of this network reads what a block computed; use the method subspace or mask")
+        raise UserError(
+            "no layer of this network reads components from inside a block; use the method subspace or mask"
+        )
     return order[: depth or _DEEPEST]
 
 
 def _editable(study: Study, layer: str) -> bool:
-    """Layers that read what a block computed. One that reads the residual stream hears every block before it; the one that
-    writes the logits would only be a masked logit.
+    """Whether the layer reads only components from inside a block. Layers that read a residual stream depend on every earlier
+    block, and editing the layer that writes the logits would only mask a logit.
     """
     logits = layer == list(study.structure.readers)[-1] and len(study.layers[layer].weight) == len(study.model.classes)
     streams = any(group.kind == "stream" for group, _ in study.structure.readers[layer])
@@ -117,7 +118,7 @@ def _editable(study: Study, layer: str) -> bool:
 
 
 def _slices(study: Study, layer: str) -> Tensor:
-    """(C, k): the columns of every component that the layer reads; single channels where components differ in size."""
+    """(C, k): the columns of each component that the layer reads, or of each channel if components differ in size."""
     read = study.structure.readers[layer]
     if len({consumer.block for _, consumer in read}) == 1:
         return torch.cat([torch.from_numpy(consumer.columns(group.size)) for group, consumer in read])
@@ -126,8 +127,8 @@ def _slices(study: Study, layer: str) -> Tensor:
 
 
 def _scores(task: Task, columns: Mapping[str, Tensor], which: Tensor, what: str) -> dict[str, Tensor]:
-    """(O, C) singleton fidelity of each layer's slices on these samples. They are few, and single slices are ranked: every
-    position counts.
+    """Layer → (O, C) singleton fidelity of its slices on these samples. All positions are used, because the samples are few and
+    single slices are ranked.
     """
     images = task.images[which]
     return collect_singletons(
@@ -142,14 +143,14 @@ def _scores(task: Task, columns: Mapping[str, Tensor], which: Tensor, what: str)
 
 
 def _top(scores: Tensor, fraction: float) -> Tensor:
-    """(O, C) bool: the fraction with the highest scores, at least one."""
+    """(O, C) bool: the ``fraction`` of slices with the highest scores, at least one."""
     chosen = torch.zeros(scores.numel(), dtype=torch.bool)
     chosen[scores.flatten().topk(max(1, round(fraction * scores.numel()))).indices] = True
     return chosen.reshape(scores.shape)
 
 
 def _scaled(weight: Tensor, columns: Tensor, factors: Tensor) -> Edit:
-    """Every slice times its factor (O, C)."""
+    """The edit that multiplies each slice by its factor (O, C)."""
     new = weight.clone()
     new[:, columns.reshape(-1)] *= factors.repeat_interleave(columns.shape[1], dim=1)
     return Edit(new, weight.new_zeros(weight.shape[0]))
@@ -163,7 +164,7 @@ def _best(
     method: str,
     compensate: Compensation,
 ) -> Found:
-    """The smallest strength for each depth (or the one that is given), and of these the one that keeps the most."""
+    """The smallest strength that reaches the target at each depth (or at ``depth``); of these, the highest retain accuracy."""
     depths = range(1, len(layers) + 1) if depth is None else [len(layers)]
     best: tuple[float, int, list[float]] | None = None
     total, done = len(depths) * TRIALS, 0
@@ -171,7 +172,7 @@ def _best(
     def step() -> None:
         nonlocal done
         done += 1
-        task.progress(done, total, "searching the strength")
+        task.progress(done, total, "searching for the strength")
 
     for deep in depths:
         chosen = layers[:deep]

@@ -1,4 +1,4 @@
-"""The methods, and the one call that makes a plan with any of them."""
+"""The registry of unlearning methods, and `unlearn`, which makes a plan with any of them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Target = Literal["zero", "mean"]
 
 @dataclass(frozen=True)
 class Method:
-    """``run(task, depth, towards)`` gives what the method found. ``gradients``: it needs them, and stands here to compare with;
-    ``strength``: what the number that was searched means; ``deep``: whether ``depth`` means anything to it.
+    """``run(task, depth, towards)`` returns the method's result. ``strength``: the meaning of the number that is searched.
+    ``gradients``: whether the method needs gradients and serves only as a reference. ``deep``: whether it supports ``depth``.
     """
 
     title: str
@@ -60,56 +60,58 @@ def unlearning_methods() -> dict[str, Method]:
 for _name, _method in {
     "erase": Method(
         "Erasure",
-        "Takes the class out of what the last layers write to the residual stream, keeps of the features only what tells the"
-        " other classes apart, and refits the classifier. Closed forms throughout.",
-        "weight λ of the forgotten samples in the classifier's fit",
+        "Removes the class from what the last layers write to the residual stream, keeps only the features that"
+        " separate the retained classes, and refits the classifier. All steps are in closed form.",
+        "weight λ of the forget set in the classifier's fit",
         lambda task, depth, _: erase(task, depth),
         deep=True,
     ),
     "published": Method(
         "ModHiFi-U as published",
-        "Alg. 1 and 2: the slices with the highest fidelity on samples of the class are zeroed (BatchNorm) or negated"
-        " (LayerNorm).",
+        "Alg. 1 and 2: zeroes (BatchNorm) or negates (LayerNorm) the slices with the highest fidelity on the forget"
+        " set.",
         "fraction of the slices",
         lambda task, depth, _: published(task, depth),
         deep=True,
     ),
     "contrastive": Method(
         "Contrastive selection",
-        "Zeroes the slices whose fidelity is high on the class and low on the others, and compensates on the others.",
+        "Zeroes the slices whose fidelity is high on the forget set and low on the retain set, and compensates on the"
+        " retain set.",
         "fraction of the slices",
         lambda task, depth, _: contrastive(task, depth),
         deep=True,
     ),
     "ridge": Method(
         "Closed-form ridge",
-        "W' = (W H_r + λ t m_fᵀ)(H_r + λ H_f)⁻¹ in the last layers, the one that writes the logits among them.",
-        "weight λ of the forgotten samples",
+        "W' = (W H_r + λ t m_fᵀ)(H_r + λ H_f)⁻¹ in the last layers, including the one that writes the logits.",
+        "weight λ of the forget set",
         closed_form,
         deep=True,
     ),
     "subspace": Method(
         "Subspaces (Kodge et al. 2024)",
-        "Projects every layer's input away from the directions that the class has and the others have not.",
-        "1/α: how little of the retained space is left alone",
+        "Projects every layer's input away from directions that occur in the forget set but not in the retain set.",
+        "1/α: how little of the retain space is protected",
         lambda task, _, __: subspaces(task),
     ),
     "mask": Method(
         "Logit mask",
-        "The trivial baseline: the class can no longer be answered, and all that the network knows of it stays.",
+        "The trivial baseline: sets the logit of the class below every other. What the network knows of the class"
+        " remains.",
         "none",
         lambda task, _, __: mask(task),
     ),
     "ascent": Method(
         "Gradient ascent",
-        "Raises the loss on samples of the class. A reference: it needs gradients.",
+        "Raises the loss on the forget set. A reference method that needs gradients.",
         "steps",
         lambda task, _, __: ascent(task),
         gradients=True,
     ),
     "finetune": Method(
-        "Training on the rest",
-        "A few epochs on samples of the other classes. A reference: it needs gradients and labels.",
+        "Fine-tuning on the retain set",
+        "Trains for up to 5 epochs on the retain set. A reference method that needs gradients and labels.",
         "epochs",
         lambda task, _, __: finetune(task),
         gradients=True,
@@ -133,43 +135,45 @@ def unlearn(
     model: Model | None = None,
     progress: Progress = silent,
 ) -> Plan:
-    """A plan that makes the network forget classes. The strength of the edit is searched: the smallest that brings the accuracy
-    on the samples of those classes to ``target``; what was tried is in the plan's ``curve``.
+    """A plan that makes the network forget classes. The method searches for the smallest strength of the edit that brings the
+    accuracy on the forget set down to ``target``; the plan's ``curve`` records every strength tried.
 
     Args:
-        study: of the network; its structure says which layers read what.
-        forget: classes by name or index.
-        data: images to decide on, not the ones to judge with. Their labels only say which are of the classes to forget.
-        method: a name of `unlearning_methods`.
-        target: accuracy on the forget samples that is low enough, in [0, 1), or ``chance``, one over the number of classes.
-        depth: how many layers are edited, counted from the last; chosen by the method if None.
-        towards: of the method ``ridge``: what a layer should answer on the forget samples, nothing (``zero``) or what it answers
-            on the others on average (``mean``).
-        predicted_labels: take the network's own answers for labels; ``data`` needs none then.
-        samples: at most so many images of ``data`` are used, drawn by ``seed``.
-        model: the network, if it is at hand; loaded again otherwise.
+        study: the study of the network.
+        forget: class names or indices.
+        data: calibration images; judge the plan on others. Labels are used only to identify the forget classes.
+        method: a name from `unlearning_methods`.
+        target: forget accuracy that is low enough, in [0, 1), or ``chance``, one over the number of classes.
+        depth: number of layers to edit, counted from the last; chosen by the method if None.
+        towards: for ``ridge``, the output that a layer should have on the forget set: ``zero``, or the ``mean`` of its
+            outputs on the retain set.
+        predicted_labels: label the images by the network's own predictions; ``data`` then needs no labels.
+        samples: maximum number of images of ``data`` to use.
+        seed: seed of the draw of images and of the methods.
+        model: the network; loaded if None.
+        progress: see `modhifi.progress`.
 
     Raises:
-        UserError: for classes that do not exist, none or all of them, data without labels, no image of the forget classes or
-            of the others, a method that is unknown or does not know ``depth``, or a target that no strength reaches.
+        UserError: for unknown classes, none or all of them; data without labels; no image of the forget classes or none of the
+            others; an unknown method, or one that does not support ``depth``; or a target that no strength reaches.
     """
     if not study.model.classes:
         raise UserError(f"{study.model.spec} is a language model, which has no classes to forget; prune it instead")
     if method not in _METHODS:
-        raise UserError(f"unknown method {method!r}; one of {', '.join(_METHODS)}")
+        raise UserError(f"unknown method {method!r}; choose one of {', '.join(_METHODS)}")
     chosen = _METHODS[method]
     if depth is not None and not chosen.deep:
-        raise UserError(f"the method {method} has no depth; leave it away")
+        raise UserError(f"the method {method} has no depth; omit it")
     if depth is not None and depth < 1:
-        raise UserError(f"depth is how many layers are edited, at least 1, not {depth}")
+        raise UserError(f"depth, the number of layers to edit, must be at least 1, not {depth}")
     if towards not in ("zero", "mean"):
-        raise UserError(f"towards is zero or mean, not {towards!r}")
+        raise UserError(f"towards must be zero or mean, not {towards!r}")
     low = 1 / len(study.model.classes) if isinstance(target, str) else target
     if target not in ("chance", low) or not 0 <= low < 1:
-        raise UserError(f"target is an accuracy from 0 to below 1, or chance, not {target}")
+        raise UserError(f"target must be an accuracy from 0 to below 1, or chance, not {target}")
     net = model or reload(study.model)
     if net.fingerprint != study.model.fingerprint:
-        raise UserError("the study was made for other weights than this model's; analyze it again")
+        raise UserError("the study was made for other weights than this model's; analyze the model again")
     task = make_task(study, net, data, forget, samples, seed, low, predicted_labels, progress)
     found = chosen.run(task, depth, towards)
     return Plan(

@@ -1,4 +1,4 @@
-"""Where a class lives: the components that carry it and little else, from the study's class tables alone."""
+"""Class-specific components: those with high fidelity for a class and low fidelity for the others, from the study alone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["Living", "where_it_lives"]
 
 @dataclass(frozen=True)
 class Living:
-    """``table`` (K, M): fidelity of each of the M components shown, alone, for each of the K ``classes``; ``components`` are
-    (group, index); ``apart`` (M,) is how much higher the fidelity is for the chosen classes than for the others, on average.
+    """The M most class-specific components. ``table`` (K, M): fidelity of each component alone for each of the K ``classes``;
+    ``components``: (group, index) of each; ``apart`` (M,): mean fidelity for the chosen classes minus that for the others.
     """
 
     table: np.ndarray
@@ -25,9 +25,9 @@ class Living:
 
 
 def where_it_lives(study: Study, chosen: Sequence[str], at_most: int = 40) -> Living:
-    """The ``at_most`` components, of all groups, whose class fidelity (`Study.class_fidelity`) is highest for the ``chosen``
-    classes beside the others; with none chosen, those that tell any one class from the rest best. Classes that the study saw too
-    rarely are left out.
+    """The ``at_most`` components, over all groups, whose class fidelity (`Study.class_fidelity`) for the ``chosen`` classes
+    exceeds that for the others by most; with no class chosen, the components most specific to any single class. Classes
+    without a class table are omitted.
     """
     names: list[str] = []
     tables, components = [], []

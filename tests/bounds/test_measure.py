@@ -203,3 +203,39 @@ def test_refusals(chain: Model, pictures: Data, digits_study: Study) -> None:
         )
     with pytest.raises(UserError, match="different weights"):
         modhifi.bounds.measure(study, modhifi.prune(digits_study, flops=0.5, compensate="full"), pictures, model=chain)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "fails"])
+@pytest.mark.parametrize("late", [1, 3, 7])
+def test_a_shared_network_is_restored_after_a_failure(chain: Model, pictures: Data, how: str, late: int) -> None:
+    """`measure` replaces forward passes and hooks layers of the caller's own network: whatever stops it, and when, all of that is
+    undone.
+    """
+    study = modhifi.analyze(chain, pictures)
+    plan = modhifi.prune(study, overrides={"a": 3, "c": 4}, compensate="full")
+    net = chain.module
+    images = torch.cat([batch for batch, _ in pictures.batches(chain.input)])
+    before = {name: dict(vars(module)) for name, module in net.named_modules()}
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    plain = net(images)
+    steps = 0
+
+    def stop(done: int, total: int, what: str) -> None:
+        nonlocal steps
+        if "bound" in what:
+            steps += 1
+            if how == "cancelled" and steps > late:
+                raise modhifi.Cancelled
+            if how == "fails" and steps == late:
+                # From now on the network itself raises, in the middle of a pass.
+                net.c.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+
+    with pytest.raises(modhifi.Cancelled if how == "cancelled" else RuntimeError):
+        modhifi.bounds.measure(
+            study, plan, pictures, samples=8, model=chain, held_out=False, batch_size=2, progress=stop
+        )
+    net.c._forward_pre_hooks.clear()
+    assert {name: dict(vars(module)) for name, module in net.named_modules()} == before, "no forward pass is replaced"
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert torch.equal(net(images), plain)

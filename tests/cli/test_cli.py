@@ -86,7 +86,7 @@ def test_methods_are_compared_and_every_row_is_a_plan(
         assert row["flops"] <= 0.7 * found["flops_before"]
         result = ask(capsys, "evaluate", row["plan"], "--data", "digits", "--split", "test", "--samples", 60)
         assert result["accuracy"] == row["accuracy"]
-    assert "the methods are" in refused(capsys, *asked, "--methods", "luck")
+    assert "unknown method 'luck'" in refused(capsys, *asked, "--methods", "luck")
     assert "one budget" in refused(capsys, "compare", work / "study", "--data", "digits")
 
 
@@ -327,7 +327,7 @@ def test_as_a_process_from_anywhere(work: Path, tmp_path: Path) -> None:
 def test_a_fault_of_ours_is_told_from_a_mistake(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modhifi.cli._calls.show", lambda *_: 1 / 0)
+    monkeypatch.setattr("modhifi.cli._show.run", lambda *_: 1 / 0)
     assert main(["show", str(work / "study")]) == 1
     captured = capsys.readouterr()
     assert "ZeroDivisionError" in captured.err
@@ -335,7 +335,7 @@ def test_a_fault_of_ours_is_told_from_a_mistake(
 
 
 def test_a_published_checkpoint(shared: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """ResNet-56 on real images; a part of them, so that it takes seconds (the README has the whole test split)."""
+    """ResNet-56 on real images; a part of them, so that it takes seconds (docs/results has the whole test split)."""
     data = ["--data", "cifar10", "--data-root", shared / "data" / "cifar10"]
     weights = shared / "models" / "resnet56-4bfd9763.th"
     study, plan = tmp_path / "study", tmp_path / "plan.json"

@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_one_line(study: Path, tmp_path: Path, capsys: pyte
         (["prune", study, "--latency", "0.5"], "no latency budget"),
         (["prune", study, "--params", "0.9", "--published"], "--score cholesky"),
         (["unlearn", study, "--forget", "a", "--data", "text:kjv"], "no classes to forget"),
-        (["analyze", "text-llama", "--data", "digits"], "give --data text:FILE"),
+        (["analyze", "text-llama", "--data", "digits"], "use --data text:FILE"),
         (["analyze", "digits-resnet20", "--data", "text:kjv"], "text is for language models"),
         (["analyze", "hf:no/such/name/anywhere", "--data", "text:kjv"], "could not be loaded"),
     )

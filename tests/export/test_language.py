@@ -102,12 +102,12 @@ def test_free_widths_open_here(family: str, language: Make, prose: Data, tmp_pat
 
 def test_damage_and_other_formats_are_told(language: Make, prose: Data, tmp_path: Path) -> None:
     _, small = changed(language(), prose, "global")
-    with pytest.raises(UserError, match="not spread over devices"):
+    with pytest.raises(UserError, match="cannot be spread over devices"):
         modhifi.load_model(f"hf:{modhifi.export(small, tmp_path / 'free')}", device="map")
     for context in (0, 1, 49):
         with pytest.raises(UserError, match=f"the context must be 2 to 48 tokens for this model, not {context}"):
             modhifi.load_model(str(tmp_path / "free"), device="cpu", context=context)
-    with pytest.raises(UserError, match="written as safetensors"):
+    with pytest.raises(UserError, match="written as safetensors only"):
         modhifi.export(small, tmp_path / "no", ["safetensors", "onnx"])
     out = modhifi.export(small, tmp_path / "out")
     for mode in ("width", "global"):

@@ -176,7 +176,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     (tmp_path / "precious.txt").chmod(0o444)
     for out, line in (
-        (tmp_path, "holds other files"),
+        (tmp_path, "contains other files"),
         (tmp_path / "precious.txt", "is a file"),
         (tmp_path / "precious.txt" / "run", "cannot be created"),
     ):

@@ -129,7 +129,7 @@ def test_a_table_of_this_machine(chain: Model, tmp_path) -> None:
     table.save(tmp_path / "latency.json")
     assert LatencyTable.load(tmp_path / "latency.json") == table
     (tmp_path / "latency.json").write_text('{"machine": 3}')
-    with pytest.raises(UserError, match="damaged or not a table"):
+    with pytest.raises(UserError, match="damaged or not a latency table"):
         LatencyTable.load(tmp_path / "latency.json")
 
 
@@ -180,7 +180,7 @@ def test_a_latency_that_the_machine_does_not_reach(digits_study: Study, digits_m
     dense = size(digits_model.module)
     clock = Clock(lambda net: 1.0 if size(net) == dense else 0.9)
     table = made_up_here(digits_study, digits_model)
-    with pytest.raises(UserError, match=r"takes 0\.900 of the original's time; ask for at least 0\.9"):
+    with pytest.raises(UserError, match=r"takes 0\.900 of the original's time; set at least 0\.9"):
         modhifi.prune(digits_study, latency=0.5, compensate="none", latencies=table, clock=clock, model=digits_model)
 
 

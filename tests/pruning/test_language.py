@@ -239,7 +239,7 @@ def test_more_compensation_is_nearer_to_the_unchanged_network(language: Make, pr
 
 def test_what_language_models_are_not_asked(language: Make, prose: Data, digits_study: Study) -> None:
     study = studied(language(), prose)
-    with pytest.raises(UserError, match="no budget of latency"):
+    with pytest.raises(UserError, match="no latency budget"):
         modhifi.allocate(study, latency=0.5)
     with pytest.raises(UserError, match="equal widths in all blocks are for language models"):
         modhifi.allocate(digits_study, flops=0.5, allocation="width")

@@ -120,16 +120,16 @@ def test_layernorm_networks_are_negated(pictures: Data, chain: Model) -> None:
 def test_refusals(digits_study: Study, digits_model: Model, chain: Model) -> None:
     data = modhifi.load_data("digits")
     without = data.where(data.targets != 3)
-    with pytest.raises(UserError, match="nothing to forget it by"):
+    with pytest.raises(UserError, match="has no image of 3 in its"):
         modhifi.unlearn(digits_study, ["3"], without, model=digits_model)
-    with pytest.raises(UserError, match="some of the other classes"):
+    with pytest.raises(UserError, match="images of other classes are needed too"):
         modhifi.unlearn(digits_study, ["3"], data.where(data.targets == 3), model=digits_model)
     with pytest.raises(UserError, match="target"):
         modhifi.unlearn(digits_study, ["3"], data, target=1.0, model=digits_model)
     with pytest.raises(UserError, match="other weights"):
         modhifi.unlearn(digits_study, ["3"], data, model=chain)
     for wrong, message in [
-        ({"method": "magic"}, "unknown method 'magic'; one of erase, published"),
+        ({"method": "magic"}, "unknown method 'magic'; choose one of erase, published"),
         ({"method": "mask", "depth": 2}, "mask has no depth"),
         ({"depth": 0}, "at least 1"),
         ({"target": "never"}, "or chance"),
