@@ -184,7 +184,7 @@ def held_out_summary(report: modhifi.bounds.BoundReport) -> str:
     """How often errors exceed bounds whose constants come from other samples."""
     held = report.held_out
     if held is None:
-        return "All test samples are calibration samples: measure on others to see how often constants are too small for them."
+        return "All test samples are calibration samples; measure on others to test the constants on new samples."
     return (
         f"With constants from {held.samples} calibration samples instead, {held.layers:.2%} of single-layer errors "
         f"exceed their bound ({held.expected:.2%} is expected if samples are exchangeable), and {held.plan:.2%} of "

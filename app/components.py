@@ -35,13 +35,16 @@ __all__ = [
     "latest_job",
     "numbers",
     "percent",
+    "rounded",
     "start",
 ]
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number with its help text. ``delta`` is its change, ``good`` the direction that is better; a ``note`` is neutral."""
+    """A number with its help text. ``delta`` is its change, ``good`` the direction that is better; a ``note`` is
+    neutral.
+    """
 
     label: str
     value: str
@@ -90,6 +93,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "n/a" if value is None else f"{100 * value:.{digits}f}%"
 
 
+def rounded(value: float) -> str:
+    """Three significant digits, without an exponent for large values."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
 def compact(value: float) -> str:
     """Formats 1234567 as 1.23 M."""
     for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
@@ -109,8 +117,8 @@ def start(task: Callable[..., Job], *arguments: Any) -> None:
 def job_card(job: Job) -> None:
     """Draws progress and *Cancel* while a job runs, its error if it failed, and nothing once it is done."""
     if job.state == "running":
-        # The container belongs to the page and not to the fragment. If the fragment runs again before a slow server has sent
-        # the page, Streamlit drops the fragment's first output, and the browser could not place the next one.
+        # The container belongs to the page and not to the fragment: if the fragment reruns before a slow server has
+        # sent the page, Streamlit drops the fragment's first output, and the browser could not place the next one.
         with st.container():
             _poll(job)
     elif job.state == "error":
@@ -128,8 +136,8 @@ def latest_job(session: Session, kind: str) -> Job | None:
 
 
 def derived(session: Session, compensate: Level, group: str | None = None, score: str | None = None) -> bool:
-    """Whether the study has the curves for this compensation, of one group or all, in its own orders or that of one score. If
-    not, draws the job that derives them.
+    """Whether the study has the curves for this compensation, of one group or all, in its own orders or that of one
+    score. If not, draws the job that derives them.
     """
     job = session.library.tasks.derive(session.source, compensate, group, score)
     # A small study is done before anybody could read the progress.

@@ -34,8 +34,8 @@ _SIDE = 160
 class Exemplar:
     """One image as the network sees it, and again with the pixels marked that activate the component; both PNG.
 
-    ``energy``: the component's mean squared activation on it, as a multiple of the mean over all images; ``predicted``: the
-    predicted class.
+    ``energy``: the component's mean squared activation on it, as a multiple of the mean over all images;
+    ``predicted``: the predicted class.
     """
 
     image: bytes
@@ -47,8 +47,8 @@ class Exemplar:
 def exemplars(
     study: modhifi.Study, model: Model, data: Data, group: str, component: int, progress: Progress
 ) -> list[Exemplar]:
-    """The `COUNT` images of ``data`` on which the component has the most energy at the first layer that reads it, in descending
-    order.
+    """The `COUNT` images of ``data`` on which the component has the most energy at the first layer that reads it, in
+    descending order.
     """
     consumer = study.group(group).consumers[0]
     layer = get_operator(model.module, consumer.layer)
@@ -109,7 +109,7 @@ def _pixels(images: Tensor, model: Model) -> list[NDArray[np.float64]]:
 
 
 def _overlaid(picture: NDArray[np.float64], mark: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The picture in grey, overlaid with orange in proportion to the attribution; its top percentile is fully orange."""
+    """The picture in grey, overlaid with orange by attribution; the top percentile is fully orange."""
     top = float(np.quantile(mark, 0.99)) or float(mark.max()) or 1.0
     weight = np.clip(mark / top, 0.0, 1.0)[:, :, None]
     grey = picture.mean(2, keepdims=True)

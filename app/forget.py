@@ -193,7 +193,5 @@ def attack_numbers(point: Point) -> list[Number]:
             FORMULAS["mia"],
             note="AUC" if e["mia_before"] is None else f"AUC, original {e['mia_before']:.3f}",
         ),
-        Number(
-            "BN recall", percent(e["bn_recall_accuracy"]), FORMULAS["recall"], note="forget accuracy after the attack"
-        ),
+        Number("BN recall", percent(e["bn_recall_accuracy"]), FORMULAS["recall"], note="forget accuracy"),
     ]

@@ -78,8 +78,8 @@ FORMULAS = {
     "Y\\rangle^2 / (E_c\\|A_i\\|^2 \\, E_c\\|Y\\|^2)$. Shown are the components, from all groups, whose fidelity is "
     "highest for the chosen classes compared with the others. A column that is bright in a single row is specific "
     "to that class.",
-    "strength": "The smallest strength at which the accuracy on calibration images of the class falls to the "
-    "target. Every point was tried; the path starts at the original network.",
+    "strength": "Up and right is better. Selected is the smallest strength at which the accuracy on calibration "
+    "images of the class falls to the target. Every point was tried; the path starts at the original network.",
     "relearning": "Slower is better. Forget accuracy after a number of gradient descent steps on 100 images of the "
     "class and 100 others (batches of 32, rate 0.005, momentum 0.9, gradients clipped at 1). A network that learns "
     "the class much faster than one that never saw it has not forgotten it.",

@@ -54,8 +54,8 @@ class Overview:
 
 @dataclass(frozen=True)
 class GroupView:
-    """One group: ``greedy`` and ``naive`` (C+1,) curves, ``singletons`` (C,) sorted, ``chosen`` (C,) which of these are in the
-    HiFi set, and a summary for each figure.
+    """One group: ``greedy`` and ``naive`` (C+1,) curves, ``singletons`` (C,) sorted, ``chosen`` (C,) which of these
+    are in the HiFi set, and a summary for each figure.
     """
 
     greedy: Array
@@ -105,7 +105,7 @@ def read_overview(study: modhifi.Study, eta: float, compensate: Any, cumulative:
     return Overview(
         strips,
         f"{kept} of {total} components ({kept / total:.0%}) are enough for η = {eta:.2f} in every group; "
-        f"in {small} of {len(strips)} groups, less than a fifth of the components.",
+        f"in {small} of {len(strips)} groups, fewer than a fifth are enough.",
     )
 
 

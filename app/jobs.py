@@ -1,9 +1,9 @@
 """Background jobs. The script of a page never computes: it submits a job and draws the job's progress.
 
-Two pages that hook the same network at the same time would corrupt each other's statistics. Therefore every *lane* has one
-worker, and the lane of a job is the network it uses. The key of a job identifies what it computes: submitting a key again,
-while the job runs or after it is done, returns the same job. Nothing is computed twice, and a reloaded page finds its job.
-This module does not depend on Streamlit, and a worker never draws.
+Two pages that hook the same network at the same time would corrupt each other's statistics. Therefore every *lane* has
+one worker, and the lane of a job is the network it uses. The key of a job identifies what it computes: submitting a
+key again, while the job runs or after it is done, returns the same job. Nothing is computed twice, and a reloaded page
+finds its job. This module does not depend on Streamlit, and a worker never draws.
 """
 
 from __future__ import annotations

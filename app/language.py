@@ -12,6 +12,7 @@ import modhifi
 from modhifi.specs import TokenSpec
 
 from .formulas import FORMULAS
+from .latency import relative_latency
 from .store import Point
 from .tables import Columns, timed
 
@@ -27,16 +28,22 @@ def _row(plan: str, point: Point, when: str, note: str) -> dict[str, Any]:
     e: Mapping[str, Any] = point.evaluation
     speeds = {"prefill": "prefill_tokens_per_second", "decode": "decode_tokens_per_second"}
     now = {title: e.get(f"{name}{when}") for title, name in speeds.items()}
-    original = {title: e.get(f"{name}_before") for title, name in speeds.items()}
-    share = {title: 100 * now[title] / original[title] if now[title] and original[title] else None for title in speeds}
+
+    def share(title: str) -> float | None:
+        speed, original = now[title], e.get(f"{speeds[title]}_before")
+        return 100 * speed / original if speed and original else None
+
+    latency = relative_latency(e)  # of one window; prefill is its tokens over it
+    spread = None if latency is None or latency.spread is None else 100 * latency.spread / latency.share**2
     return {
         "Plan": plan,
         "Perplexity": e[f"perplexity{when}"],
         "× original": e[f"perplexity{when}"] / e["perplexity_before"],
         "Parameters": 100 * e[f"params{when}"] / e["params_before"],
         "FLOPs": 100 * e[f"flops{when}"] / e["flops_before"],
-        "Prefill": share["prefill"],
-        "Decode": share["decode"],
+        "Prefill": share("prefill"),
+        "Spread": 0.0 if when else spread,
+        "Decode": share("decode"),
         "Prefill, tokens/s": now["prefill"],
         "Decode, tokens/s": now["decode"],
         "Timed": timed(point),
@@ -58,6 +65,11 @@ def points_table(points: Sequence[Point]) -> tuple[pd.DataFrame, Columns]:
         "Parameters": number(format="%.1f%%", help=FORMULAS["params"]),
         "FLOPs": number(format="%.1f%%", help=FORMULAS["flops"]),
         "Prefill": number(format="%.1f%%", help=f"{FORMULAS['prefill']} {same_run}"),
+        "Spread": number(
+            "± points",
+            format="%.1f",
+            help="Uncertainty of *Prefill* in percentage points: the interquartile ranges of both models' rounds, combined.",
+        ),
         "Decode": number(format="%.1f%%", help=f"{FORMULAS['decode']} {same_run}"),
         "Prefill, tokens/s": number(format="%.0f", help=FORMULAS["prefill"]),
         "Decode, tokens/s": number(format="%.0f", help=FORMULAS["decode"]),

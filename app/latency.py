@@ -12,7 +12,9 @@ __all__ = ["Relative", "relative_latency"]
 
 @dataclass(frozen=True)
 class Relative:
-    """``share``: latency over that of the original network; ``spread``: its uncertainty, None where no spread was recorded."""
+    """``share``: latency over that of the original network; ``spread``: its uncertainty, None where no spread was
+    recorded.
+    """
 
     share: float
     spread: float | None

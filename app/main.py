@@ -25,8 +25,8 @@ def page(name: str, title: str, icon: str, text: str, default: bool = False) -> 
 def use_threads() -> int:
     """Sets PyTorch's thread count, once per server, because changing it would disturb a running network.
 
-    One core is left to the server and the browser. If a network's threads have to wait for a core that is busy with a page, the
-    many small operations of an analysis take several times as long.
+    One core is left to the server and the browser. If a network's threads have to wait for a core that is busy with a
+    page, the many small operations of an analysis take several times as long.
     """
     import torch
 
@@ -47,21 +47,36 @@ pages = [
         "model",
         "Model",
         "deployed_code",
-        "Analyse a network in one pass over unlabelled images or text: no labels, no loss, no gradients.",
+        "One pass over unlabelled images or text: no labels, no loss, no gradients.",
         True,
     ),
-    page("importance", "Importance", "bar_chart_4_bars", "Which components carry the output: the smallest sufficient set is the HiFi set."),
+    page(
+        "importance",
+        "Importance",
+        "bar_chart_4_bars",
+        "Which components carry the output: the smallest sufficient set is the HiFi set.",
+    ),
     page(
         "bounds",
         "Bounds",
         "straighten",
-        "How much an error in one layer can grow on its way to the logits, and how tight the bound is.",
+        "How much an error in a layer can grow, and how tight the bound is.",
     ),
     page("prune", "Prune", "content_cut", "Predictions follow the slider. Measure applies the plan and tests it."),
-    page("forget", "Forget", "ink_eraser", "Remove chosen classes from the network, then attack the result to see whether they return."),
-    page("modalities", "Modalities", "balance", "Modalities trained together compete; gradient modulation balances them."),
     page(
-        "export", "Export", "download", "Download a plan, the modified network and a report, and reproduce them without the dashboard."
+        "forget",
+        "Forget",
+        "ink_eraser",
+        "Remove classes, then attack the result to see whether they return.",
+    ),
+    page(
+        "modalities", "Modalities", "balance", "Modalities trained together compete; gradient modulation balances them."
+    ),
+    page(
+        "export",
+        "Export",
+        "download",
+        "Download a plan, its network and a report, and reproduce them.",
     ),
 ]
 chosen = st.navigation(pages, position="top")

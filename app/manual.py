@@ -39,8 +39,8 @@ class History:
 
 
 def manual_counts(session: Session, study: modhifi.Study) -> History:
-    """The history of this session for this study. It starts with the counts in the address (``?hand=``), which is kept up to
-    date.
+    """The history of this session for this study. It starts with the counts in the address (``?hand=``), which is kept
+    up to date.
     """
     key, mark = f"by-hand-{session.source.id}", f"{session.source.digest}:"
     if key not in st.session_state:
@@ -69,7 +69,9 @@ def _read_counts(text: str, study: modhifi.Study) -> tuple[dict[str, int], dict[
 
 
 def manual_popover(study: modhifi.Study, planned: Mapping[str, int], history: History) -> None:
-    """Draws a popover that fixes the number of components of a group, or sets a minimum. ``planned``: the current plan's."""
+    """Draws a popover that fixes the number of components of a group, or sets a minimum. ``planned``: the current
+    plan's.
+    """
     sizes = {group.name: group.size for group in study.groups}
     fixed, minimum = history.now
     with st.popover("By hand", icon=":material/tune:"):

@@ -76,8 +76,8 @@ def form() -> None:
         one, two = st.columns([1.1, 2], gap="medium")
         with one:
             text = (
-                "Where the modalities are joined. **Late**: their logits are added. **Early**: one network reads both from its second "
-                "layer on. **Hybrid**: both."
+                "Where the modalities are joined. **Late**: their logits are added. **Early**: one network reads "
+                "both from its second layer on. **Hybrid**: both."
             )
             fusion = ui.choice("Fusion", _FUSIONS, "fusion", "early", text)
         with two:
@@ -152,9 +152,8 @@ def _data() -> str:
     """Draws the choice of the data in a popover; the default needs no files."""
     with st.popover("Data", icon=":material/dataset:"):
         st.caption(
-            "Without recordings the two modalities are the left and the right half of each handwritten digit: two "
-            "real views. With a folder of the Free Spoken Digit Dataset (train.parquet, test.parquet): handwritten "
-            "and spoken digits."
+            "By default, the two modalities are the left and right half of each handwritten digit. With a folder of "
+            "the Free Spoken Digit Dataset (train.parquet, test.parquet), they are handwritten and spoken digits."
         )
         folder = st.text_input("Folder of recordings", "", key="recordings", persist_state="session")
     return folder.strip() or "digits"
@@ -193,7 +192,9 @@ def _live(job: Job) -> None:
     with left, st.container(border=True):
         st.markdown(f"**{TITLES[now.method]}, epoch {len(now.history)}**", help=ui.FORMULAS["mono"])
         ui.chart(
-            figures.training(run, now.method), alt=f"Validation accuracy by epoch so far, {TITLES[now.method]}", key="live-curves"
+            figures.training(run, now.method),
+            alt=f"Validation accuracy by epoch so far, {TITLES[now.method]}",
+            key="live-curves",
         )
     with right, st.container(border=True):
         st.markdown(f"**Gradient coefficients, {TITLES[now.method]}**", help=ui.FORMULAS["agm"])
@@ -208,7 +209,9 @@ def _live(job: Job) -> None:
 
 
 def chosen_run() -> Run | None:
-    """Draws the choice of a run (``?run=`` in the address): runs trained here, newest first, then the included example."""
+    """Draws the choice of a run (``?run=`` in the address): runs trained here, newest first, then the included
+    example.
+    """
     found = _runs(library().store)
     awaited = st.session_state.get("awaited-run")
     for label, (name, _) in found.items():
@@ -251,7 +254,9 @@ def method_choice(run: Run) -> str:
     """Draws the choice of the method whose training is shown, by default AGM."""
     options = {method: TITLES[method] for method in run.summary()}
     default = "agm" if "agm" in options else next(iter(options))
-    return str(ui.choice("Method", options, f"shown-{len(options)}-{run.settings.fusion}", default, "", hide_label=True))
+    return str(
+        ui.choice("Method", options, f"shown-{len(options)}-{run.settings.fusion}", default, "", hide_label=True)
+    )
 
 
 def accuracy_numbers(run: Run) -> list[ui.Number]:
@@ -295,8 +300,8 @@ def summary_of(run: Run) -> str:
     best = max((run.reference(name) for name in run.modalities), key=lambda one: one.mean if one else 0.0)
     relies = "equally on both modalities" if mono[strong].mean == mono[weak].mean else f"mainly on **{strong}**"
     sentences = [
-        f"Trained jointly, the model relies {relies}: the {strong} output alone reaches {ui.percent(mono[strong].mean)} accuracy, "
-        f"the {weak} output {ui.percent(mono[weak].mean)}."
+        f"Trained jointly, the model relies {relies}: the {strong} output alone reaches "
+        f"{ui.percent(mono[strong].mean)} accuracy, the {weak} output {ui.percent(mono[weak].mean)}."
     ]
     if best is not None and best.mean > summary["joint"]["accuracy"].mean:
         sentences.append("It is worse than the better modality alone: the modalities compete.")
@@ -307,8 +312,8 @@ def summary_of(run: Run) -> str:
             summary["agm"]["competition"][weak].mean,
         )
         sentences.append(
-            f"With AGM the {weak} output reaches {ui.percent(after)}, and its competition strength changes from {d:.2f} to "
-            f"{modulated:.2f} (lower is better)."
+            f"With AGM the {weak} output reaches {ui.percent(after)}, and its competition strength changes from "
+            f"{d:.2f} to {modulated:.2f} (lower is better)."
         )
     return " ".join(sentences)
 

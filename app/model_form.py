@@ -49,8 +49,8 @@ _PREPROCESSING = (
 
 
 def model_form(library: Library) -> None:
-    """Draws the form. *Analyse* starts the analysis, makes the study the current one and collapses the form; errors appear below
-    the button.
+    """Draws the form. *Analyse* starts the analysis, makes the study the current one and collapses the form; errors
+    appear below the button.
     """
     with st.form("model", border=False):
         first, second = st.columns(2, gap="medium")

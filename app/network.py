@@ -69,8 +69,8 @@ def map_summary(blocks: list[Block]) -> str:
     streams = sum(block.kind == "stream" for block in blocks)
     widest = max(blocks, key=lambda block: block.size)
     costliest = max(blocks, key=lambda block: block.cost)
-    carried = f", {streams} of them residual streams" if streams else ""
-    return (
-        f"{len(blocks)} groups{carried}; the widest is {widest.name} with {widest.size} components, and "
-        f"{costliest.name} is involved in {costliest.cost:.0%} of the FLOPs."
-    )
+    head = f"{len(blocks)} groups{f', {streams} of them residual streams' if streams else ''}; the widest"
+    cost = f"involved in {costliest.cost:.0%} of the FLOPs."
+    if widest is costliest:
+        return f"{head}, {widest.name}, has {widest.size} components and is {cost}"
+    return f"{head} is {widest.name} with {widest.size} components, and {costliest.name} is {cost}"

@@ -36,7 +36,7 @@ def _classifier_numbers(kind: str, e: Mapping[str, Any]) -> list[Number]:
 
 
 def latency_number(e: Mapping[str, Any]) -> Number | None:
-    """Latency with its change, or `WITHIN_NOISE` where that is no larger than the spread; None if it was not measured."""
+    """Latency with its change, `WITHIN_NOISE` if that is no larger than the spread; None if not measured."""
     relative = relative_latency(e)
     if relative is None:
         return None

@@ -51,8 +51,8 @@ BUDGETS = ("flops", "params", "latency")
 
 @dataclass(frozen=True)
 class Request:
-    """The state of the controls and the resulting allocation, which is None while its curves are derived, or if the budget
-    cannot be met; then ``problem`` is the reason.
+    """The state of the controls and the resulting allocation, which is None while its curves are derived, or if the
+    budget cannot be met; then ``problem`` is the reason.
     """
 
     choice: Choice
@@ -68,7 +68,7 @@ class Request:
 
 
 def prune_controls(session: Session, study: modhifi.Study, area: DeltaGenerator) -> Request:
-    """Draws budget, score, allocation, compensation, manual counts and *Measure*; running jobs are drawn in ``area``."""
+    """Draws budget, score, allocation, compensation, manual counts and *Measure*; jobs are drawn in ``area``."""
     text = (
         f"**FLOPs**: {ui.FORMULAS['flops']} **Parameters**: {ui.FORMULAS['params']} **Latency**: Lower is faster. "
         "Time of one forward pass on this machine, predicted from a table of layer timings at several widths; "

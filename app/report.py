@@ -44,7 +44,9 @@ def report(library: Library, source: Source, point: Point) -> str:
 
 
 def charts(plan: Plan, point: Point, points: Sequence[Point], bounds: Sequence[BoundPoint]) -> dict[str, go.Figure]:
-    """The figures that the pages show for a measured plan, by title. ``points`` and ``bounds``: all results of its study."""
+    """The figures that the pages show for a measured plan, by title. ``points`` and ``bounds``: all results of its
+    study.
+    """
     result = point.evaluation
     found: dict[str, go.Figure] = {}
     text = result.get("perplexity") is not None

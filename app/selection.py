@@ -61,8 +61,8 @@ class _Frozen(BaseModel):
 def distinct(
     values: Iterable[_Value], label: Callable[[_Value], str], tag: Callable[[_Value], str]
 ) -> dict[str, _Value]:
-    """The values by unique labels, in order. Of several with the same label the last (the oldest) keeps it, so that an address
-    with that label remains valid; the others' labels get the tag.
+    """The values by unique labels, in order. Of several with the same label the last (the oldest) keeps it, so that an
+    address with that label remains valid; the others' labels get the tag.
     """
     listed, seen = list(values), Counter[str]()
     named: list[tuple[str, _Value]] = []
@@ -139,8 +139,8 @@ class Source(_Frozen):
     def id(self) -> str:
         """The name of its study in the cache.
 
-        Depends on the fields, the version of the study's format, and the stamp of the checkpoint, so that an overwritten
-        checkpoint gets a study of its own.
+        Depends on the fields, the version of the study's format, and the stamp of the checkpoint, so that an
+        overwritten checkpoint gets a study of its own.
         """
         text = f"{self.model_dump_json()} schema {STUDY_SCHEMA} {self.stamp}"
         readable = re.sub(r"[^a-z0-9]+", "-", Path(self.model).name.lower()).strip("-")[:32]

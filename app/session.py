@@ -75,7 +75,9 @@ def choose_study() -> Session:
 
 
 def choose_group(study: modhifi.Study) -> None:
-    """Draws the choice of the group in focus (``?group=`` in the address), the keyboard's equivalent of a click in a figure."""
+    """Draws the choice of the group in focus (``?group=`` in the address), the keyboard's equivalent of a click in a
+    figure.
+    """
     st.selectbox(
         "Group in focus",
         [group.name for group in study.groups],

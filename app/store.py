@@ -93,7 +93,9 @@ class Store:
 
     def folder(self, study: str) -> Path:
         if not _ID.fullmatch(study):
-            raise UserError(f"invalid study name {study!r}; use lower-case letters, digits, dots, dashes and underscores")
+            raise UserError(
+                f"invalid study name {study!r}; use lower-case letters, digits, dots, dashes and underscores"
+            )
         return self.root / "studies" / study
 
     def study_path(self, study: str) -> Path:
@@ -131,7 +133,9 @@ class Store:
 
     def point_folder(self, study: str, point: str) -> Path:
         if not _ID.fullmatch(point):
-            raise UserError(f"invalid plan name {point!r}; use lower-case letters, digits, dots, dashes and underscores")
+            raise UserError(
+                f"invalid plan name {point!r}; use lower-case letters, digits, dots, dashes and underscores"
+            )
         return self.folder(study) / "points" / point
 
     def add_point(self, study: str, point: Point, plan: Plan) -> None:

@@ -196,7 +196,7 @@ def _row(plan: str, point: Point, original: bool) -> dict[str, Any]:
     e, when = point.evaluation, "_before" if original else ""
     latency = relative_latency(e)
     if original and latency is not None:
-        latency = Relative(1.0, None)
+        latency = Relative(1.0, 0.0)  # relative to itself
     return {
         "Plan": plan,
         "Accuracy": 100 * e[f"accuracy{when}"],

@@ -38,8 +38,8 @@ class Tasks:
         self._store, self._jobs, self._caches, self._queries = store, jobs, caches, queries
 
     def analyse(self, source: Source) -> Job:
-        """Analyses the network in one pass over the data. An existing study is opened instead, unless weights or images have
-        changed.
+        """Analyses the network in one pass over the data. An existing study is opened instead, unless weights or
+        images have changed.
         """
         name = self._store.remember(source)
 
@@ -66,8 +66,8 @@ class Tasks:
     def derive(
         self, source: Source, compensate: Level, group: str | None = None, score: str | None = None
     ) -> Job | None:
-        """The job that derives curves which an analysis omits, for one group or all, in the study's own orders or that of
-        ``score``; None if nothing is missing.
+        """The job that derives curves which an analysis omits, for one group or all, in the study's own orders or that
+        of ``score``; None if nothing is missing.
         """
         study = self._queries.study(source)
         orders = ORDERS if score is None else (score,)
@@ -120,7 +120,9 @@ class Tasks:
         def work(progress: Progress) -> Point:
             return self._measured(source, choice, data, progress)
 
-        return self._submit(f"measure {source.id} {prune_point(choice, data)}", f"Measuring {choice.label}", source, work)
+        return self._submit(
+            f"measure {source.id} {prune_point(choice, data)}", f"Measuring {choice.label}", source, work
+        )
 
     def compare(self, source: Source, choices: Sequence[Choice], data: LabelledData) -> Job:
         """Measures each of ``choices`` that has not been measured; each becomes a `Point` at once."""
@@ -203,7 +205,9 @@ class Tasks:
         return self._submit(key, "Measuring bounds", source, work)
 
     def forget(self, source: Source, request: Forgetting, data: LabelledData, test: LabelledData) -> Job:
-        """Makes an unlearning plan from the calibration data ``data`` and measures it on ``test``; the result is the `Point`."""
+        """Makes an unlearning plan from the calibration data ``data`` and measures it on ``test``; the result is the
+        `Point`.
+        """
         point_id = forget_point(request, data, test)
 
         def work(progress: Progress) -> Point:
@@ -230,7 +234,7 @@ class Tasks:
                 decided_on=data,
                 evaluation=evaluation.model_dump(mode="json"),
                 forget=tuple(plan.forget),
-                forgetting=wish,
+                forgetting=request,
                 predicted=plan.predicted,
                 strength=plan.settings.strength,
                 curve=[one.model_dump() for one in plan.curve],

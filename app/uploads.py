@@ -1,7 +1,7 @@
 """Uploads from the browser: a checkpoint or images, stored in the cache under the digest of their content.
 
-Nothing in an upload is trusted. Of its name only the suffix is used; an archive is unpacked member by member while its size is
-counted, and members that are not images are ignored.
+Nothing in an upload is trusted. Of its name only the suffix is used; an archive is unpacked member by member while its
+size is counted, and members that are not images are ignored.
 """
 
 from __future__ import annotations
@@ -46,15 +46,16 @@ def keep_checkpoint(store: Store, name: str, content: io.BytesIO) -> Path:
 def keep_images(store: Store, name: str, content: io.BytesIO) -> Path:
     """Stores images and returns their folder (.zip) or file (.parquet).
 
-    Raises `UserError` for another suffix, and for an archive that is damaged, encrypted or too large, has no images, or has
-    names that lead out of its folder.
+    Raises `UserError` for another suffix, and for an archive that is damaged, encrypted or too large, has no images,
+    or has names that lead out of its folder.
     """
     suffix = PurePosixPath(name.replace("\\", "/")).suffix.lower()
     if suffix == ".parquet":
         return _keep_file(store, content, f"{_stem(name)}.parquet")
     if suffix != ".zip":
         raise UserError(
-            f"{name} is not a data set of images; upload a .zip of images (with or without class folders) or a .parquet file"
+            f"{name} is not a data set of images; upload a .zip of images (with or without class folders) or a "
+            ".parquet file"
         )
     target = store.uploads / _digest(content) / _stem(name)
     if not target.is_dir():
@@ -102,8 +103,8 @@ def _unpack(name: str, content: io.BytesIO, folder: Path) -> None:
                         size += len(piece)
                         if written + size > _UNPACKED or size > _RATIO * max(member.compress_size, 1024):
                             raise UserError(
-                                f"{name} would unpack to far more than it is ({member.filename}); images are sent as "
-                                "they are"
+                                f"{member.filename} in {name} expands to far more than its compressed size; "
+                                "upload images as ordinary files"
                             )
                         file.write(piece)
                 written += size

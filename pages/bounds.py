@@ -1,4 +1,4 @@
-"""From local errors to the error of the whole network: constants, bounds, measurements."""
+"""The Bounds page: Lipschitz constants, bounds and measured errors."""
 
 from functools import partial
 
@@ -16,36 +16,34 @@ left, right = st.columns([1.6, 1], gap="medium")
 with left, st.container(border=True):
     title, which = st.columns([1, 1.3], vertical_alignment="center")
     with title:
-        st.markdown(
-            "**Constants of every layer**", help=f"{ui.FORMULAS['gain']} A click on a layer leads to *Importance*."
-        )
+        st.markdown("**Lipschitz constants**", help=f"{ui.FORMULAS['gain']} Click a layer to open it on *Importance*.")
     with which:
-        text = "What is drawn of the gains over the samples."
+        text = "Statistic of the gains over samples; lower is less sensitive."
         statistic = ui.choice("Statistic", page.STATISTICS, "statistic", "maximum", text, hide_label=True)
     with st.container(horizontal=True):
         shown = page.constants_shown(study)
         if job is None or job.state != "running":
             page.estimate_more(session, study)
-    says = page.what_they_say(study, shown, statistic)
+    notes = page.estimator_notes(study, shown, statistic)
     ui.chart(
         figures.constants(list(study.layers), page.series(study, shown, statistic), page.STATISTICS[statistic]),
-        alt=f"Lipschitz constants of the tail after each layer, in forward order. {says}",
+        alt=f"Lipschitz constants from each layer to the logits, in forward order. {notes}",
         key="constants",
         on_select=partial(page.follow_click, study, "constants"),
         selection_mode="points",
     )
-    st.caption(says)
+    st.caption(notes)
 with right, st.container(border=True):
-    st.markdown("**Has it settled?**", help=ui.FORMULAS["settled"])
+    st.markdown("**Has the estimate converged?**", help=ui.FORMULAS["convergence"])
     layer, gains = page.layer_in_focus(study)
     growth = gains.growth()
-    words = page.settled_in_words(gains, growth)
-    ui.chart(figures.growth(growth), alt=f"{layer}: {words}", key="growth")
-    st.caption(words)
+    summary = page.convergence_summary(gains, growth)
+    ui.chart(figures.growth(growth), alt=f"{layer}: {summary}", key="growth")
+    st.caption(summary)
     st.button(
         "Open on Importance",
         icon=":material/bar_chart_4_bars:",
-        on_click=page.look_into,
+        on_click=page.open_on_importance,
         args=(study, layer),
         key="open-layer",
     )
@@ -62,29 +60,35 @@ with left, st.container(border=True):
             [b.label for b in bounds],
             page.layer_points(bounds),
         ),
-        alt=page.in_words(bounds),
+        alt=page.scatter_summary(bounds),
         key="bound-scatter",
         on_select=partial(page.follow_click, study, "bound-scatter"),
         selection_mode="points",
     )
-    st.caption(page.in_words(bounds))
+    st.caption(page.scatter_summary(bounds))
 with right, st.container(border=True):
     st.markdown("**Where the slack comes from**", help=ui.FORMULAS["slack"])
     if bounds:
         chosen = st.selectbox("Plan", bounds, format_func=lambda b: b.label, key="bound-plan")
         table, columns = slack_table(chosen.report)
-        st.dataframe(table, column_config=columns, hide_index=True, alt="The bound by layer, block and stage")
-        st.caption(page.held_out_in_words(chosen.report))
+        st.dataframe(
+            table, column_config=columns, hide_index=True, alt="Bound and tightness by granularity: layer, block, stage"
+        )
+        st.caption(page.held_out_summary(chosen.report))
     else:
-        st.caption("Appears with the first measurement.")
+        st.caption("No measurements yet.")
 
 if bounds:
-    st.subheader("Layer by layer", anchor=False, help="Each layer is changed alone, the others stay as they are.")
+    st.subheader(
+        "Layer by layer",
+        anchor=False,
+        help="Each layer is modified alone; all other layers keep their original weights.",
+    )
     table, columns = layers_table(chosen.report)
     one, two = st.columns(2, gap="medium")
     with one:
         ui.chart(
-            figures.tightness(table["Layer"], table["Bound"], table["Measured"]),
+            figures.tightness(table["Layer"].tolist(), table["Bound"].tolist(), table["Measured"].tolist()),
             alt=f"Bound and measured error for each layer of {chosen.label}",
             key="tightness",
             on_select=partial(page.follow_click, study, "tightness"),
@@ -101,6 +105,6 @@ with st.expander("Constants as a table", icon=":material/table_rows:"):
     table, columns = constants_table(study)
     st.dataframe(table, column_config=columns, hide_index=True, alt="Lipschitz constants of each layer")
     if study.norms:
-        st.markdown("**Smallest norm that each LayerNorm divided by**", help=ui.FORMULAS["norms"])
+        st.markdown("**Smallest norm divided by, per LayerNorm**", help=ui.FORMULAS["norms"])
         table, columns = norms_table(study)
-        st.dataframe(table, column_config=columns, hide_index=True, alt="Smallest norms seen at each LayerNorm")
+        st.dataframe(table, column_config=columns, hide_index=True, alt="Smallest norm that each LayerNorm divided by")

@@ -1,4 +1,4 @@
-"""Which components carry the network: all of them at a glance, then one group."""
+"""The Importance page: all components at a glance, then one group in detail."""
 
 from functools import partial
 
@@ -30,59 +30,60 @@ with st.container(border=True):
     title, colour = st.columns([1, 1], vertical_alignment="center")
     with title:
         st.subheader(
-            "The whole network", anchor=False, help="One column a group, best at the bottom. Click to look into it."
+            "All groups",
+            anchor=False,
+            help="One column per group, most important component at the bottom. Click a column for details.",
         )
     with colour, st.container(horizontal=True, horizontal_alignment="right"):
-        together = colour_choice() == "together"
-    # Scalar compensation is derived for the group in focus alone: of all groups it would take minutes.
+        cumulative = colour_choice() == "together"
+    # Scalar compensation is derived for the group in focus only; for all groups it would take minutes.
     full = compensate == "scalar"
-    overview = read_overview(study, eta, "full" if full else compensate, together)
+    overview = read_overview(study, eta, "full" if full else compensate, cumulative)
     ui.chart(
-        figures.overview(overview.strips, name, eta, together),
-        alt=overview.in_words,
+        figures.overview(overview.strips, name, eta, cumulative),
+        alt=overview.summary,
         key="overview",
         on_select=partial(ui.focus_from_click, "overview"),
         selection_mode="points",
     )
-    st.caption(f"{overview.in_words}{' With full compensation; scalar below.' if full else ''}")
+    st.caption(f"{overview.summary}{' Shown here with full compensation; scalar below.' if full else ''}")
 
 st.subheader(name, anchor=False)
 st.caption(about(study, name))
 if not ui.derived(session, compensate, name):
     st.stop()
 view = read_group(study, name, eta, compensate)
-st.markdown(view.in_words)
+st.markdown(view.summary)
 one, two = st.columns(2, gap="medium")
 with one, st.container(border=True):
     st.markdown("**Fidelity against size**", help=f"{ui.FORMULAS['fidelity']}\n\n{ui.FORMULAS['order']}")
-    ui.chart(figures.curves(view.greedy, view.naive, eta, view.hifi), alt=view.in_words, key="curves")
+    ui.chart(figures.curves(view.greedy, view.naive, eta, view.hifi), alt=view.summary, key="curves")
 with two, st.container(border=True):
-    st.markdown("**Each component alone**", help=ui.FORMULAS["singleton"])
-    ui.chart(figures.singletons(view.singletons, view.chosen), alt=view.singletons_in_words, key="singletons")
+    st.markdown("**Singleton fidelity**", help=ui.FORMULAS["singleton"])
+    ui.chart(figures.singletons(view.singletons, view.chosen), alt=view.singletons_summary, key="singletons")
 classes = read_classes(study, name)
 if not study.model.classes:
     st.caption(
-        "A language model has no classes, and text no pictures: what is told by class or shown in images is left out."
+        "Language models have no classes and no images, so the views by class and the top-activating images are "
+        "omitted."
     )
     st.stop()
 with st.container(border=True):
-    st.markdown("**Each component, class by class**", help=ui.FORMULAS["class"])
+    st.markdown("**Fidelity by class**", help=ui.FORMULAS["class"])
     if classes.names:
         ui.chart(
             figures.by_class(classes.table, classes.names, classes.components),
             alt=f"Fidelity of each component of {name} for each class",
             key="by-class",
         )
-    st.caption(classes.in_words)
+    st.caption(classes.summary)
 with st.container(border=True):
-    st.markdown("**What excites one component**", help=ui.FORMULAS["exemplars"])
+    st.markdown("**Top-activating images**", help=ui.FORMULAS["exemplars"])
     component = component_in_focus(classes.components, name)
     show_exemplars(session, name, component)
-if st.toggle("Show each output on its own", key="outputs", bind="query-params"):
+if st.toggle("Show individual outputs", key="outputs", bind="query-params"):
     with st.container(border=True):
-        st.markdown(
-            f"**Outputs of {view.consumer}**", help="Singleton fidelity before outputs are weighted by their energy."
-        )
+        st.markdown(f"**Outputs of {view.consumer}**", help=ui.FORMULAS["output"])
         ui.chart(
             figures.outputs(study.output_fidelity(name)),
             alt=f"Fidelity per output of {view.consumer}",

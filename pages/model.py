@@ -1,4 +1,4 @@
-"""Choose a network and its images, run the analysis, see what the network is made of."""
+"""The Model page: choose a network and its images, run the analysis, and see the network's groups."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from app.tables import groups_table, skipped_table
 from modhifi.specs import TokenSpec
 
 session = current()
-# Only a person opens it, and a form that was sent closes.
+# Collapsed unless the user opens it; submitting the form collapses it again.
 with st.expander("Choose another network or other images", key=FORM_OPEN, icon=":material/add:", on_change="rerun"):
     model_form(session.library)
 session, study = ui.analysed()
@@ -26,19 +26,23 @@ ui.numbers(
         ui.Number(
             "Groups",
             str(len(study.groups)),
-            "Sets of components of one kind, each with the layers that write and read them: channels inside a block or of a "
-            "residual stream, hidden neurons, attention heads.",
+            "Coupled components that the same layers write and read: channels inside a block or of a residual "
+            "stream, hidden neurons, or attention heads.",
         ),
-        ui.Number("Components", str(sum(g.size for g in study.groups)), "All that could be removed, one by one."),
-        ui.Number("Vocabulary", str(tokens.vocabulary), "Tokens that the model tells apart.")
+        ui.Number(
+            "Components",
+            str(sum(g.size for g in study.groups)),
+            "Components in all groups: everything that could be removed.",
+        ),
+        ui.Number("Vocabulary", str(tokens.vocabulary), "Distinct tokens.")
         if tokens
-        else ui.Number("Classes", str(len(study.model.classes)), "What the network tells apart."),
+        else ui.Number("Output classes", str(len(study.model.classes)), "Classes that the network predicts."),
         ui.Number(
             "Samples",
             str(study.data.samples),
-            f"Windows of {tokens.context} tokens that the statistics were taken from."
+            f"Windows of {tokens.context} tokens in the statistics. More is more accurate."
             if tokens
-            else "Unlabelled images that the statistics were taken from.",
+            else "Unlabelled images in the statistics. More is more accurate.",
         ),
     ]
 )
@@ -49,19 +53,19 @@ with st.container(border=True):
         st.subheader(
             "Map",
             anchor=False,
-            help="A bar a group, where it is written and as high as it has components; below, the residual streams. A click "
-            "makes a group the one that every page speaks of.",
+            help="One bar per group, at the layer that writes it and as high as it has components; below, the "
+            "residual streams. Click a group to put it into focus on every page.",
         )
     with colour, st.container(horizontal=True, horizontal_alignment="right"):
         coloured = network.map_colour()
     ui.chart(
         figures.network_map(blocks, coloured, network.COLOURS[coloured], focus(study)),
-        alt=network.in_words(blocks),
+        alt=network.map_summary(blocks),
         key="network-map",
         on_select=partial(ui.focus_from_click, "network-map"),
         selection_mode="points",
     )
-    st.caption(network.in_words(blocks))
+    st.caption(network.map_summary(blocks))
 left, right = st.columns([3, 2] if study.skipped else [4, 1], gap="medium")
 with left:
     st.subheader("Groups", anchor=False)
@@ -70,12 +74,15 @@ with left:
         table, column_config=columns, hide_index=True, height=320, alt="The groups of components, in forward order"
     )
 with right:
-    st.subheader("Left whole", anchor=False)
+    st.subheader("Not prunable", anchor=False)
     if study.skipped:
         with st.container(height=320, border=False):
-            st.table(skipped_table(study), border="horizontal", hide_index=True, alt="Channels left whole, and why")
+            st.table(
+                skipped_table(study),
+                border="horizontal",
+                hide_index=True,
+                alt="Layers whose output channels cannot be removed, and the reason",
+            )
     else:
-        st.caption("Nothing: every channel, neuron and head belongs to a group.")
-st.caption(
-    f"The study is kept in `{session.library.store.study_path(session.source.id)}`; the command line reads it too."
-)
+        st.caption("None: every channel, neuron and head belongs to a group.")
+st.caption(f"Study folder, also for the command line: `{session.library.store.study_path(session.source.id)}`")

@@ -1,22 +1,23 @@
-"""Choose a budget, see at once what it is predicted to cost, measure what it really costs."""
+"""The Prune page: choose a budget, see the prediction at once, then measure."""
 
 import streamlit as st
 
 from app import components as ui
 from app import figures, language
-from app.outcome import before_and_after
+from app.outcome import result_row
 from app.prune import AXES, axis_choice, compare_controls, measured, note_on, point_from_click, prune_controls
 from app.tables import points_table
 from modhifi.pruning import SHARES
 
 session, study = ui.analysed()
+tokens = language.is_language(study)
 left, right = st.columns([1, 2.6], gap="medium")
 with left, st.container(border=True):
-    wish = prune_controls(session, study, right)
+    request = prune_controls(session, study, right)
 with right:
-    plan = wish.allocation
-    if wish.problem is not None:
-        st.error(wish.problem, icon=":material/error:")
+    plan = request.allocation
+    if request.problem is not None:
+        st.error(request.problem, icon=":material/error:")
     if plan is not None:
         flops, params = plan.cost.flops / study.dense.flops, plan.cost.params / study.dense.params
         row = [
@@ -35,15 +36,15 @@ with right:
             ui.Number(
                 "Predicted fidelity", f"{plan.mean_fidelity:.4f}", ui.FORMULAS["fidelity"], note="over all groups"
             ),
-            ui.Number("Predicted bound", f"{plan.bound:.3g}", ui.FORMULAS["bound"], note="RMS over the logits"),
+            ui.Number("Predicted bound", ui.rounded(plan.bound), ui.FORMULAS["bound"], note="RMS logit error"),
         ]
-        if not language.is_language(study):
+        if not tokens:
             row.append(
                 ui.Number(
-                    "Latency",
+                    "Predicted latency",
                     "n/a" if plan.milliseconds is None else f"{plan.milliseconds:.2f} ms",
                     ui.FORMULAS["table_ms"],
-                    note="not timed yet" if wish.dense_ms is None else f"of {wish.dense_ms:.2f} ms",
+                    note="layers not timed" if request.dense_ms is None else f"of {request.dense_ms:.2f} ms",
                 )
             )
         ui.numbers(row)
@@ -52,31 +53,33 @@ with right:
     pruned = [point for point in points if point.kind == "prune"]
     one, two = st.columns(2, gap="small")
     with one, st.container(border=True):
-        stays, sensitive = st.tabs(["What stays", "Sensitivity"])
+        kept, sensitive = st.tabs(["Components kept", "Sensitivity"])
         if plan is not None:
             names = list(plan.counts)
-            with stays:
+            with kept:
                 ui.chart(
                     figures.allocation(names, [plan.counts[n] for n in names], [g.size for g in study.groups]),
-                    alt=f"Components kept per group for {wish.choice.label}",
+                    alt=f"Components kept per group for {request.choice.label}",
                     key="allocation-figure",
                 )
             with sensitive:
                 st.caption(ui.FORMULAS["sensitivity"])
                 ui.chart(
                     figures.sensitivity(
-                        names, SHARES, session.library.queries.sensitivity(session.source, wish.choice)
+                        names, SHARES, session.library.queries.sensitivity(session.source, request.choice)
                     ),
-                    alt="Estimated error of the logits when only one group is cut, for several shares of it",
+                    alt="Estimated RMS error of the logits if only one group is cut, by the share of it that is kept",
                     key="sensitivity-figure",
                 )
     with two, st.container(border=True):
-        st.markdown("**What it costs**", help=f"{ui.FORMULAS['accuracy']} Click a point to make it the current plan.")
+        better = "Down" if tokens else "Up"
+        st.markdown(
+            "**Measured plans**", help=f"{better} and left is better. Click a point to make it the current plan."
+        )
         axis = axis_choice(study)
         asked = {"flops": flops, "params": params} if plan else {}
-        if plan is not None and plan.milliseconds is not None and wish.dense_ms:
-            asked["latency_ms"] = plan.milliseconds / wish.dense_ms
-        tokens = language.is_language(study)
+        if plan is not None and plan.milliseconds is not None and request.dense_ms:
+            asked["latency_ms"] = plan.milliseconds / request.dense_ms
         measure = figures.PERPLEXITY if tokens else figures.ACCURACY
         ui.chart(
             figures.trade_off(
@@ -92,14 +95,15 @@ with right:
             on_select=point_from_click,
             selection_mode="points",
         )
-compare_controls(session, study, wish)
+compare_controls(session, study, request)
 if not pruned:
-    st.caption("Nothing measured yet: press Measure, and the point appears in the chart.")
+    st.caption("No measurements yet. Press *Measure* to add this plan to the chart.")
 else:
     point = ui.current_plan(session)
-    before_and_after(point)
-    note_on(session, point)
+    if point is not None:
+        result_row(point)
+        note_on(session, point)
     table, columns = language.points_table(pruned) if tokens else points_table(pruned)
     st.dataframe(
-        table, column_config=columns, hide_index=True, alt="Measured plans, the newest first, and the unchanged network"
+        table, column_config=columns, hide_index=True, alt="Measured plans, newest first, and the original network"
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modhifi import Study
 from modhifi.cli import main
 from modhifi.cli._parser import build_parser
 
@@ -64,7 +65,11 @@ def photographs(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_code_block_runs(page: Path, users_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_code_block_runs(
+    page: Path, users_folder: Path, digits_study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The study that most pages begin with; `analyze` opens one of the same key instead of making it again.
+    digits_study.save(users_folder / "study")
     if "mine.safetensors" in page.read_text(encoding="utf-8"):
         photographs(users_folder)
     namespace: dict[str, object] = {"__name__": "documentation"}

@@ -1,8 +1,8 @@
 """What all figures share: colours, axes, and the layout that follows the page's light or dark theme.
 
-The colours keep a contrast of at least 3:1 on both backgrounds and can be told apart by colour-blind readers: blue against
-orange, with a second cue (dash or symbol) wherever two series meet. Large inputs are aggregated; no figure has more than about
-5,000 marks.
+The colours keep a contrast of at least 3:1 on both backgrounds and can be told apart by colour-blind readers: blue
+against orange, with a second cue (dash or symbol) wherever two series meet. Large inputs are aggregated; no figure has
+more than about 5,000 marks.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ _LONGEST = 18
 
 @dataclass(frozen=True)
 class Measure:
-    """A quantity that networks are compared by: the field ``name`` of an evaluation, multiplied by ``times``. ``least`` and
-    ``most`` limit the axis (``most`` is None for no limit), which extends at least ``margin`` beyond the values shown.
+    """A quantity that networks are compared by: the field ``name`` of an evaluation, multiplied by ``times``.
+    ``least`` and ``most`` limit the axis (``most`` is None for no limit), which extends at least ``margin`` beyond
+    the values shown.
     """
 
     name: str
@@ -58,7 +59,7 @@ PERPLEXITY = Measure("perplexity", 1.0, "", 3, 1.0, None, 0.05)
 
 
 def fidelity_heatmap(fidelity: Array, hover: str, **axes: Any) -> go.Figure:
-    """A heatmap of fidelities (rows, columns), the colour scale from 0 to the largest; ``axes`` are passed to Plotly."""
+    """A heatmap of fidelities (rows, columns), coloured from 0 to the largest; ``axes`` are passed to Plotly."""
     return go.Figure(
         go.Heatmap(
             z=fidelity,
@@ -95,7 +96,7 @@ def _faded(colour: str) -> str:
 
 
 def powers_of_ten(exponent: Array) -> dict[str, object]:
-    """Colour bar ticks at powers of ten, or at both ends if the range holds fewer than two; ``exponent`` is the log10."""
+    """Colour bar ticks at powers of ten, or at both ends if fewer than two fit; ``exponent`` is the log10."""
     low, high = float(exponent.min()), float(exponent.max())
     ticks = np.arange(np.ceil(low), np.floor(high) + 1)
     values = ticks if len(ticks) > 1 else np.array([low, high])
@@ -126,8 +127,8 @@ def names_axis(names: Sequence[str], room: int = 14) -> dict[str, object]:
 
 
 def shorten(name: str) -> str:
-    """Abbreviates the leading parts of a name that is too long for an axis label: ``denseblock3.denselayer12.conv2`` becomes
-    ``d3.d12.conv2``.
+    """Abbreviates the leading parts of a name that is too long for an axis label: ``denseblock3.denselayer12.conv2``
+    becomes ``d3.d12.conv2``.
     """
     parts = name.split(".")
     for position, part in enumerate(parts[:-1]):
@@ -159,7 +160,9 @@ def placeholder(figure: go.Figure, message: str, axes: str = "") -> None:
 
 
 def reference_line(figure: go.Figure, dash: str, colour: str, **at: float) -> None:
-    """A vertical (``x=``) or horizontal (``y=``) line across the figure, several times faster than Plotly's ``add_vline``."""
+    """A vertical (``x=``) or horizontal (``y=``) line across the figure, several times faster than Plotly's
+    ``add_vline``.
+    """
     ((axis, value),) = at.items()
     other = "y" if axis == "x" else "x"
     ends = {f"{axis}0": value, f"{axis}1": value, f"{other}0": 0, f"{other}1": 1, f"{other}ref": f"{other} domain"}
@@ -176,7 +179,11 @@ def finish(figure: go.Figure, height: int) -> go.Figure:
     layout.legend = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0.0, "title": None}
     layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)"
     layout.hoverlabel.align = "left"
-    for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
-        axis.automargin = True
-        axis.title.standoff = 8
+    for axes, standoff in (
+        (figure.select_xaxes(), 8),
+        (figure.select_yaxes(), 16),
+    ):  # less, and titles touch tick labels
+        for axis in axes:
+            axis.automargin = True
+            axis.title.standoff = standoff
     return figure

@@ -35,7 +35,8 @@ class Series:
 
 
 def constants(layers: Sequence[str], series: Sequence[Series], statistic: str) -> go.Figure:
-    """Lipschitz constants from each layer to the logits, in forward order, on a logarithmic axis. Upper bounds are dotted.
+    """Lipschitz constants from each layer to the logits, in forward order, on a logarithmic axis. Upper bounds are
+    dotted.
 
     ``customdata[0]`` of every mark is the layer.
     """
@@ -104,15 +105,15 @@ def growth(found: Growth) -> go.Figure:
     ends = [size for size in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if size <= sizes[-1]]
     figure.update_xaxes(title="samples", type="log", tickvals=ends, ticktext=[f"{end:,}" for end in ends])
     top = float(max(found.high.max(), found.rms_high.max())) or 1.0
-    figure.update_yaxes(title="gain (logit error per unit of local error)", range=[0, 1.1 * top])
+    figure.update_yaxes(title="gain (logit / local error)", range=[0, 1.1 * top])
     return finish(figure, 270)
 
 
 def bound_scatter(
     measured: Sequence[float], bound: Sequence[float], names: Sequence[str], alone: Mapping[str, Sequence[Any]]
 ) -> go.Figure:
-    """Bound against measured RMS error of the logits, on logarithmic axes with the line y = x: one large point per plan, and
-    one small point per layer modified alone (``alone``: columns layer, measured, bound, remain).
+    """Bound against measured RMS error of the logits, on logarithmic axes with the line y = x: one large point per
+    plan, and one small point per layer modified alone (``alone``: columns layer, measured, bound, remain).
 
     ``customdata[0]`` of a small point is the layer.
     """

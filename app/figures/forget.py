@@ -15,7 +15,9 @@ _CONFUSED = 70
 def class_specific(
     table: Array, classes: Sequence[str], components: Sequence[tuple[str, int]], chosen: Sequence[str]
 ) -> go.Figure:
-    """Singleton fidelity of components (columns: group and index) for every class (rows), (K, M); chosen classes are marked."""
+    """Singleton fidelity of components (columns: group and index) for every class (rows), (K, M); chosen classes are
+    marked.
+    """
     names = [f"{group} {index}" for group, index in components]
     rows = [f"▸ {name}" if name in chosen else name for name in classes]
     figure = fidelity_heatmap(
@@ -31,7 +33,8 @@ def class_specific(
 
 
 def confusion(matrix: Array, classes: Sequence[str]) -> go.Figure:
-    """Confusion matrix, (K, K) counts with true classes as rows; colour is the share of the row, so that small classes show.
+    """Confusion matrix, (K, K) counts with true classes as rows; colour is the share of the row, so that small classes
+    show.
 
     Of more than 70 classes, the 70 with the most errors are shown.
     """
@@ -77,8 +80,8 @@ def confusion(matrix: Array, classes: Sequence[str]) -> go.Figure:
 
 
 def forgetting_curve(points: Sequence[Mapping[str, float]], taken: float, unit: str) -> go.Figure:
-    """Retain accuracy against forget accuracy on the calibration images, starting from the original network; ``taken`` is the
-    selected strength.
+    """Retain accuracy against forget accuracy on the calibration images, starting from the original network; ``taken``
+    is the selected strength.
     """
     ordered = sorted(points, key=lambda point: point["strength"])
     x = [100 * point["forget_accuracy"] for point in ordered]
@@ -105,8 +108,8 @@ def forgetting_curve(points: Sequence[Mapping[str, float]], taken: float, unit: 
         marker={"color": BLUE, "size": 13, "symbol": "diamond"},
         hovertemplate=hover,
     )
-    figure.update_xaxes(title="forget accuracy (lower is better)", ticksuffix="%", range=[104, -4])
-    figure.update_yaxes(title="retain accuracy (higher is better)", ticksuffix="%")
+    figure.update_xaxes(title="forget accuracy", ticksuffix="%", range=[104, -4])
+    figure.update_yaxes(title="retain accuracy", ticksuffix="%")
     return finish(figure, 300)
 
 

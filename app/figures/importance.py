@@ -40,8 +40,8 @@ class Strip:
 def overview(strips: Sequence[Strip], focus: str | None, eta: float, cumulative: bool = False) -> go.Figure:
     """Every component of every group: one column per group, in forward order, most important component at the bottom.
 
-    Colour is the fidelity of each component on its own or, if ``cumulative``, that of all components up to it. A symbol above
-    a column marks its kind (none: channels). ``customdata[0]`` of every mark is the group's name.
+    Colour is the fidelity of each component on its own or, if ``cumulative``, that of all components up to it. A
+    symbol above a column marks its kind (none: channels). ``customdata[0]`` of every mark is the group's name.
     """
     per_group = max(4, MOST_MARKS // max(1, len(strips)))
     x: list[int] = []
@@ -117,7 +117,7 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, cumulative:
     )
     figure.update_xaxes(title="group, in forward order", showgrid=False, range=[-0.6, len(strips) - 0.4])
     figure.update_yaxes(
-        title="components, most important at the bottom",
+        title="components, most important first",
         tickvals=[0, 20, 40, 60, 80, 100],
         ticktext=["0%", "20%", "40%", "60%", "80%", "100%"],
         range=[-1.5, 111 if any(s.kind in KINDS for s in strips) else 101.5],
@@ -151,7 +151,9 @@ def singletons(fidelity: Array, chosen: NDArray[np.bool_]) -> go.Figure:
 
 
 def curves(greedy: Array, naive: Array, eta: float, hifi: int) -> go.Figure:
-    """Fidelity of the first k = 0..C components of both orders, (C+1,) each; η and the size of the HiFi set are marked."""
+    """Fidelity of the first k = 0..C components of both orders, (C+1,) each; η and the size of the HiFi set are
+    marked.
+    """
     figure = go.Figure()
     k = np.arange(len(greedy))
     hover = "%{x} components<br>fidelity %{y:.4f}"
@@ -197,8 +199,8 @@ def outputs(table: Array) -> go.Figure:
 def by_class(table: Array, classes: Sequence[str], components: Sequence[int]) -> go.Figure:
     """Singleton fidelity by predicted class, (K, C) with columns as in ``components``.
 
-    Above about 5,000 cells, neighbouring columns are averaged. Of more than 40 classes, the 40 that differ most from the mean
-    are shown.
+    Above about 5,000 cells, neighbouring columns are averaged. Of more than 40 classes, the 40 that differ most from
+    the mean are shown.
     """
     if len(classes) > _CLASSES:
         apart = np.linalg.norm(table - table.mean(0), axis=1)

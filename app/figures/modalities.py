@@ -29,7 +29,11 @@ def training(run: Run, method: str) -> go.Figure:
     histories = [one.history for one in run.outcomes if one.method == method]
     _curve(figure, histories, lambda e: 100 * e.accuracy, "joint output", GREY, "dot", "%")
     for place, (name, colour) in enumerate(modality_colours(run).items()):
-        _curve(figure, histories, lambda e, name=name: 100 * e.mono[name], name, colour, _DASHES[place % 4], "%")  # type: ignore[misc]
+
+        def accuracy(epoch: Epoch, name: str = name) -> float:
+            return 100 * epoch.mono[name]
+
+        _curve(figure, histories, accuracy, name, colour, _DASHES[place % 4], "%")
     _epochs(figure, run)
     figure.update_yaxes(title="validation accuracy", ticksuffix="%", range=[0, 104])
     return finish(figure, 280)
@@ -40,7 +44,11 @@ def coefficients(run: Run, method: str) -> go.Figure:
     figure = go.Figure()
     histories = [one.history for one in run.outcomes if one.method == method]
     for place, (name, colour) in enumerate(modality_colours(run).items()):
-        _curve(figure, histories, lambda e, name=name: e.coefficients[name], name, colour, _DASHES[place % 4], "")  # type: ignore[misc]
+
+        def coefficient(epoch: Epoch, name: str = name) -> float:
+            return epoch.coefficients[name]
+
+        _curve(figure, histories, coefficient, name, colour, _DASHES[place % 4], "")
     figure.add_hline(y=1.0, line={"color": GREY, "width": 1, "dash": "dot"})
     _epochs(figure, run)
     figure.update_yaxes(title="factor on the gradient", rangemode="tozero")
@@ -103,7 +111,7 @@ def accuracies(run: Run) -> go.Figure:
 
 
 def modality_accuracies(run: Run) -> go.Figure:
-    """Test accuracy of each modality: in a network trained on it alone, and of its Shapley output in each joint model."""
+    """Test accuracy of networks trained on one modality alone, and of each Shapley output in the joint models."""
     summary = run.summary()
     places = ["alone", *(f"in {TITLES[method]}" for method in summary)]
     figure = go.Figure()
@@ -122,7 +130,7 @@ def competition(run: Run) -> go.Figure:
     for place, (name, colour) in enumerate(modality_colours(run).items()):
         values = [row["competition"][name] for row in summary.values()]
         _bars(figure, [TITLES[method] for method in summary], values, 1, name, colour, _PATTERNS[place % 4])
-    figure.update_yaxes(title="competition strength d (lower is better)", rangemode="tozero")
+    figure.update_yaxes(title="competition strength d", rangemode="tozero")
     figure.update_xaxes(showgrid=False)
     return finish(figure, 280)
 

@@ -15,11 +15,11 @@ from ._base import GREY, KINDS, ORANGE, SCALE, finish, placeholder, powers_of_te
 
 @dataclass(frozen=True)
 class Block:
-    """One group on the map: where it starts and ends along the layers (in forward order), how many components it has, and the
-    values it can be coloured by.
+    """One group on the map: where it starts and ends along the layers (in forward order), how many components it has,
+    and the values it can be coloured by.
 
-    ``fidelity``: HiFi set size over group size; ``cost``: share of all FLOPs that involve the group; ``constant``: largest
-    Lipschitz constant of the layers that read it.
+    ``fidelity``: HiFi set size over group size; ``cost``: share of all FLOPs that involve the group; ``constant``:
+    largest Lipschitz constant of the layers that read it.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Block:
 
 
 def network_map(blocks: Sequence[Block], colour: str, title: str, focus: str | None) -> go.Figure:
-    """The network from left to right: one bar per group at the layer that writes it, as high as it has components. Below, the
-    residual streams, from their first writer to their last reader, thicker if they are wider.
+    """The network from left to right: one bar per group at the layer that writes it, as high as it has components.
+    Below, the residual streams, from their first writer to their last reader, thicker if they are wider.
 
-    ``colour`` names the value of the blocks that colours them, ``title`` its label. ``customdata[0]`` of every mark is the
-    group's name.
+    ``colour`` names the value of the blocks that colours them, ``title`` its label. ``customdata[0]`` of every mark is
+    the group's name.
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.04, row_heights=[0.68, 0.32])
     streams = [block for block in blocks if block.kind == "stream"]

@@ -27,7 +27,9 @@ from ._base import (
 
 @dataclass(frozen=True)
 class TradeOff:
-    """One measured network; ``share`` is its cost as a fraction of the original network's, None if it was not measured."""
+    """One measured network; ``share`` is its cost as a fraction of the original network's, None if it was not
+    measured.
+    """
 
     id: str
     label: str
@@ -83,8 +85,9 @@ def trade_off(
     axis: str = "FLOPs",
     measure: Measure = ACCURACY,
 ) -> go.Figure:
-    """Measured plans: ``measure`` against cost relative to the original network. ``dense`` is the original network's value,
-    ``planned`` the relative cost of the current settings, ``chosen`` the id of the highlighted plan, ``axis`` names the cost.
+    """Measured plans: ``measure`` against cost relative to the original network. ``dense`` is the original network's
+    value, ``planned`` the relative cost of the current settings, ``chosen`` the id of the highlighted plan,
+    ``axis`` names the cost.
 
     ``customdata[0]`` of a point is its id.
     """

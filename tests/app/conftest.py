@@ -1,4 +1,4 @@
-"""A cache of its own for each test, and one with the default study in it that the tests of a run share."""
+"""An empty cache for each test, and one with the default study, which the tests of a run share and copy."""
 
 import shutil
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def analysed_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that holds the default study."""
-    root = tmp_path_factory.mktemp("shelf")
+    root = tmp_path_factory.mktemp("analysed_home")
     library = Library(Store(root))
     job = library.tasks.analyse(DEFAULT)
     assert job.wait(120)
@@ -34,7 +34,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def filled(home: Path, shelf: Path) -> Path:
-    """A cache of this test's own that holds the default study."""
-    shutil.copytree(shelf, home)
+def filled(home: Path, analysed_home: Path) -> Path:
+    """A copy for this test of the cache with the default study."""
+    shutil.copytree(analysed_home, home)
     return home

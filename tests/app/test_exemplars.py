@@ -1,4 +1,4 @@
-"""What excites a component, against looking at every image; where, against a network that looks at one corner."""
+"""Top-activating images against a search over all images; attributions against a network that sees one corner."""
 
 import io
 
@@ -28,7 +28,7 @@ def test_the_strongest_images_come_first(digits_study: Study, digits_model: Mode
     energy = seen[0][:, 5].square().mean((1, 2))
     best = torch.argsort(energy, descending=True)[:COUNT]
     assert [one.energy for one in found] == pytest.approx((energy[best] / energy.mean()).tolist(), rel=1e-4)
-    assert [one.answer for one in found] == [str(int(answer)) for answer in answers[best]]
+    assert [one.predicted for one in found] == [str(int(answer)) for answer in answers[best]]
     assert found[0].energy > 1
     first = np.asarray(Image.open(io.BytesIO(found[0].image)).resize((32, 32), Image.Resampling.NEAREST))
     own = data.read(data.order[int(best[0])]).convert("L").resize((32, 32))

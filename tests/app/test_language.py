@@ -18,15 +18,15 @@ MAIN = Path(__file__).parents[2] / "app" / "main.py"
 
 
 @pytest.fixture
-def told(home: Path) -> Path:
+def analysed(home: Path) -> Path:
     """A cache with a study of the language model that ships, and one measured plan."""
-    shelf = Library(Store(home))
-    job = shelf.tasks.analyse(LANGUAGE)
+    library = Library(Store(home))
+    job = library.tasks.analyse(LANGUAGE)
     assert job.wait(120)
     assert job.state == "done", job.error
-    choice = Choice.of(pruning_methods(language=True)["width-none"], shelf.queries.study(LANGUAGE), "params", 0.8)
+    choice = Choice.of(pruning_methods(language=True)["width-none"], library.queries.study(LANGUAGE), "params", 0.8)
     data = LabelledData(data="text:kjv", split="test", samples=2)
-    job = shelf.tasks.measure(LANGUAGE, choice, data)
+    job = library.tasks.measure(LANGUAGE, choice, data)
     assert job.wait(120)
     assert job.state == "done", job.error
     return home
@@ -37,32 +37,32 @@ def words(app: AppTest) -> str:
     return "\n".join(str(part.value) for part in parts) + "\n".join(metric.label for metric in app.metric)
 
 
-def test_every_page(told: Path) -> None:
+def test_every_page(analysed: Path) -> None:
     app = AppTest.from_file(str(MAIN), default_timeout=60)
     app.query_params["study"] = LANGUAGE.label
     app.run()
-    said = {}
+    text = {}
     for page in ("model", "importance", "bounds", "prune", "forget", "export"):
         app.switch_page(f"../pages/{page}.py")
         app.run()
         app.run()
         assert not app.exception, (page, app.exception)
         assert not app.error, (page, app.error)
-        said[page] = words(app)
+        text[page] = words(app)
         if page == "prune":
             (table,) = [frame.value for frame in app.dataframe if "Perplexity" in frame.value]
             plan, dense = table.to_dict("records")
             assert plan["Perplexity"] > dense["Perplexity"] > 1
-            assert (dense["Plan"], dense["× unchanged"], dense["Parameters"]) == ("Unchanged model", 1, 100)
+            assert (dense["Plan"], dense["× original"], dense["Parameters"]) == ("Original model", 1, 100)
             assert "Accuracy" not in table
-    assert "Vocabulary" in said["model"]
-    assert "no classes" in said["importance"]
-    assert "no classes to forget" in said["forget"]
-    assert "Perplexity" in said["prune"]
-    assert "Perplexity" in said["export"]
-    shelf = Library(Store(told))
-    (point,) = shelf.store.points(LANGUAGE.id)
-    page = report(shelf, LANGUAGE, point)
+    assert "Vocabulary" in text["model"]
+    assert "no classes and no images" in text["importance"]
+    assert "no classes to forget" in text["forget"]
+    assert "Perplexity" in text["prune"]
+    assert "Perplexity" in text["export"]
+    library = Library(Store(analysed))
+    (point,) = library.store.points(LANGUAGE.id)
+    page = report(library, LANGUAGE, point)
     assert f"{point.evaluation['perplexity']:.3f}" in page
     assert page.count("Plotly.newPlot") == 2
     assert "ccuracy" not in page.replace(page[page.index("<script") : page.rindex("</script>")], "")

@@ -106,10 +106,10 @@ def test_test_images_that_lack_most_classes(library: Library, tmp_path: Path) ->
     assert job.state == "done", job.error
     point = job.result
     drawn = charts(library.store.plan(DEFAULT.id, point.id), point, [point], [])
-    assert list(drawn["Confusion after"].data[0].x) == list("0123456789")
+    assert list(drawn["Confusion matrix, modified network"].data[0].x) == list("0123456789")
     assert set(point.evaluation["per_class"]) == {"1", "3", "8"}
-    assert point.label.endswith(" · on scans"), "where it was measured is told where that is not the usual place"
-    assert "Confusion after" in report(library, DEFAULT, point)
+    assert point.label.endswith(" · on scans"), "the label names unusual test data"
+    assert "Confusion matrix, modified network" in report(library, DEFAULT, point)
 
 
 def done(job: Job) -> object:
@@ -182,7 +182,7 @@ def _times_ten(value: object) -> object:
 def test_constants_are_kept_even_where_another_copy_of_the_study_was_opened(library: Library) -> None:
     for name in ("random", "pairs"):
         job = library.tasks.estimate(DEFAULT, [name])
-        library._studies.clear()
+        library.queries._caches._studies.clear()
         library.queries.study(DEFAULT)
         done(job)
         study = library.queries.study(DEFAULT)

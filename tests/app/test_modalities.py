@@ -12,14 +12,14 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import modhifi
+from app import figures
 from app import modalities as page
-from app import modality_figures as figures
 from app.session import library
 from modhifi.errors import UserError
 from modhifi.multimodal import MeanSpread, Run, Settings, train
 from modhifi.progress import Progress
 
-from .test_pages import open_page, press, settled, words
+from .paging import open_page, press, settled, words
 
 KEY = "multimodal "
 
@@ -59,7 +59,7 @@ def small(app: AppTest) -> AppTest:
 def test_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(page, "EXAMPLE", tmp_path / "none.json")
     app = open_page("modalities")
-    assert "Nothing trained yet: choose what to train and press Train." in words(app)
+    assert "No runs yet. Choose the settings, then press *Train*." in words(app)
     assert [b.disabled for b in app.button if b.label == "Train"] == [False]
 
 
@@ -75,7 +75,7 @@ def test_the_example_that_ships() -> None:
     summary = run.summary()
     assert shown["AGM"] == f"{100 * summary['agm']['accuracy'].mean:.1f}%"
     assert shown["Joint"] == f"{100 * summary['joint']['accuracy'].mean:.1f}%"
-    assert "Trained jointly, the model leans on" in words(app)
+    assert "Trained jointly, the model relies mainly on" in words(app)
     assert len(app.get("plotly_chart")) == 5
     (table,) = app.dataframe
     assert list(table.value["Trained"])[:3] == [f"{name} alone" for name in run.modalities] + ["Joint"]
@@ -95,7 +95,7 @@ def test_running_then_cancelled(monkeypatch: pytest.MonkeyPatch, tiny: Run) -> N
     monkeypatch.setattr(page, "train", held)
     try:
         app = press(open_page("modalities"), "Train")
-        assert told.wait(20)
+        assert told.wait(60)
         app = settled(app)
         assert "OGM-GE, epoch 2" in words(app), "the training that goes on"
         assert len(app.get("plotly_chart")) == 7
@@ -167,7 +167,7 @@ def test_every_figure_is_whole(tiny: Run) -> None:
             figures.training(run, "joint"),
             figures.coefficients(run, "joint"),
             figures.accuracies(run),
-            figures.alone_and_together(run),
+            figures.modality_accuracies(run),
             figures.competition(run),
         ):
             json.loads(figure.to_json())
@@ -178,7 +178,7 @@ def test_every_figure_is_whole(tiny: Run) -> None:
 
 def test_curves_are_means_with_the_range_behind(tiny: Run) -> None:
     figure = figures.training(tiny, "agm")
-    assert names(figure) == ["together", "left", "right"]
+    assert names(figure) == ["joint output", "left", "right"]
     (left,) = (trace for trace in figure.data if trace.name == "left")
     (behind,) = (trace for trace in figure.data if trace.name == "left, all seeds")
     one, two = ([100 * epoch.mono["left"] for epoch in run.history] for run in tiny.of("agm"))
@@ -203,7 +203,7 @@ def test_bars_are_the_summary(tiny: Run) -> None:
     strength = figures.competition(tiny).data
     assert strength[1].name == "right"
     assert strength[1].y == pytest.approx([told["competition"]["right"].mean for told in summary.values()])
-    together = figures.alone_and_together(tiny).data[0]
+    together = figures.modality_accuracies(tiny).data[0]
     assert together.x[:2] == ("alone", "in Joint")
     assert together.y[2] == pytest.approx(100 * summary["agm"]["mono"]["left"].mean)
 
@@ -226,11 +226,9 @@ def test_what_the_numbers_say(tiny: Run) -> None:
         )
 
     best = max(MeanSpread.of([0.0]).mean, *(one.mean for m in ("left", "right") if (one := tiny.reference(m))))
-    said = page.in_words(run(best - 0.05, 0.2, 0.8, 0.5))
-    assert (
-        "leans on **right**: the part of the output that is right's answers 80.0% correctly, that of left 20.0%" in said
-    )
+    said = page.summary_of(run(best - 0.05, 0.2, 0.8, 0.5))
+    assert "relies mainly on **right**: the right output alone reaches 80.0% accuracy, the left output 20.0%" in said
     assert "the modalities compete" in said
-    assert "With AGM left reaches 66.0%" in said
-    assert "competition strength goes from 0.50 to 0.25" in said
-    assert "compete" not in page.in_words(run(0.99, 0.9, 0.3, 0.5)).replace("competition", "")
+    assert "With AGM the left output reaches 66.0%" in said
+    assert "competition strength changes from 0.50 to 0.25 (lower is better)" in said
+    assert "compete" not in page.summary_of(run(0.99, 0.9, 0.3, 0.5)).replace("competition", "")

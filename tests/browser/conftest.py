@@ -1,4 +1,4 @@
-"""The real server, started from a folder that is not the project's, and Chromium in front of it."""
+"""The real server, started from a folder other than the project's, and Chromium."""
 
 import contextlib
 import os
@@ -102,7 +102,7 @@ class Visitor:
 
     def _request(self, request: Request) -> None:
         if not request.url.startswith((self.url, "data:", "blob:", self.url.replace("http", "ws"))):
-            self.errors.append(f"asked another machine: {request.url}")
+            self.errors.append(f"request to another host: {request.url}")
 
     def settle(self) -> None:
         self.page.wait_for_timeout(250)
@@ -117,7 +117,7 @@ class Visitor:
     def ready(self, path: str = "") -> "Visitor":
         """Opens a page and waits for the analysis that it needs."""
         self.open(path)
-        self.page.get_by_text("This page fills as soon as").wait_for(state="hidden", timeout=300_000)
+        self.page.get_by_text("This page fills when the analysis is done").wait_for(state="hidden", timeout=300_000)
         self.settle()
         return self
 

@@ -1,4 +1,4 @@
-"""The server answers this machine's own names only: a page elsewhere cannot drive it through a name of its own."""
+"""The server responds to localhost only: a web page elsewhere cannot reach it under another host name."""
 
 import socket
 from urllib.parse import urlsplit

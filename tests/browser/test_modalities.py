@@ -15,8 +15,8 @@ def test_read_the_example_then_start_watch_and_cancel(visit: Callable[..., Visit
     assert page.get_by_role("combobox", name="Run").input_value().startswith("Example: ")
     for label, method in (("Joint", "joint"), ("AGM", "agm")):
         assert someone.metric(label) == f"{100 * shipped[method]['accuracy'].mean:.1f}%"
-    someone.see("Trained jointly, the model leans on")
-    page.get_by_text("Coefficients over time").wait_for()
+    someone.see("Trained jointly, the model relies mainly on")
+    page.get_by_text("Gradient coefficients").wait_for()
     page.locator(".st-key-competition .bars .point path").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 

@@ -15,33 +15,33 @@ from .conftest import Server, Visitor
 
 def test_cancel_half_way_and_start_another(visit: Callable[..., Visitor]) -> None:
     someone = visit().ready()
-    someone.ask_for(Network="torchvision:resnet18", Samples="504")  # a minute on one core: there is a half-way to see
-    someone.see(re.compile(r"collecting statistics [1-9]\d?%"))
+    someone.ask_for(Network="torchvision:resnet50", Samples="504")  # large enough to be seen half-way anywhere
+    someone.see(re.compile(r"collecting statistics [1-9]\d?%"), seconds=300)
     someone.press("Cancel")
     someone.see("cancelled.")
     someone.ask_for(Network="digits-resnet20", Samples="480")
-    someone.see("Left whole", seconds=120)
+    someone.see("Not prunable", seconds=120)
     assert someone.metric("Samples") == "480"
     cancelled = someone.page.get_by_role("combobox", name="Study")
     cancelled.click()
     someone.page.get_by_role("option", name="504").click()
     someone.settle()
-    someone.see("is not analysed yet: run the analysis")
+    someone.see("is not analysed yet. Run the analysis")
 
 
 def test_reload_in_the_middle_finds_the_job_again(visit: Callable[..., Visitor]) -> None:
     someone = visit().ready()
-    someone.ask_for(Network="torchvision:resnet18", Samples="490")  # long enough to be found at it
-    someone.page.wait_for_url(re.compile("resnet18"), wait_until="commit")
+    someone.ask_for(Network="torchvision:resnet50", Samples="490")  # large enough to be still running after the reload
+    someone.page.wait_for_url(re.compile("resnet50"), wait_until="commit")
     address = someone.page.url
     someone.page.reload()
-    someone.see("This page fills as soon as")
+    someone.see("This page fills when the analysis is done")
     assert someone.page.url == address
     someone.press("Cancel")
     someone.see("cancelled.")
     someone.ask_for(Network="digits-resnet20", Samples="490")
     someone.page.reload()
-    someone.see("Left whole", seconds=120)
+    someone.see("Not prunable", seconds=120)
     assert someone.metric("Samples") == "490"
 
 
@@ -49,7 +49,7 @@ def test_reload_in_the_middle_finds_the_job_again(visit: Callable[..., Visitor])
     ("fields", "line"),
     [
         ({"Checkpoint": "/nowhere/at-all.pth"}, "no checkpoint at /nowhere/at-all.pth"),
-        ({"Folder_of_the_images": "/nowhere/at-all"}, "no data at /nowhere/at-all"),
+        ({"Image_folder": "/nowhere/at-all"}, "no data at /nowhere/at-all"),
     ],
 )
 def test_a_mistake_is_one_line(visit: Callable[..., Visitor], fields: dict[str, str], line: str) -> None:
@@ -100,12 +100,12 @@ def test_two_at_once_on_different_networks_and_a_link_from_one_to_a_third(
     other.press("Run the analysis")
     one.press("Measure")
     one.see("Note on this plan", seconds=180)
-    other.see("Left whole", seconds=180)
+    other.see("Not prunable", seconds=180)
     found = int(other.metric("Components"))
     one.go("Model")
     assert int(one.metric("Components")) == 400 != found
     other.go("Prune")
-    other.see("Nothing measured yet")
+    other.see("No measurements yet. Press")
     focus = other.page.get_by_role("combobox", name="Group in focus")
     focus.click()
     other.page.get_by_role("option").nth(3).click()

