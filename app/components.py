@@ -29,6 +29,7 @@ __all__ = [
     "compensation",
     "current_plan",
     "derived",
+    "duration",
     "focus_from_click",
     "job_card",
     "labelled_data",
@@ -98,6 +99,14 @@ def rounded(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
+def duration(seconds: float) -> str:
+    """A rough duration: 75 as 75 s, 600 as 10 min, 10800 as 3 h."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{round(seconds / length)} {unit}"
+    return f"{max(1, round(seconds))} s"
+
+
 def compact(value: float) -> str:
     """Formats 1234567 as 1.23 M."""
     for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
@@ -153,7 +162,7 @@ def derived(session: Session, compensate: Level, group: str | None = None, score
 def _poll(job: Job) -> None:
     if job.state != "running":
         st.rerun()
-    left = "" if job.remaining is None else f", about {max(1, round(job.remaining))} s left in this step"
+    left = "" if job.remaining is None else f", about {duration(job.remaining)} left in this step"
     share = f" {job.fraction:.0%}" if job.total else ""
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         st.progress(job.fraction, text=f"**{job.title}** · {job.step}{share}{left}")

@@ -145,7 +145,9 @@ class PruningSpec(Value):
         default="manual", description="what is budgeted; manual: only the overrides are removed"
     )
     remain: float | None = Field(default=None, description="the fraction of the budget to keep, in (0, 1]")
-    score: str = Field(default="greedy", description="ranks the components within a group, see modhifi.pruning.SCORES")
+    score: str = Field(
+        default="greedy", description="ranks the components within a group, see modhifi.pruning.scores()"
+    )
     allocation: AllocationRule | None = Field(
         default=None, description="how the budget is allocated across groups; None for the network's default"
     )

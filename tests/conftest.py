@@ -14,6 +14,42 @@ from modhifi import Data, Model, Study
 from modhifi.models import fingerprint
 from modhifi.specs import InputSpec
 
+# Files (a folder stands for all of its files) whose tests build small things only; `make check` runs them before every commit.
+FAST = (
+    "app/figures",
+    "app/test_components.py",
+    "app/test_store.py",
+    "cli/test_multimodal.py",
+    "data/test_cifar10.py",
+    "data/test_digits.py",
+    "data/test_folders.py",
+    "data/test_parquet.py",
+    "data/test_text.py",
+    "data/test_transform.py",
+    "evaluation/test_perplexity.py",
+    "fidelity",
+    "lipschitz/test_gains.py",
+    "lipschitz/test_known.py",
+    "lipschitz/test_spectral.py",
+    "models/test_checkpoints.py",
+    "models/test_cifar_resnet.py",
+    "multimodal/test_competition.py",
+    "multimodal/test_data.py",
+    "multimodal/test_shapley.py",
+    "test_replay.py",
+    "test_rooms.py",
+    "unlearning/test_algebra.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of `FAST`."""
+    here = Path(__file__).parent
+    fast = [here / name for name in FAST]
+    for item in items:
+        if any(path in (item.path, *item.path.parents) for path in fast):
+            item.add_marker("fast")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

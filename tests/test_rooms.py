@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [
     path
@@ -14,7 +12,6 @@ SOURCES = [
 ]
 
 
-@pytest.mark.fast
 def test_rooms_import_one_way_only() -> None:
     """The layers written down in pyproject.toml, lazy imports and imports for types included."""
     done = subprocess.run(
@@ -33,7 +30,6 @@ def test_rooms_import_one_way_only() -> None:
     assert "0 broken" in done.stdout
 
 
-@pytest.mark.fast
 def test_every_room_has_a_place_in_the_layers() -> None:
     """`exhaustive` in the contract would pass for a folder without ``__init__``."""
     for folder in (ROOT / "modhifi").iterdir():
@@ -41,7 +37,6 @@ def test_every_room_has_a_place_in_the_layers() -> None:
             assert (folder / "__init__.py").exists(), f"{folder.name} is no package"
 
 
-@pytest.mark.fast
 def test_no_file_is_longer_than_500_lines() -> None:
     assert len(SOURCES) > 250
     long = {

@@ -54,7 +54,7 @@ def verdict(e: Evaluation) -> list[str]:
     if e.forget_accuracy > chance:
         bad.append(f"Not forgotten: {e.forget_accuracy:.1%} of the images of {who} are still classified correctly.")
     else:
-        good.append(f"Not answered any more: {e.forget_accuracy:.1%} of the images of {who}.")
+        good.append(f"Of the images of {who}, {e.forget_accuracy:.1%} are still classified correctly.")
     if e.bn_recall_accuracy is not None:
         if e.bn_recall_accuracy >= _BACK:
             bad.append(

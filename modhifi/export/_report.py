@@ -70,8 +70,8 @@ def _pruned(plan: Plan) -> tuple[str, str]:
 
 def _edited(plan: Plan) -> tuple[str, str]:
     settings = plan.settings
-    unit = settings.strength_unit or "strength"
-    strength = "" if settings.strength is None else f", {unit}: {settings.strength:.3g}"
+    measured = settings.strength is not None and settings.strength_unit != "none"
+    strength = f", {settings.strength_unit or 'strength'}: {settings.strength:.3g}" if measured else ""
     return (
         f"{plan.model.spec} without {', '.join(plan.forget)}",
         f"{settings.method}{strength}, in {', '.join(settings.layers)}",

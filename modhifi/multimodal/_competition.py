@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
 from ..errors import UserError
@@ -23,6 +22,8 @@ def competition_strength(fit_features: Tensor, fit_concept: Tensor, features: Te
     held-out samples, ``fit_features`` (N, F) and ``fit_concept`` (N, K), with its strength chosen by leave-one-out error.
     `distance` compares ĉ_m with c_m. Raises `UserError` if the rows do not match.
     """
+    from sklearn.linear_model import RidgeCV  # here, since it imports pandas where that is installed
+
     if len(fit_features) != len(fit_concept) or len(features) != len(concept):
         raise UserError("features and mono-modal outputs must come from the same samples, one row each")
     seen = fit_features.double().cpu()

@@ -143,7 +143,7 @@ class Visitor:
         self.page.get_by_role("button", name=name, exact=True).click()
         self.settle()
 
-    def see(self, text: str | re.Pattern[str], seconds: float = 60) -> None:
+    def see(self, text: str | re.Pattern[str], seconds: float = 300) -> None:
         self.page.get_by_text(text).first.wait_for(timeout=1000 * seconds)
         self.settle()
 

@@ -26,7 +26,7 @@ def test_read_the_example_then_start_watch_and_cancel(visit: Callable[..., Visit
         field.press("Tab")
         someone.settle()
     someone.press("Train")
-    page.locator(".st-key-live-curves .scatterlayer .trace").first.wait_for(timeout=60_000)
+    page.locator(".st-key-live-curves .scatterlayer .trace").first.wait_for(timeout=600_000)
     someone.see("20 seeds")
     someone.press("Cancel")
     someone.see("cancelled.")

@@ -26,7 +26,7 @@ def test_killed_during_an_analysis_and_during_a_measurement(chromium: Browser, t
     with serving(tmp_path) as server:
         someone = visitor(chromium, server)
         someone.open("prune")
-        someone.see("No measurements yet. Press", seconds=30)  # the study is there at once
+        someone.see("No measurements yet. Press")  # the study is there at once
         someone.go("Export")
         someone.see("No plan yet. Measure one on")
         assert someone.errors == []

@@ -266,7 +266,7 @@ def test_mistakes_with_plans_and_studies(work: Path, capsys: pytest.CaptureFixtu
     unlearn = ["unlearn", work / "study", "--data", "digits", "--out", tmp_path / "u.json", "--forget"]
     assert "no class 'eleven'" in refused(capsys, *unlearn, "eleven")
     assert "all classes" in refused(capsys, *unlearn, ",".join("0123456789"))
-    assert "no class ''" in refused(capsys, *unlearn, "")
+    assert "name at least one class" in refused(capsys, *unlearn, "")
     assert "--flops" in refused(capsys, "prune", work / "study", "--out", tmp_path / "p.json")
     assert "not allowed with" in refused(
         capsys, "prune", work / "study", "--flops", 0.5, "--params", 0.5, "--out", tmp_path / "p.json"

@@ -221,7 +221,7 @@ def test_the_words_follow_the_numbers(digits_model: Model) -> None:
         return " ".join(verdict(Evaluation(**(base | changes))))
 
     good = said()
-    assert "Not answered any more" in good
+    assert "Of the images of class 3, 0.0% are still classified correctly." in good
     assert "Relearning does not bring the class back within 20 steps (with a logit mask: after 5)" in good
     assert "Membership inference finds no signal (AUC 0.50)" in good
     assert "brings" not in good

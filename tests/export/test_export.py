@@ -1,5 +1,6 @@
 """What is written can be read back, runs elsewhere, and gives the same answers."""
 
+import html
 import json
 import re
 
@@ -13,6 +14,7 @@ from modhifi import Data, Model, Plan, Study, UserError
 from modhifi.components import enumerate_components
 from modhifi.evaluation import tensor_bytes
 from modhifi.plan import Settings
+from modhifi.unlearning import unlearning_methods
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +118,26 @@ def test_the_report_stands_alone(smaller: Model, digits_study: Study, digits_tes
     for group in digits_study.groups:
         assert group.name in page
     assert "Accuracy" not in modhifi.export_report(plan)
+
+
+# What the strength of each method is, in words of this test; `mask` has none.
+UNITS = {
+    "erase": "weight λ of the forget set in the classifier's fit: 0.25",
+    "published": "fraction of the slices: 0.25",
+    "contrastive": "fraction of the slices: 0.25",
+    "ridge": "weight λ of the forget set: 0.25",
+    "subspace": "1/α: how little of the retain space is protected: 0.25",
+    "ascent": "steps: 0.25",
+    "finetune": "epochs: 0.25",
+}
+
+
+@pytest.mark.parametrize("method", [*UNITS, "mask"])
+def test_the_report_says_what_the_strength_is(smaller: Model, method: str) -> None:
+    settings = Settings(
+        method=method, strength=0.25, strength_unit=unlearning_methods()[method].strength, layers=["layer3.2.conv2"]
+    )
+    plan = smaller.plan.model_copy(update={"settings": settings, "forget": ["3"]})
+    page = html.unescape(modhifi.export_report(plan))
+    expected = f"{method}, {UNITS[method]}, in layer3.2.conv2" if method in UNITS else "mask, in layer3.2.conv2"
+    assert expected in page
