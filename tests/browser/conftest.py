@@ -143,8 +143,8 @@ class Visitor:
         self.page.get_by_role("button", name=name, exact=True).click()
         self.settle()
 
-    def see(self, text: str | re.Pattern[str], seconds: float = 300) -> None:
-        self.page.get_by_text(text).first.wait_for(timeout=1000 * seconds)
+    def see(self, text: str | re.Pattern[str]) -> None:
+        self.page.get_by_text(text).first.wait_for(timeout=300_000)
         self.settle()
 
     def metric(self, label: str) -> str:
