@@ -137,7 +137,7 @@ def test_the_report_says_what_the_strength_is(smaller: Model, method: str) -> No
     settings = Settings(
         method=method, strength=0.25, strength_unit=unlearning_methods()[method].strength, layers=["layer3.2.conv2"]
     )
-    plan = smaller.plan.model_copy(update={"settings": settings, "forget": ["3"]})
+    plan = smaller.plan.model_copy(update={"kind": "unlearn", "settings": settings, "forget": ["3"]})
     page = html.unescape(modhifi.export_report(plan))
     expected = f"{method}, {UNITS[method]}, in layer3.2.conv2" if method in UNITS else "mask, in layer3.2.conv2"
     assert expected in page
