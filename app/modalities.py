@@ -12,7 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from modhifi.errors import UserError
-from modhifi.multimodal import BALANCING_METHODS, TITLES, MeanSpread, Run, Settings, rows, train
+from modhifi.multimodal import BALANCING_METHODS, TITLES, MeanSpread, Run, Settings, methods_for, rows, train
 from modhifi.progress import Progress
 
 from . import components as ui
@@ -83,7 +83,7 @@ def form() -> None:
         with two:
             methods = st.pills(
                 "Methods",
-                [name for name in BALANCING_METHODS if name != "ogm-ge" or fusion == "late"],
+                methods_for(fusion),
                 selection_mode="multi",
                 default=["joint", "agm"],
                 format_func=TITLES.__getitem__,

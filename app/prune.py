@@ -24,7 +24,7 @@ from modhifi.pruning import (
     smallest_cost,
     usual_allocation,
 )
-from modhifi.specs import PruningSpec
+from modhifi.specs import BUDGETS, PruningSpec
 
 from . import components as ui
 from . import language
@@ -45,8 +45,6 @@ __all__ = [
     "point_from_click",
     "prune_controls",
 ]
-
-BUDGETS = ("flops", "params", "latency")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def prune_controls(session: Session, study: modhifi.Study, area: DeltaGenerator)
         "*Measure* corrects the plan by timing it."
     )
     tokens = language.is_language(study)
-    budgets = BUDGETS[:2] if tokens else BUDGETS
+    budgets = [name for name in BUDGETS if not (tokens and name == "latency")]
     budget = ui.choice("Budget", {name: LABELS[name] for name in budgets}, "budget", "flops", text)
     table = session.library.queries.latencies(session.source)
     if budget == "latency" and table is None:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 import modhifi
 from modhifi.errors import UserError
 from modhifi.pruning import Method, pruning_methods, score_named
-from modhifi.specs import Budget, PruningSpec
+from modhifi.specs import Budget, PruningSpec, Value
 from modhifi.study import STUDY_SCHEMA
 from modhifi.unlearning import unlearning_methods
 
@@ -50,9 +50,7 @@ LABELS: Mapping[str, str] = {
 """Labels of the library's values in the dashboard."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Selection(Value):
     @property
     def digest(self) -> str:
         return digest(self.model_dump_json())
@@ -86,7 +84,7 @@ def digest(value: object) -> str:
     return hashlib.sha256(str(value).encode()).hexdigest()[:8]
 
 
-class LabelledData(_Frozen):
+class LabelledData(_Selection):
     """Labelled images, or text, to measure on."""
 
     data: str = "digits"
@@ -102,7 +100,7 @@ class LabelledData(_Frozen):
         return f"{label} · on {' '.join(part for part in parts if part)}"
 
 
-class Source(_Frozen):
+class Source(_Selection):
     """A network and the unlabelled samples it is analysed with: everything a study depends on."""
 
     model: str = "digits-resnet20"
@@ -173,7 +171,7 @@ DEFAULT = Source()
 """The study that a first visit shows."""
 
 
-class Forgetting(_Frozen):
+class Forgetting(_Selection):
     """A request to forget classes, from which a plan is made."""
 
     classes: tuple[str, ...]
@@ -193,7 +191,7 @@ class Forgetting(_Frozen):
         return " · ".join([f"Without {', '.join(self.classes)}", *how])
 
 
-class Choice(_Frozen):
+class Choice(_Selection):
     """A request to prune, from which a plan is made."""
 
     spec: PruningSpec = Field(default_factory=lambda: PruningSpec.of(flops=0.5))

@@ -22,12 +22,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from modhifi.bounds import BoundReport
 from modhifi.errors import UserError
 from modhifi.files import read_json, write_json
 from modhifi.plan import Plan
+from modhifi.specs import Value
 
 from .selection import Choice, Forgetting, LabelledData, Source
 
@@ -41,10 +42,8 @@ def home() -> Path:
     return Path(os.environ.get("MODHIFI_HOME") or Path.home() / ".cache" / "modhifi").expanduser()
 
 
-class Point(BaseModel):
+class Point(Value):
     """A plan that was applied and measured."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     kind: Literal["prune", "unlearn"]
@@ -65,10 +64,8 @@ class Point(BaseModel):
     made: float = Field(default_factory=time.time)
 
 
-class BoundPoint(BaseModel):
+class BoundPoint(Value):
     """Bound and measured error of a plan, in total and per layer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     label: str
@@ -125,9 +122,6 @@ class Store:
             except (UserError, ValidationError, OSError):
                 continue
         return {name: source for _, name, source in sorted(found, key=lambda entry: (-entry[0], entry[1]))}
-
-    def delete_study(self, study: str) -> None:
-        shutil.rmtree(self.folder(study), ignore_errors=True)
 
     # Measured plans
 

@@ -38,16 +38,17 @@ Columns = dict[str, Any]
 
 def groups_table(study: modhifi.Study, eta: float = 0.8) -> tuple[pd.DataFrame, Columns]:
     """Every group in forward order, with the size of its HiFi set."""
+    sizes = [study.hifi_size(group.name, eta, "greedy", "full") for group in study.groups]
     rows = [
         {
             "Group": group.name,
             "Kind": group.kind,
             "Components": group.size,
-            "HiFi set": study.hifi_size(group.name, eta, "greedy", "full"),
-            "Share": 100 * study.hifi_size(group.name, eta, "greedy", "full") / group.size,
+            "HiFi set": size,
+            "Share": 100 * size / group.size,
             "Read by": _readers(group),
         }
-        for group in study.groups
+        for group, size in zip(study.groups, sizes, strict=True)
     ]
     text = f"The fewest components whose fidelity reaches {eta:.0%} with full compensation. Lower: more can be removed."
     return pd.DataFrame(rows), {

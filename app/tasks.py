@@ -143,16 +143,30 @@ class Tasks:
         """Makes, applies, measures and stores a plan."""
         study, model = self._study_and_model(source, progress)
         plan = self._plan(study, model, source, choice, progress)
+        return self._judged(
+            source, model, plan, data, choice.label, progress, id=prune_point(choice, data), choice=choice
+        )
+
+    def _judged(
+        self,
+        source: Source,
+        model: Model,
+        plan: Plan,
+        test: LabelledData,
+        label: str,
+        progress: Progress,
+        **request: Any,
+    ) -> Point:
+        """Applies a plan, measures it on ``test`` and stores both; ``request``: what asked for the plan."""
         changed = modhifi.apply(plan, model)
-        evaluation = modhifi.evaluate(changed, _load(data), baseline=model, progress=progress)
+        evaluation = modhifi.evaluate(changed, _load(test), baseline=model, progress=progress)
         point = Point(
-            id=prune_point(choice, data),
-            kind="prune",
-            label=data.named(choice.label, source.labelled),
-            measured_on=data,
+            kind=plan.kind,
+            label=test.named(label, source.labelled),
+            measured_on=test,
             evaluation=evaluation.model_dump(mode="json"),
-            choice=choice,
             predicted=plan.predicted,
+            **request,
         )
         plan.measured.append(evaluation.to_json())
         self._store.add_point(source.id, point, plan)
@@ -224,24 +238,20 @@ class Tasks:
                 model=model,
                 progress=progress,
             )
-            changed = modhifi.apply(plan, model)
-            evaluation = modhifi.evaluate(changed, _load(test), baseline=model, progress=progress)
-            point = Point(
+            return self._judged(
+                source,
+                model,
+                plan,
+                test,
+                request.label,
+                progress,
                 id=point_id,
-                kind="unlearn",
-                label=test.named(request.label, source.labelled),
-                measured_on=test,
                 decided_on=data,
-                evaluation=evaluation.model_dump(mode="json"),
                 forget=tuple(plan.forget),
                 forgetting=request,
-                predicted=plan.predicted,
                 strength=plan.settings.strength,
                 curve=[one.model_dump() for one in plan.curve],
             )
-            plan.measured.append(evaluation.to_json())
-            self._store.add_point(source.id, point, plan)
-            return point
 
         return self._submit(f"forget {source.id} {point_id}", f"Forgetting {', '.join(request.classes)}", source, work)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from .errors import UserError
 
 __all__ = [
+    "BUDGETS",
     "AllocationRule",
     "Budget",
     "Compensation",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 Budget = Literal["flops", "params", "latency"]
+BUDGETS: tuple[Budget, ...] = get_args(Budget)
 Compensation = Literal["none", "scalar", "full", "sequential"]
 Level = Literal["none", "scalar", "full"]
 """The compensation levels whose errors follow from a study alone."""
@@ -177,14 +179,14 @@ class PruningSpec(Value):
         Raises `UserError` for two budgets, a fraction outside (0, 1], or a value that a field does not accept.
         """
         fields: dict[str, Any] = dict(asked)
-        given = {name: fields.pop(name, None) for name in get_args(Budget)}
-        budgets = {name: ratio for name, ratio in given.items() if ratio is not None}
+        fractions = {budget: fields.pop(budget, None) for budget in BUDGETS}
+        budgets = {budget: fraction for budget, fraction in fractions.items() if fraction is not None}
         if len(budgets) > 1:
             raise UserError(f"set one budget, not {len(budgets)}: {' and '.join(budgets)}")
-        for name, ratio in budgets.items():
-            if not (math.isfinite(ratio) and 0 < ratio <= 1):
-                raise UserError(f"{name} is the fraction to keep, above 0 and at most 1, not {ratio}")
-            fields |= {"budget": name, "remain": float(ratio)}
+        for budget, fraction in budgets.items():
+            if not (math.isfinite(fraction) and 0 < fraction <= 1):
+                raise UserError(f"{budget} is the fraction to keep, above 0 and at most 1, not {fraction}")
+            fields |= {"budget": budget, "remain": float(fraction)}
         for name in ("overrides", "floors"):
             fields[name] = dict(fields.get(name) or {})
         try:

@@ -101,7 +101,9 @@ def test_commands_that_cannot_run_here_exist(page: Path) -> None:
             elif words[0] in ("python", "python3"):
                 assert (ROOT / words[1]).exists() or words[1] == "-m", command
             else:
-                assert words[0] in ("pip", "streamlit", "git", "cd", "export", "docker", "curl", "ls", "cat"), command
+                assert words[0] in ("pip", "streamlit", "git", "cd", "export", "docker", "curl", "ls", "cat", "ssh"), (
+                    command
+                )
 
 
 def test_the_notebook_runs(users_folder: Path) -> None:

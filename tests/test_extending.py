@@ -7,6 +7,7 @@ touched. What was registered is forgotten afterwards.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from modhifi.lipschitz import Estimator, Gains, Sample, estimators, register_est
 from modhifi.loading import list_models
 from modhifi.models import Family, register_family
 from modhifi.pruning import Score, ScoreInputs, pruning_methods, register_score, scores
+from modhifi.registry import Registry
 from modhifi.specs import InputSpec
 from modhifi.unlearning import Method, register_method, unlearning_methods
 
@@ -37,15 +39,19 @@ def forgotten_afterwards() -> Iterator[None]:
     from modhifi.pruning import _scores
     from modhifi.unlearning import _unlearn
 
-    tables = [_scores._SCORES, _estimators._ESTIMATORS, _unlearn._METHODS, _formats._FORMATS]
-    lists = [_sources._SOURCES, _families._FAMILIES]
-    before = [dict(table) for table in tables], [list(one) for one in lists]
+    registries: list[Registry[Any]] = [
+        _scores._SCORES,
+        _estimators._ESTIMATORS,
+        _unlearn._METHODS,
+        _formats._FORMATS,
+        _sources._SOURCES,
+        _families._FAMILIES,
+    ]
+    before = [dict(registry) for registry in registries]
     yield
-    for table, old in zip(tables, before[0], strict=True):
-        table.clear()
-        table.update(old)
-    for one, old_list in zip(lists, before[1], strict=True):
-        one[:] = old_list
+    for registry, old in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(old)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
@@ -74,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asked = build_parser().parse_args(arguments)
         with bar.stoppable():
-            value, text = _run(asked, bar)
+            value, text = CALLS[asked.call].run(asked, bar)
     except UserError as error:
         bar.close()
         print(f"modhifi: {error}", file=sys.stderr)
@@ -97,7 +96,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if first:
         print(json.dumps(value, allow_nan=False) if asked.json else text)
     return 0
-
-
-def _run(asked: argparse.Namespace, bar: _Bar) -> tuple[object, str]:
-    return CALLS[asked.call].run(asked, bar)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..multimodal import BALANCING_METHODS, FUSIONS, Run, Settings, in_words, report, rows, train
+from ..multimodal import BALANCING_METHODS, FUSIONS, Run, Settings, in_words, methods_for, report, rows, train
 from ..progress import Progress
 from ._common import Parser, names
 from ._table import Answer, table
@@ -89,9 +89,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(asked: argparse.Namespace, progress: Progress) -> Answer:
     if asked.do == "report":
         return _answer(Run.load(asked.run), asked.run)
-    methods = asked.method
-    if methods == ["all"]:
-        methods = [name for name in BALANCING_METHODS if name != "ogm-ge" or asked.fusion == "late"]
+    methods = methods_for(asked.fusion) if asked.method == ["all"] else asked.method
     settings = Settings.of(
         data=asked.data,
         fusion=asked.fusion,

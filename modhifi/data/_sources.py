@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..registry import Registry
 from ..shipped import TEXT_MODEL
 from ._cifar10 import SPLITS as CIFAR10_SPLITS
 from ._cifar10 import cifar10
@@ -43,27 +44,24 @@ class DataSource:
     """A spec that the dashboard suggests."""
 
 
-_SOURCES: list[DataSource] = []
+_SOURCES: Registry[DataSource] = Registry("source")
 
 
 def register_source(source: DataSource) -> DataSource:
     """Registers ``source`` with `modhifi.load_data`, the command line and the dashboard. If several sources match a spec, the
     first one registered is used. Raises ValueError if the form is taken.
     """
-    if any(known.form == source.form for known in _SOURCES):
-        raise ValueError(f"the source {source.form!r} is already registered")
-    _SOURCES.append(source)
-    return source
+    return _SOURCES.register(source.form, source)
 
 
 def sources() -> tuple[DataSource, ...]:
     """All registered sources, in order."""
-    return tuple(_SOURCES)
+    return tuple(_SOURCES.values())
 
 
 def source_of(spec: str) -> DataSource | None:
     """The source that ``spec`` belongs to; None for a path."""
-    return next((source for source in _SOURCES if source.matches(spec)), None)
+    return next((source for source in _SOURCES.values() if source.matches(spec)), None)
 
 
 def check_split(spec: str, split: str, splits: tuple[str, ...]) -> None:
@@ -107,7 +105,7 @@ def open_path(spec: str, root: Path | None, split: str) -> Data:
     path = (root / path if root is not None else path).resolve()
     if not path.exists():
         raise UserError(
-            f"unknown data {spec!r}: no such file or folder; use {', '.join(source.form for source in _SOURCES)},"
+            f"unknown data {spec!r}: no such file or folder; use {', '.join(_SOURCES)},"
             " a folder of images or of class folders, or a .parquet file"
         )
     check_split(spec, split, tuple(FOLDER_SPLITS))

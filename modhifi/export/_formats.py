@@ -20,6 +20,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..models import Model
+from ..registry import Registry
 
 __all__ = ["Format", "formats", "register_format"]
 
@@ -44,15 +45,12 @@ class Format:
         return f"model.{self.suffix or self.name}"
 
 
-_FORMATS: dict[str, Format] = {}
+_FORMATS: Registry[Format] = Registry("format")
 
 
 def register_format(made: Format) -> Format:
     """Makes a format known to `export`, the command line and the dashboard. Raises ValueError if the name is taken."""
-    if made.name in _FORMATS:
-        raise ValueError(f"the format {made.name!r} is registered already")
-    _FORMATS[made.name] = made
-    return made
+    return _FORMATS.register(made.name, made)
 
 
 def formats() -> dict[str, Format]:

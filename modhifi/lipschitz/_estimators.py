@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..layers import Edit
 from ..progress import Progress
+from ..registry import Registry
 from ._certified import Upper, certified
 from ._finite import directional, moved_by, pairs, random
 from ._gains import Gains
@@ -56,19 +57,16 @@ class Estimator:
         return self.title[:1].upper() + self.title[1:]
 
 
-_ESTIMATORS: dict[str, Estimator] = {}
+_ESTIMATORS: Registry[Estimator] = Registry("estimator")
 
 
 def register_estimator(estimator: Estimator) -> Estimator:
     """Registers ``estimator`` under its name. Estimators run in the order in which they were registered. Raises ValueError if
     the name is taken, or for a second estimator of upper bounds.
     """
-    if estimator.name in _ESTIMATORS:
-        raise ValueError(f"the estimator {estimator.name!r} is already registered")
     if estimator.claim == "upper" and any(known.claim == "upper" for known in _ESTIMATORS.values()):
         raise ValueError("a study holds one set of upper bounds, and an estimator for them is already registered")
-    _ESTIMATORS[estimator.name] = estimator
-    return estimator
+    return _ESTIMATORS.register(estimator.name, estimator)
 
 
 def estimators(*, language: bool = False) -> dict[str, Estimator]:

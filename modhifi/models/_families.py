@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import read_json
+from ..registry import Registry
 from ..shipped import assets
 from ..specs import InputSpec
 from ._libraries import Built, timm_model, torchvision_model
@@ -44,27 +45,24 @@ class Family:
     """Specs that the dashboard suggests."""
 
 
-_FAMILIES: list[Family] = []
+_FAMILIES: Registry[Family] = Registry("family")
 
 
 def register_family(family: Family) -> Family:
     """Registers ``family`` with `modhifi.load_model`, ``modhifi models`` and the dashboard. If several families match a spec,
     the first one registered is used. Raises ValueError if the form is taken.
     """
-    if any(known.form == family.form for known in _FAMILIES):
-        raise ValueError(f"the family {family.form!r} is already registered")
-    _FAMILIES.append(family)
-    return family
+    return _FAMILIES.register(family.form, family)
 
 
 def families() -> tuple[Family, ...]:
     """All registered families, in order."""
-    return tuple(_FAMILIES)
+    return tuple(_FAMILIES.values())
 
 
 def family_of(spec: str) -> Family | None:
     """The family that ``spec`` belongs to; None if there is none."""
-    return next((family for family in _FAMILIES if family.matches(spec)), None)
+    return next((family for family in _FAMILIES.values() if family.matches(spec)), None)
 
 
 def architecture(spec: str, state: Mapping[str, Tensor]) -> nn.Module:

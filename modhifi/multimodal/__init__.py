@@ -16,7 +16,7 @@ from ._data import MultimodalData, Pairs, audio_visual_digits, keep_energy, load
 from ._methods import AGM, MSES, MSLR, OGMGE, Diverged, Joint
 from ._networks import FUSIONS, Fusion, network
 from ._report import TITLES, in_words, report, rows
-from ._run import BALANCING_METHODS, Alone, Epoch, MeanSpread, MethodName, Outcome, Run, Settings
+from ._run import BALANCING_METHODS, Alone, Epoch, MeanSpread, MethodName, Outcome, Run, Settings, methods_for
 from ._shapley import mono_modal_outputs, shapley_values
 from ._train import train
 
@@ -45,6 +45,7 @@ __all__ = [
     "in_words",
     "keep_energy",
     "load_multimodal",
+    "methods_for",
     "mono_modal_outputs",
     "network",
     "report",

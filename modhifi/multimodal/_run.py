@@ -19,12 +19,27 @@ from ..errors import UserError
 from ..files import read_json
 from ._networks import Fusion, network
 
-__all__ = ["BALANCING_METHODS", "Alone", "Epoch", "MethodName", "Outcome", "Run", "Settings", "MeanSpread"]
+__all__ = [
+    "BALANCING_METHODS",
+    "Alone",
+    "Epoch",
+    "MeanSpread",
+    "MethodName",
+    "Outcome",
+    "Run",
+    "Settings",
+    "methods_for",
+]
 
 SCHEMA = 1
 FILE = "run.json"
 MethodName = Literal["joint", "agm", "ogm-ge", "mslr", "mses"]
 BALANCING_METHODS: tuple[MethodName, ...] = get_args(MethodName)
+
+
+def methods_for(fusion: Fusion) -> tuple[MethodName, ...]:
+    """The methods that support this fusion: OGM-GE needs late fusion."""
+    return tuple(name for name in BALANCING_METHODS if name != "ogm-ge" or fusion == "late")
 
 
 class _Record(BaseModel):

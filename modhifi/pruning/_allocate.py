@@ -29,7 +29,7 @@ from scipy.optimize import isotonic_regression
 from ..components import Cost, Group
 from ..errors import UserError
 from ..plan import Settings
-from ..specs import AllocationRule, PruningFields, PruningSpec, TokenSpec
+from ..specs import BUDGETS, AllocationRule, PruningFields, PruningSpec, TokenSpec
 from ..study import Study
 from ._latency import ALIGNED, LatencyLedger, LatencyTable
 from ._ledger import CostLedger, Ledger
@@ -73,7 +73,7 @@ def smallest_cost(study: Study, spec: PruningSpec, latencies: LatencyTable | Non
     blocks alike for ``width`` allocation. ``spec.remain`` is ignored. Raises `UserError` if no width fits all blocks,
     ValueError without a budget, or for a latency budget without a latency table.
     """
-    if spec.budget not in ("flops", "params", "latency"):
+    if spec.budget not in BUDGETS:
         raise ValueError(f"the smallest cost needs a flops, params or latency budget, not {spec.budget}")
     free = _free(study, spec)
     counts = {one.group.name: one.least for one in free} | dict(spec.overrides)
@@ -139,7 +139,7 @@ def settled(study: Study, spec: PruningSpec) -> Settings:
 def decide(study: Study, settings: Settings, latencies: LatencyTable | None = None) -> Allocation:
     """`allocate` for `settled` settings."""
     counts = {group.name: settings.overrides.get(group.name, group.size) for group in study.groups}
-    if settings.remain is not None and settings.budget in ("flops", "params", "latency"):
+    if settings.remain is not None and settings.budget in BUDGETS:
         _check_reachable(study, settings, settings.remain, latencies)
         ledger: Ledger
         if settings.budget == "latency":

@@ -15,7 +15,7 @@ from ..loading import reload
 from ..models import Model
 from ..plan import Plan
 from ..progress import Progress, prefixed, silent
-from ..specs import Budget, PruningSpec
+from ..specs import BUDGETS, Budget, PruningSpec
 from ..study import Study
 from ..surgery import apply
 from ._prune import prune
@@ -51,7 +51,7 @@ class Method:
     title: str
     spec: PruningSpec = dataclasses.field(default_factory=lambda: PruningSpec(allocation="global"))
     needs_labels: bool = False
-    budgets: tuple[Budget, ...] = ("flops", "params", "latency")
+    budgets: tuple[Budget, ...] = BUDGETS
     """The kinds of budget that the method supports."""
     planner: Planner = _by_spec
 

@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..fidelity import aggregate_gram
 from ..models import Model
 from ..progress import Progress, silent
+from ..registry import Registry
 from ..study import Study
 from ..surgery import calibration_data
 from ._baselines import baseline
@@ -56,15 +57,12 @@ class Score:
     """`compare` offers it as a method to compare with."""
 
 
-_SCORES: dict[str, Score] = {}
+_SCORES: Registry[Score] = Registry("score")
 
 
 def register_score(score: Score) -> Score:
     """Makes ``score`` known by its name. Raises ValueError if the name is taken."""
-    if score.name in _SCORES:
-        raise ValueError(f"the score {score.name!r} is registered already")
-    _SCORES[score.name] = score
-    return score
+    return _SCORES.register(score.name, score)
 
 
 def scores(*, language: bool = False) -> tuple[Score, ...]:

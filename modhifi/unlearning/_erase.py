@@ -5,12 +5,13 @@ Masking a logit leaves the class in the features. Erasure takes it out of them, 
 1. At each of the last layers that write to the residual stream (all layers, where nothing is added), the sum that the
    output becomes should be what it was, minus the class: ``x → μ + P (x − μ)`` with P of `erasure` (LEACE, Belrose et al.
    2023). A layer is fitted to that by least squares on the inputs that the layers before it, already edited, produce
-(`modhifi.statistics.observe`). 2. At the last of them everything goes that the classifier does not need to distinguish the
-   other classes: the target is projected on `retained_rows`. Otherwise the class could still be recognised as "none of the
-others". 3. The classifier is fitted to its old outputs on the retain set and to their mean on the forget set, the latter
-   weighted by λ (`forgetting_ridge` from the old features to the new ones). λ is the strength that is searched: each λ
-   costs one solution of the size of the features. Then the rows of the forget classes, which are knowledge of the class
-   too, are emptied as a logit mask would do. From here on accuracy says nothing more, which is why λ is searched before.
+   (`modhifi.statistics.fit_in_sequence`).
+2. At the last of them everything goes that the classifier does not need to distinguish the other classes: the target is
+   projected on `retained_rows`. Otherwise the class could still be recognised as "none of the others".
+3. The classifier is fitted to its old outputs on the retain set and to their mean on the forget set, the latter weighted by
+   λ (`forgetting_ridge` from the old features to the new ones). λ is the strength that is searched: each λ costs one
+   solution of the size of the features. Then the rows of the forget classes, which are knowledge of the class too, are
+   emptied as a logit mask would do. From here on accuracy says nothing more, which is why λ is searched before.
 4. BatchNorm's statistics become those of the retain set, and its scale and shift absorb the difference: the network does
    not change, and re-estimating the statistics finds the same ones (that attack brings back what only the statistics hide).
 

@@ -12,6 +12,7 @@ from ..loading import reload
 from ..models import Model
 from ..plan import Plan, Settings
 from ..progress import Progress, silent
+from ..registry import Registry
 from ..study import Study
 from ._classes import Found, Task, make_task
 from ._erase import erase
@@ -39,17 +40,14 @@ class Method:
     deep: bool = False
 
 
-_METHODS: dict[str, Method] = {}
+_METHODS: Registry[Method] = Registry("unlearning method")
 
 
 def register_method(name: str, method: Method) -> Method:
     """Makes ``method`` known to `unlearn`, the command line and the dashboard under ``name``. A new method is one new file that
     calls this, and one line that imports it in this room's ``__init__``. Raises ValueError if the name is taken.
     """
-    if name in _METHODS:
-        raise ValueError(f"the unlearning method {name!r} is registered already")
-    _METHODS[name] = method
-    return method
+    return _METHODS.register(name, method)
 
 
 def unlearning_methods() -> dict[str, Method]:

@@ -4,6 +4,7 @@ import pytest
 
 from app import figures as f
 from modhifi.lipschitz import Estimator, _estimators, estimators, register_estimator
+from modhifi.registry import Registry
 
 from .samples import ALONE, LAYERS, SERIES
 
@@ -28,7 +29,8 @@ def test_bounds_from_below_and_from_above_are_told_apart() -> None:
 
 
 def test_a_further_registered_estimator_has_a_mark_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = dict(_estimators._ESTIMATORS)
+    known: Registry[Estimator] = Registry("estimator")
+    known.update(_estimators._ESTIMATORS)
     monkeypatch.setattr(_estimators, "_ESTIMATORS", known)
     names = ["mine", "yours", "theirs", "another"]
     for name in names:
