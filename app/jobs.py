@@ -8,6 +8,7 @@ finds its job. This module does not depend on Streamlit, and a worker never draw
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import threading
@@ -171,6 +172,7 @@ class Jobs:
                 job._end("error")
             # Otherwise this frame keeps the last network and its data in memory while the lane is idle.
             del job, work
+            gc.collect()  # modules refer to themselves; the page does not collect (see .streamlit/config.toml)
 
 
 def _one_line(error: BaseException) -> str:

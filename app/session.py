@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 
 import streamlit as st
@@ -49,10 +48,6 @@ class Session:
 @st.cache_resource(show_spinner=False)
 def library() -> Library:
     """The library of this server, which all sessions share, including its jobs."""
-    # Streamlit collects garbage after every run of a page, and progress is drawn every second. Without this, each collection
-    # looks through everything that imports made, for half a second in which a job stands still.
-    gc.collect()
-    gc.freeze()
     return Library()
 
 

@@ -11,6 +11,8 @@ from app.library import Library
 from app.selection import DEFAULT
 from app.store import Store
 
+st.config.set_option("runner.postScriptGC", False)  # as in .streamlit/config.toml, which tests of a page do not read
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
