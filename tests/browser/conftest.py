@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+
+from .held import GO
 
 ROOT = Path(__file__).parents[2]
 ARTIFACTS = ROOT / "artifacts"
@@ -32,23 +34,26 @@ class Server:
     home: Path
     process: subprocess.Popen[bytes]
     log: Path
+    go: Path
+    """The file that lets go what is held (`held`)."""
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[Server]:
+def serving(folder: Path, streamlit: Sequence[str] = ("-m", "streamlit")) -> Iterator[Server]:
     """``streamlit run app/main.py`` on a free port, with its cache in ``folder``; from there, as a user might."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app" / "main.py")]
+    command = [sys.executable, *streamlit, "run", str(ROOT / "app" / "main.py")]
     command += ["--server.headless=true", f"--server.port={port}", "--server.fileWatcherType=none"]
-    environment = os.environ | {"MODHIFI_HOME": str(folder / "home")}
+    go = folder / "go"
+    environment = os.environ | {"MODHIFI_HOME": str(folder / "home"), GO: str(go)}
     log = folder / f"server-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
             _wait_for(f"http://127.0.0.1:{port}/_stcore/health", process, log)
-            yield Server(f"http://127.0.0.1:{port}", folder / "home", process, log)
+            yield Server(f"http://127.0.0.1:{port}", folder / "home", process, log, go)
         finally:
             process.terminate()
             process.wait(20)

@@ -1,7 +1,8 @@
 """What a person does besides the straight way: cancels, reloads, mistypes, shares an address, uses the keyboard."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -10,16 +11,24 @@ from playwright.sync_api import expect
 from app.selection import Source
 from app.store import Store
 
-from .conftest import Server, Visitor
+from .conftest import Server, Visitor, serving
 
 
-def test_cancel_half_way_and_start_another(visit: Callable[..., Visitor]) -> None:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With an empty cache, and images that can be held."""
+    with serving(tmp_path_factory.mktemp("elsewhere"), [str(Path(__file__).with_name("held.py"))]) as found:
+        yield found
+
+
+def test_cancel_half_way_and_start_another(visit: Callable[..., Visitor], server: Server) -> None:
     someone = visit().ready()
-    someone.ask_for(Network="torchvision:resnet18", Samples="504")  # large enough to be seen half-way anywhere
+    someone.ask_for(Images="held", Samples="504")
     someone.see(re.compile(r"collecting statistics [1-9]\d?%"))
     someone.press("Cancel")
+    server.go.touch()
     someone.see("cancelled.")  # at the next report of progress
-    someone.ask_for(Network="digits-resnet20", Samples="480")
+    someone.ask_for(Images="digits", Samples="480")
     someone.see("Not prunable")
     assert someone.metric("Samples") == "480"
     cancelled = someone.page.get_by_role("combobox", name="Study")
@@ -29,18 +38,16 @@ def test_cancel_half_way_and_start_another(visit: Callable[..., Visitor]) -> Non
     someone.see("is not analysed yet. Run the analysis")
 
 
-def test_reload_in_the_middle_finds_the_job_again(visit: Callable[..., Visitor]) -> None:
+def test_reload_in_the_middle_finds_the_job_again(visit: Callable[..., Visitor], server: Server) -> None:
+    server.go.unlink(missing_ok=True)
     someone = visit().ready()
-    someone.ask_for(Network="torchvision:resnet18", Samples="490")  # large enough to be still running after the reload
-    someone.page.wait_for_url(re.compile("resnet18"), wait_until="commit")
+    someone.ask_for(Images="held", Samples="490")
+    someone.page.wait_for_url(re.compile("held"), wait_until="commit")
     address = someone.page.url
     someone.page.reload()
     someone.see("This page fills when the analysis is done")
     assert someone.page.url == address
-    someone.press("Cancel")
-    someone.see("cancelled.")  # at the next report of progress
-    someone.ask_for(Network="digits-resnet20", Samples="490")
-    someone.page.reload()
+    server.go.touch()
     someone.see("Not prunable")
     assert someone.metric("Samples") == "490"
 

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a study and a plan made by the command line."""
     folder = tmp_path_factory.mktemp("cli")
-    assert main(["analyze", "digits-resnet20", "--data", "digits", "--out", str(folder / "study")]) == 0
+    analyze = ["analyze", "digits-resnet20", "--data", "digits", "--samples", "192"]
+    assert main([*analyze, "--out", str(folder / "study")]) == 0
     assert main(["prune", str(folder / "study"), "--flops", "0.5", "--out", str(folder / "plan.json")]) == 0
     return folder
 
@@ -339,10 +340,10 @@ def test_a_published_checkpoint(shared: Path, capsys: pytest.CaptureFixture[str]
     data = ["--data", "cifar10", "--data-root", shared / "data" / "cifar10"]
     weights = shared / "models" / "resnet56-4bfd9763.th"
     study, plan = tmp_path / "study", tmp_path / "plan.json"
-    analysed = ask(capsys, "analyze", "cifar10-resnet56", "--weights", weights, *data, "--samples", 256, "--out", study)
+    analysed = ask(capsys, "analyze", "cifar10-resnet56", "--weights", weights, *data, "--samples", 128, "--out", study)
     assert analysed["groups"] == 30
     ask(capsys, "prune", study, "--flops", 0.75, "--out", plan)
-    result = ask(capsys, "evaluate", plan, "--split", "test", "--samples", 500)
+    result = ask(capsys, "evaluate", plan, "--split", "test", "--samples", 300)
     assert result["accuracy_before"] >= 0.78
     assert result["accuracy"] >= result["accuracy_before"] - 0.06
     assert set(result["per_class"]) >= {"airplane", "truck"}
