@@ -14,12 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from .held import GO
 
 ROOT = Path(__file__).parents[2]
 ARTIFACTS = ROOT / "artifacts"
+
+_PATIENCE = 300_000
+"""Milliseconds that a test waits for anything: no test is about speed, so this only ends one that would never end."""
+
+expect.set_options(timeout=_PATIENCE)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -95,6 +100,7 @@ class Visitor:
 
     def __init__(self, page: Page, url: str) -> None:
         self.page, self.url = page, url
+        page.set_default_timeout(_PATIENCE)
         self.errors: list[str] = []
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -111,18 +117,18 @@ class Visitor:
 
     def settle(self) -> None:
         self.page.wait_for_timeout(250)
-        self.page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
+        self.page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
         assert self.page.locator("[data-testid=stException]").count() == 0, "the page shows an exception"
 
     def open(self, path: str = "") -> None:
         self.page.goto(f"{self.url}/{path}")
-        self.page.get_by_role("heading").first.wait_for(timeout=60_000)  # before that nothing runs yet, or not any more
+        self.page.get_by_role("heading").first.wait_for()  # before that nothing runs yet, or not any more
         self.settle()
 
     def ready(self, path: str = "") -> "Visitor":
         """Opens a page and waits for the analysis that it needs."""
         self.open(path)
-        self.page.get_by_text("This page fills when the analysis is done").wait_for(state="hidden", timeout=300_000)
+        self.page.get_by_text("This page fills when the analysis is done").wait_for(state="hidden")
         self.settle()
         return self
 
@@ -149,7 +155,7 @@ class Visitor:
         self.settle()
 
     def see(self, text: str | re.Pattern[str]) -> None:
-        self.page.get_by_text(text).first.wait_for(timeout=300_000)
+        self.page.get_by_text(text).first.wait_for()
         self.settle()
 
     def metric(self, label: str) -> str:

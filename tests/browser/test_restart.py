@@ -12,7 +12,7 @@ def test_killed_during_an_analysis_and_during_a_measurement(chromium: Browser, t
     with serving(tmp_path) as server:
         someone = visitor(chromium, server)
         someone.page.goto(server.url)
-        someone.page.get_by_role("button", name="Cancel").wait_for(timeout=300_000)
+        someone.page.get_by_role("button", name="Cancel").wait_for()
         kill(server)
     assert list(tmp_path.glob("home/studies/*/study")) == []
     with serving(tmp_path) as server:
