@@ -47,7 +47,11 @@ def test_reload_in_the_middle_finds_the_job_again(visit: Callable[..., Visitor],
     someone.page.reload()
     someone.see("This page fills when the analysis is done")
     assert someone.page.url == address
+    someone.press("Cancel")
     server.go.touch()
+    someone.see("cancelled.")  # at the next report of progress
+    someone.ask_for(Images="digits", Samples="490")
+    someone.page.reload()
     someone.see("Not prunable")
     assert someone.metric("Samples") == "490"
 
