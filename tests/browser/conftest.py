@@ -118,6 +118,8 @@ class Visitor:
     def settle(self) -> None:
         self.page.wait_for_timeout(250)
         self.page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+        # Streamlit loads the code of a control when one is first shown; until then a grey bar stands in its place.
+        self.page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')")
         assert self.page.locator("[data-testid=stException]").count() == 0, "the page shows an exception"
 
     def open(self, path: str = "") -> None:
@@ -165,7 +167,6 @@ class Visitor:
 
     def shoot(self, name: str) -> None:
         ARTIFACTS.mkdir(exist_ok=True)
-        self.page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')")
         self.page.wait_for_timeout(800)  # figures fade in
         self.page.screenshot(path=ARTIFACTS / f"{name}.png")
 
