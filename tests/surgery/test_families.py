@@ -34,7 +34,7 @@ FAMILIES = {
     "vit_tiny_patch16_224": (224, {"heads": 12, "neurons": 12}),
     "deit_tiny_patch16_224": (224, {"heads": 12, "neurons": 12}),
     "swin_tiny_patch4_window7_224": (224, {"heads": 12, "neurons": 12}),
-    "mixer_s16_224": (224, {"neurons": 16}),
+    "mixer_b16_224": (224, {"neurons": 24}),
 }
 
 
