@@ -172,7 +172,8 @@ class Jobs:
                 job._end("error")
             # Otherwise this frame keeps the last network and its data in memory while the lane is idle.
             del job, work
-            gc.collect()  # modules refer to themselves; the page does not collect (see .streamlit/config.toml)
+            # Exports and some networks are cycles, which hold their weights; pages do not collect (see .streamlit/config.toml).
+            gc.collect()
 
 
 def _one_line(error: BaseException) -> str:
