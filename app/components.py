@@ -11,6 +11,7 @@ import streamlit as st
 
 import modhifi
 from modhifi.study import Level
+from modhifi.text import duration
 
 from .formulas import FORMULAS
 from .jobs import Job
@@ -29,7 +30,6 @@ __all__ = [
     "compensation",
     "current_plan",
     "derived",
-    "duration",
     "focus_from_click",
     "job_card",
     "labelled_data",
@@ -97,14 +97,6 @@ def percent(value: float | None, digits: int = 1) -> str:
 def rounded(value: float) -> str:
     """Three significant digits, without an exponent for large values."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """A rough duration: 75 as 75 s, 600 as 10 min, 10800 as 3 h."""
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{round(seconds / length)} {unit}"
-    return f"{max(1, round(seconds))} s"
 
 
 def compact(value: float) -> str:

@@ -45,7 +45,7 @@ class Queries:
             return None
         key = LatencyKey.here(study.model.fingerprint, choose_device())
         return self._caches.result(
-            ("latencies", path, path.stat().st_mtime_ns, key), lambda: LatencyTable.kept(path, key)
+            ("latencies", path, path.stat().st_mtime_ns, key), lambda: LatencyTable.kept(path, key, study.structure)
         )
 
     def allocation(self, source: Source, choice: Choice) -> Allocation:

@@ -1,33 +1,38 @@
 """A plan: which components of a network to keep, the weights that compensate, and what was measured.
 
-Plans are files that can be shared and applied again. On disk a plan is one JSON file; the new weights are stored beside it as
-safetensors (same name, suffix ``.safetensors``) and named in the JSON with their sha256. `Plan.save` can also write both into
-one ``.zip``.
+Plans are files that can be shared and applied again. On disk a plan is one JSON file. The new weights are stored beside it as
+safetensors, in a file that is named after the plan and the sha256 of its content (``plan.1f0c….safetensors``) and named in the
+JSON: it belongs to this plan alone, and replacing the JSON replaces the plan. `Plan.save` can also write both into one ``.zip``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import itertools
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import safetensors
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from torch import Tensor
 
-from .errors import UserError
-from .files import atomic_file, claim_parent, read_json
-from .specs import AllocationRule, Budget, Compensation, DataRef, ModelRef, PruningSpec, Value
+from .errors import UserError, first_fault
+from .files import atomic_file, check_regular, claim_parent, file_sha256, locked, read_json
+from .specs import AllocationRule, Budget, Compensation, DataRef, ModelRef, PruningSpec, TensorFile, Value
 
 __all__ = ["PLAN_SCHEMA", "CurvePoint", "GroupPlan", "Plan", "Settings", "TensorFile"]
 
 PLAN_SCHEMA = 3
-_LARGEST_IN_ZIP = 8 << 30
+_LARGEST = 8 << 30
+# Hexadecimal digits of the sha256 in the name of a tensor file.
+_DIGITS = 12
 
 
 class GroupPlan(Value):
@@ -35,6 +40,13 @@ class GroupPlan(Value):
 
     total: int = Field(gt=0)
     keep: list[int] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        rising = all(a < b for a, b in itertools.pairwise(self.keep))
+        if not rising or self.keep[0] < 0 or self.keep[-1] >= self.total:
+            raise ValueError(f"the components to keep must ascend from 0 to below {self.total}")
+        return self
 
 
 class Settings(PruningSpec):
@@ -74,17 +86,12 @@ class CurvePoint(Value):
     retain_accuracy: float
 
 
-class TensorFile(Value):
-    file: str
-    sha256: str
-
-
 class Plan(BaseModel):
     """A plan, see the module docstring. ``tensors`` maps state names of the original network (see `modhifi.surgery`) to new
     values.
     """
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     schema_version: int = PLAN_SCHEMA
     kind: Literal["prune", "unlearn"]
@@ -111,27 +118,31 @@ class Plan(BaseModel):
         copied._tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         return copied
 
-    # The bytes of both files; the JSON refers to the tensor file by ``stem``.
-    def _encode(self, stem: str) -> tuple[bytes, bytes | None]:
+    # The bytes of both files; the name of the tensor file begins with ``stem``.
+    def _encode(self, stem: str) -> tuple[bytes, bytes | None, str]:
         blob = safetensors.torch.save(self._tensors) if self._tensors else None
-        named = TensorFile(file=f"{stem}.safetensors", sha256=hashlib.sha256(blob).hexdigest()) if blob else None
+        named = None
+        if blob is not None:
+            digest = hashlib.sha256(blob).hexdigest()
+            named = TensorFile(file=f"{stem}.{digest[:_DIGITS]}.safetensors", sha256=digest)
         content = self.model_dump(mode="json") | {"tensor_file": named.model_dump() if named else None}
-        return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(), blob
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        return text.encode("utf-8", "surrogatepass"), blob, named.file if named else ""
 
     def to_zip(self, stem: str = "plan") -> bytes:
         """Both files as one zip archive, which `Plan.load` opens; the dashboard offers it for download."""
-        text, blob = self._encode(stem)
+        text, blob, name = self._encode(stem)
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(f"{stem}.json", text)
             if blob is not None:
-                archive.writestr(f"{stem}.safetensors", blob, compress_type=zipfile.ZIP_STORED)
+                archive.writestr(name, blob, compress_type=zipfile.ZIP_STORED)
         return buffer.getvalue()
 
     @staticmethod
     def claim(path: str | Path) -> Path:
-        """Checks before long work that `save` can write to ``path``. Raises `UserError` for a folder, another suffix, or a
-        location that is not writable.
+        """Checks before long work that `save` can write to ``path``. Raises `UserError` for a folder, another suffix, a file that
+        is not a plan, or a location that is not writable.
         """
         path = Path(path)
         if path.is_dir():
@@ -139,21 +150,32 @@ class Plan(BaseModel):
         if path.suffix not in (".json", ".zip"):
             raise UserError(f"a plan is saved as .json or .zip, not {path.suffix or 'without a suffix'}: {path}")
         claim_parent(path)
+        if path.is_file() and path.stat().st_size and not _is_plan(path):
+            raise UserError(f"{path} is not a plan and was not replaced; name another file")
         return path
 
     def save(self, path: str | Path) -> Path:
-        """Writes ``path`` atomically: a ``.json`` with a ``.safetensors`` beside it, or a ``.zip`` that holds both."""
+        """Writes ``path`` atomically: a ``.json`` with its tensors beside it, or a ``.zip`` that holds both.
+
+        Raises `UserError` as `claim` does.
+        """
         path = self.claim(path)
         if path.suffix == ".zip":
             with atomic_file(path) as temporary:
                 temporary.write_bytes(self.to_zip(path.stem))
             return path
-        text, blob = self._encode(path.stem)
-        if blob is not None:
-            with atomic_file(path.with_suffix(".safetensors")) as temporary:
-                temporary.write_bytes(blob)
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(text)
+        text, blob, name = self._encode(path.stem)
+        before = _tensor_file_of(path)
+        with contextlib.ExitStack() as held:
+            if blob is not None:
+                tensors = path.with_name(name)
+                with atomic_file(tensors) as temporary:
+                    temporary.write_bytes(blob)
+                # Until the JSON names it, this file looks as if a process had died before it could write the JSON.
+                held.enter_context(locked(tensors))
+            with atomic_file(path) as temporary:
+                temporary.write_bytes(text)
+            _sweep_tensors(path, name, before)
         return path
 
     @classmethod
@@ -164,33 +186,41 @@ class Plan(BaseModel):
         path = Path(path)
         if path.suffix == ".zip":
             return cls._load_zip(path)
-        raw = read_json(path, "a plan")
-        plan = cls._parse(raw, path)
-        if plan.tensor_file is not None:
+        plan = cls._parse(read_json(path, "a plan"), path)
+        while plan.tensor_file is not None:
             beside = path.with_name(Path(plan.tensor_file.file).name)
             try:
+                check_regular(beside, "the plan's tensors", _LARGEST)
                 blob = beside.read_bytes()
-            except OSError as error:
+            except (OSError, UserError) as error:
+                # Another process may have replaced the plan, and so removed the tensors, since its JSON was read.
+                now = cls._parse(read_json(path, "a plan"), path)
+                if now.tensor_file != plan.tensor_file:
+                    plan = now
+                    continue
                 raise UserError(f"the plan's tensors {beside} are missing; keep both files together") from error
             plan._decode(blob, beside)
+            break
         return plan
 
     @classmethod
     def _load_zip(cls, path: Path) -> Plan:
+        check_regular(path, "a plan", _LARGEST)
         try:
             with zipfile.ZipFile(path) as archive:
                 texts = [i for i in archive.infolist() if i.filename.endswith(".json") and "/" not in i.filename]
                 if len(texts) != 1:
                     raise UserError(f"{path} is not a plan: it holds {len(texts)} JSON files instead of one")
-                if sum(i.file_size for i in archive.infolist()) > _LARGEST_IN_ZIP:
+                if sum(i.file_size for i in archive.infolist()) > _LARGEST:
                     raise UserError(f"{path} was not opened: it would unpack to more than 8 GiB")
                 plan = cls._parse(json.loads(archive.read(texts[0])), path)
                 if plan.tensor_file is not None:
                     plan._decode(archive.read(plan.tensor_file.file), path)
-        except FileNotFoundError as error:
-            raise UserError(f"the plan {path} does not exist") from error
-        except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(f"{path} is damaged or not a plan") from error
+        except UserError:
+            raise
+        except Exception as error:
+            # The file is untrusted: zipfile and the decompressors raise almost anything for a damaged one.
+            raise UserError(f"{path} is damaged or not a plan; copy or make it again") from error
         return plan
 
     @classmethod
@@ -200,14 +230,12 @@ class Plan(BaseModel):
             raise UserError(f"{path} is not a plan: it has no schema_version")
         if version != PLAN_SCHEMA:
             raise UserError(
-                f"{path} has plan schema {version}, but this version reads {PLAN_SCHEMA}; make the plan again"
+                f"{path} has plan schema {version!r:.40}, but this version reads {PLAN_SCHEMA}; make the plan again"
             )
         try:
             return cls.model_validate(raw)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{path} is damaged or not a plan: {where}: {first['msg']}") from error
+        except (ValidationError, RecursionError) as error:
+            raise UserError(f"{path} is damaged or not a plan: {first_fault(error)}; make it again") from error
 
     def _decode(self, blob: bytes, path: Path) -> None:
         assert self.tensor_file is not None
@@ -217,3 +245,43 @@ class Plan(BaseModel):
             self._tensors = safetensors.torch.load(blob)
         except safetensors.SafetensorError as error:
             raise UserError(f"the tensors in {path} are damaged: {error}") from error
+
+
+def _is_plan(path: Path) -> bool:
+    """Whether the file is a plan of this or another version; a damaged one is none."""
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if name.endswith(".json") and "/" not in name]
+                raw = json.loads(archive.read(names[0])) if len(names) == 1 else None
+        else:
+            raw = read_json(path, "a plan")
+    except Exception:  # untrusted: anything may be raised
+        return False
+    return isinstance(raw, dict) and {"schema_version", "kind", "groups"} <= set(raw)
+
+
+def _tensor_file_of(path: Path) -> TensorFile | None:
+    """The tensor file that the plan at ``path`` names, if there is such a plan."""
+    try:
+        return TensorFile.model_validate(read_json(path, "a plan")["tensor_file"])
+    except (UserError, KeyError, TypeError, ValidationError):
+        return None
+
+
+def _sweep_tensors(path: Path, current: str, before: TensorFile | None) -> None:
+    """Removes the tensors of the plan that was replaced, and those whose JSON was never written because a process died.
+
+    A file is removed only if its name and its content prove that it is a plan's.
+    """
+    pattern = re.compile(rf"{re.escape(path.stem)}\.([0-9a-f]{{{_DIGITS}}})\.safetensors")
+    for file in path.parent.glob("*.safetensors"):
+        if file.name == current or not file.is_file():
+            continue
+        match = pattern.fullmatch(file.name)
+        expected = match[1] if match else before.sha256 if before is not None and file.name == before.file else None
+        if expected is None:
+            continue
+        with locked(file) as free, contextlib.suppress(OSError):
+            if free and file_sha256(file).startswith(expected):
+                file.unlink()

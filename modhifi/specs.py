@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,6 +27,7 @@ __all__ = [
     "PruningFields",
     "PruningSpec",
     "Step",
+    "TensorFile",
     "TokenSpec",
     "Value",
 ]
@@ -40,9 +41,15 @@ AllocationRule = Literal["global", "uniform", "ranking", "width"]
 
 
 class Value(BaseModel):
-    """A frozen pydantic model that accepts no unknown field."""
+    """A frozen pydantic model that accepts no unknown field, and only finite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+_Pixels = Annotated[int, Field(ge=1, le=16_384)]
+# Of inputs in [0, 1]; a thousand leaves room for networks that take pixels of 0 to 255.
+_Mean = Annotated[float, Field(ge=-1000, le=1000)]
+_Std = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class InputSpec(Value):
@@ -50,9 +57,9 @@ class InputSpec(Value):
     scaled to [0, 1], then ``(x - mean) / std`` per channel.
     """
 
-    size: tuple[int, int] = Field(description="height, width in pixels")
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size: tuple[_Pixels, _Pixels] = Field(description="height, width in pixels")
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Std, _Std, _Std]
     interpolation: str = Field(default="bilinear", pattern="^(nearest|bilinear|bicubic)$")
     crop: float = Field(default=1.0, gt=0, le=1)
 
@@ -69,8 +76,8 @@ class InputSpec(Value):
 class TokenSpec(Value):
     """The input of a language model: windows of ``context`` tokens, each an integer below ``vocabulary``."""
 
-    context: int = Field(ge=2, description="tokens per sample")
-    vocabulary: int = Field(ge=2)
+    context: int = Field(ge=2, le=1 << 24, description="tokens per sample")
+    vocabulary: int = Field(ge=2, le=1 << 28)
     head_counts: tuple[int, ...] = Field(
         min_length=1,
         description="numbers of key-value heads that the configuration can express for all blocks, ascending",
@@ -110,6 +117,13 @@ class DataRef(Value):
     samples: int
     seed: int
     fingerprint: str
+
+
+class TensorFile(Value):
+    """A file of tensors beside the JSON that names it."""
+
+    file: str
+    sha256: str
 
 
 class Step(Value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["listed", "number", "percent"]
+__all__ = ["duration", "listed", "number", "percent"]
 
 
 def percent(value: float | None) -> str:
@@ -22,3 +22,11 @@ def listed(names: Sequence[str], at_most: int = 3) -> str:
     if len(names) <= at_most + 1:
         return ", ".join(names)
     return f"{', '.join(names[:at_most])} and {len(names) - at_most} more"
+
+
+def duration(seconds: float) -> str:
+    """A rough duration: 75 as 75 s, 600 as 10 min, 10800 as 3 h."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{round(seconds / length)} {unit}"
+    return f"{max(1, round(seconds))} s"

@@ -10,7 +10,7 @@ from ..data import DEFAULT_DATA, SHIPPED_TEXT, load_data
 from ..lipschitz import estimators
 from ..progress import Progress
 from ..study import CONSTANT_SAMPLES, CONSTANTS
-from ._common import data_arguments, names, numbers, samples_of
+from ._common import data_arguments, names, numbers, positive, samples_of
 from ._processes import joined
 from ._table import Answer
 
@@ -20,14 +20,14 @@ HELP = "Collect statistics in one pass over unlabelled data and write a study."
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
     data_arguments(parser, "calibration")
-    parser.add_argument("--samples", type=int, default=512, metavar="N", help="number of samples (default: 512)")
+    parser.add_argument("--samples", type=positive, default=512, metavar="N", help="number of samples (default: 512)")
     parser.add_argument(
         "--weights", metavar="FILE", help="checkpoint: .safetensors, or .pt/.pth/.th that holds only tensors"
     )
     parser.add_argument("--mean", type=numbers, metavar="R,G,B", help="input mean per channel, for inputs in [0, 1]")
     parser.add_argument("--std", type=numbers, metavar="R,G,B", help="input standard deviation per channel")
     parser.add_argument("--classes", metavar="FILE", help="class names, one per line, in the order of the logits")
-    parser.add_argument("--context", type=int, metavar="N", help="language models: tokens per sample")
+    parser.add_argument("--context", type=positive, metavar="N", help="language models: tokens per sample")
     parser.add_argument(
         "--constants",
         type=names,
@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--constant-samples",
-        type=int,
+        type=positive,
         metavar="N",
         help=f"number of samples for the constants (default: {CONSTANT_SAMPLES}; for language models 8)",
     )

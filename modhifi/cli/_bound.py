@@ -11,7 +11,7 @@ from ..plan import Plan
 from ..progress import Progress
 from ..study import Study
 from ..text import percent
-from ._common import data_arguments, named_data
+from ._common import data_arguments, named_data, positive
 from ._table import Answer, table
 
 HELP = "Compare the bound of a plan with the measured error, per layer and for the whole plan."
@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY")
     parser.add_argument("plan", metavar="PLAN")
     data_arguments(parser, "calibration")
-    parser.add_argument("--samples", type=int, default=128, metavar="N", help="number of samples (default: 128)")
+    parser.add_argument("--samples", type=positive, default=128, metavar="N", help="number of samples (default: 128)")
     parser.add_argument(
         "--no-held-out",
         action="store_true",

@@ -27,7 +27,9 @@ __all__ = [
     "numbers",
     "out_plan",
     "plan_and_models",
+    "positive",
     "samples_of",
+    "seed",
 ]
 
 
@@ -56,6 +58,26 @@ def count(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 to 2³¹ − 1."""
+    return _whole(text, 1, 2**31 - 1)
+
+
+def seed(text: str) -> int:
+    """A whole number from 0 to 2³² − 1, which every generator takes."""
+    return _whole(text, 0, 2**32 - 1)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a whole number from {least} to {most}")
+    return value
+
+
 def budget_arguments(parser: argparse.ArgumentParser, kind: Callable[[str], Any], metavar: str, what: str) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--flops", type=kind, metavar=metavar, help=f"fraction of FLOPs to keep{what}")
@@ -71,7 +93,7 @@ def data_arguments(parser: argparse.ArgumentParser, split: str) -> None:
     )
     parser.add_argument("--data-root", metavar="DIR", help="the folder that holds the data")
     parser.add_argument("--split", default=split, help=f"split of the data (default: {split})")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draw of samples (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the draw of samples (default: 0)")
 
 
 def moved_weights(parser: argparse.ArgumentParser, what: str) -> None:

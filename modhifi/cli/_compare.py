@@ -8,12 +8,15 @@ from typing import Any
 
 import modhifi
 
+from ..errors import UserError
+from ..files import claim_parent
 from ..loading import reload
+from ..plan import Plan
 from ..progress import Progress
 from ..pruning import pruning_methods
 from ..study import Study
 from ..text import number, percent
-from ._common import budget_arguments, data_arguments, moved_weights, named_data, names, numbers
+from ._common import budget_arguments, data_arguments, moved_weights, named_data, names, numbers, positive
 from ._table import Answer, table
 
 HELP = "Compare pruning methods at the same budget."
@@ -23,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY")
     budget_arguments(parser, numbers, "R[,R…]", ", one or several")
     data_arguments(parser, "test")
-    parser.add_argument("--samples", type=int, metavar="N", help="number of samples (default: all)")
+    parser.add_argument("--samples", type=positive, metavar="N", help="number of samples (default: all)")
     parser.add_argument(
         "--methods",
         type=names,
@@ -37,6 +40,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(asked: argparse.Namespace, progress: Progress) -> Answer:
+    if asked.out is not None:
+        _claim(asked.out)
     study = Study.load(asked.study)
     model = reload(study.model, asked.weights, device=asked.device, progress=progress)
     found = modhifi.pruning.compare(
@@ -110,6 +115,16 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
     judged = "perplexity (lower is better)" if language else "accuracy (higher is better)"
     head = [counted, judged, "", "FLOPs", "parameters", "latency, ms", "planning, s"]
     return value, table(head, [before, *cells])
+
+
+def _claim(out: str) -> None:
+    """Raises `UserError` before the work if plans cannot be written into this folder."""
+    folder = Path(out)
+    if not out or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"--out {out!r} is not a folder; name one, it is created if needed")
+    for file in folder.glob("*.json") if folder.is_dir() else ():
+        Plan.claim(file)
+    claim_parent(folder / "plan.json")
 
 
 def _bar(share: float) -> str:

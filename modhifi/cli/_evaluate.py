@@ -9,7 +9,7 @@ import modhifi
 from ..evaluation import Evaluation, forgetting_table, verdict
 from ..progress import Progress
 from ..text import number, percent
-from ._common import data_arguments, moved_weights, named_data, plan_and_models
+from ._common import data_arguments, moved_weights, named_data, plan_and_models, positive
 from ._table import Answer, table
 
 HELP = "Measure accuracy or perplexity, size, FLOPs and latency before and after a plan."
@@ -18,12 +18,12 @@ HELP = "Measure accuracy or perplexity, size, FLOPs and latency before and after
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", metavar="PLAN")
     data_arguments(parser, "test")
-    parser.add_argument("--samples", type=int, metavar="N", help="number of samples (default: all)")
+    parser.add_argument("--samples", type=positive, metavar="N", help="number of samples (default: all)")
     parser.add_argument(
-        "--context", type=int, metavar="N", help="perplexity: tokens per window (default: the model's context)"
+        "--context", type=positive, metavar="N", help="perplexity: tokens per window (default: the model's context)"
     )
     parser.add_argument(
-        "--stride", type=int, metavar="N", help="perplexity: tokens between windows (default: half the context)"
+        "--stride", type=positive, metavar="N", help="perplexity: tokens between windows (default: half the context)"
     )
     moved_weights(parser, "plan")
     parser.add_argument("--device", default="auto")

@@ -6,7 +6,7 @@ import argparse
 
 import modhifi
 
-from ..export import formats
+from ..export import claim_export, formats
 from ..progress import Progress
 from ..text import number
 from ._common import moved_weights, names, plan_and_models
@@ -29,6 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(asked: argparse.Namespace, progress: Progress) -> Answer:
+    claim_export(asked.out)
     _, _, changed = plan_and_models(asked.plan, asked.weights, "auto", progress)
     folder = modhifi.export(changed, asked.out, asked.format, progress=progress)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}

@@ -17,7 +17,7 @@ from ..pruning import latency_table, scores
 from ..specs import AllocationRule, Compensation, PruningSpec
 from ..study import Study
 from ..text import number
-from ._common import Parser, budget_arguments, count, out_plan
+from ._common import Parser, budget_arguments, count, out_plan, positive
 from ._table import Answer, table
 
 HELP = "ModHiFi-P: decide which components to keep and write a plan."
@@ -29,7 +29,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY")
     budget_arguments(parser, float, "R", "")
     parser.add_argument(
-        "--latency-batch", type=int, default=1, metavar="N", help="samples per forward pass when latency is measured"
+        "--latency-batch",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="samples per forward pass when latency is measured",
     )
     with_labels = " and ".join(score.name for score in scores() if score.needs_labels)
     parser.add_argument(
@@ -65,7 +69,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--recalibrate-bn", action="store_true", help="re-estimate BatchNorm statistics on the calibration images"
     )
     parser.add_argument(
-        "--multiple", type=int, default=1, metavar="N", help="keep multiples of N channels (8 suits tensor cores)"
+        "--multiple", type=positive, default=1, metavar="N", help="keep multiples of N channels (8 suits tensor cores)"
     )
     parser.add_argument(
         "--keep", type=count, action="append", default=[], metavar="GROUP=COUNT", help="set a group's size by hand"

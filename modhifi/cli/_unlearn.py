@@ -11,7 +11,7 @@ from ..progress import Progress
 from ..study import Study
 from ..text import listed, percent
 from ..unlearning import unlearning_methods
-from ._common import data_arguments, named_data, names, out_plan
+from ._common import data_arguments, named_data, names, out_plan, positive
 from ._table import Answer, table
 
 HELP = "ModHiFi-U: make the network forget classes and write a plan."
@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--forget", type=names, required=True, metavar="NAMES", help="class names or indices, comma-separated"
     )
     data_arguments(parser, "calibration")
-    parser.add_argument("--samples", type=int, default=1000, metavar="N", help="number of samples (default: 1000)")
+    parser.add_argument("--samples", type=positive, default=1000, metavar="N", help="number of samples (default: 1000)")
     gradients = " and ".join(name for name, method in unlearning_methods().items() if method.gradients)
     parser.add_argument(
         "--method",
@@ -38,7 +38,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="forget accuracy that is low enough, or chance (default: 0)",
     )
-    parser.add_argument("--depth", type=int, metavar="N", help="edit the last N layers (default: chosen by the method)")
+    parser.add_argument(
+        "--depth", type=positive, metavar="N", help="edit the last N layers (default: chosen by the method)"
+    )
     parser.add_argument(
         "--towards",
         choices=("zero", "mean"),

@@ -85,7 +85,7 @@ class Share(Value):
     """How many channels on one side of a layer belong to each component of a group."""
 
     group: str
-    width: int = 1
+    width: int = Field(default=1, ge=1)
 
 
 class LayerCost(Value):
@@ -95,20 +95,20 @@ class LayerCost(Value):
     """
 
     name: str
-    inputs: int = 1
-    outputs: int = 1
+    inputs: int = Field(default=1, ge=0)
+    outputs: int = Field(default=1, ge=0)
     in_shares: tuple[Share, ...] = ()
     out_shares: tuple[Share, ...] = ()
-    macs: float = 0.0
-    params: float = 0.0
-    per_output: float = 0.0
+    macs: float = Field(default=0.0, ge=0)
+    params: float = Field(default=0.0, ge=0)
+    per_output: float = Field(default=0.0, ge=0)
 
 
 class Cost(Value):
     """Parameters, and multiply-accumulates per sample (each counted once)."""
 
-    params: int
-    flops: int
+    params: int = Field(ge=0)
+    flops: int = Field(ge=0)
 
 
 class Structure(Value):

@@ -73,6 +73,8 @@ class Data:
         """``samples`` images drawn without replacement with ``seed``, in the source's order; all if there are not more."""
         if samples < 1:
             raise UserError(f"samples must be at least 1, not {samples}")
+        if not 0 <= seed < 2**32:
+            raise UserError(f"the seed must be from 0 to 2³² − 1, not {seed}")
         if self.text is not None and self.rows is None:
             return dataclasses.replace(self, asked=samples, seed=seed)
         if samples >= len(self):

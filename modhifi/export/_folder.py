@@ -11,12 +11,13 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 
-from ..errors import UserError
-from ..files import atomic_folder, file_sha256, read_json
+from ..errors import UserError, first_fault
+from ..files import FolderKind, atomic_folder, claim_folder, file_sha256, read_json
 from ..models import CausalLM, Model, architecture, fingerprint, read_checkpoint
 from ..plan import Plan
 from ..progress import Progress, silent
@@ -25,12 +26,21 @@ from ..surgery import restructure
 from ._formats import formats as known_formats
 from ._language import read_language, write_language
 
-__all__ = ["export", "read_export"]
+__all__ = ["claim_export", "export", "read_export"]
 
 EXPORT_SCHEMA = 1
 # The architecture in the manifest of a language model, whose configuration is a file of its own.
 _LANGUAGE = "transformers"
 _MANIFEST = "manifest.json"
+
+
+def _listed(manifest: Any) -> list[str]:
+    """The files of an export, of this or another schema; see `FolderKind`."""
+    _ = manifest["schema_version"], manifest["architecture"], manifest["fingerprint"]
+    return list(manifest["sha256"])
+
+
+_FOLDER = FolderKind("an exported model", _MANIFEST, _listed)
 
 
 class _Manifest(Value):
@@ -42,6 +52,11 @@ class _Manifest(Value):
     fingerprint: str
     sha256: dict[str, str]
     bytes: dict[str, int]
+
+
+def claim_export(out: str | Path) -> None:
+    """Checks before long work that `export` can write to ``out``; raises `UserError` as `export` does."""
+    claim_folder(Path(out), _FOLDER)
 
 
 def export(
@@ -66,14 +81,14 @@ def export(
     if isinstance(model.module, CausalLM):
         if set(formats) != {"safetensors"}:
             raise UserError("language models are written as safetensors only; omit the other formats")
-        with atomic_folder(Path(out), _MANIFEST) as folder:
+        with atomic_folder(Path(out), _FOLDER) as folder:
             progress(0, 1, "writing safetensors")
             write_language(model, folder)
             _write_about(model, folder, _LANGUAGE)
             progress(1, 1, "written")
         return Path(out)
     net = copy.deepcopy(model.module).cpu().eval()
-    with atomic_folder(Path(out), _MANIFEST) as folder:
+    with atomic_folder(Path(out), _FOLDER) as folder:
         wanted = ["safetensors", *dict.fromkeys(name for name in formats if name != "safetensors")]
         for done, name in enumerate(wanted):
             progress(done, len(wanted), f"writing {name}")
@@ -118,7 +133,7 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
     try:
         manifest = _Manifest.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{path} is damaged: {error.errors()[0]['msg']}; export it again") from error
+        raise UserError(f"{path} is damaged: {first_fault(error)}; export it again") from error
     plan = folder / "plan.json"
     if manifest.architecture == _LANGUAGE:
         assert isinstance(manifest.input, TokenSpec)

@@ -32,7 +32,7 @@ class Upper(BaseModel):
     only while the norms that LayerNorm divides by, and those of queries, keys and values, remain in the range seen.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     value: float | None
     ranges: bool = False

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ..errors import UserError
-from ..files import read_json
+from ..errors import UserError, first_fault
+from ..files import FolderKind, read_json
 from ._networks import Fusion, network
 
 __all__ = [
@@ -33,6 +33,15 @@ __all__ = [
 
 SCHEMA = 1
 FILE = "run.json"
+
+
+def _listed(manifest: Any) -> list[str]:
+    """The files of a run, of this or another schema; see `FolderKind`."""
+    _ = manifest["schema_version"], manifest["settings"]
+    return [f"{one['method']}-{one['seed']}.safetensors" for one in manifest["outcomes"]]
+
+
+FOLDER = FolderKind("a run", FILE, _listed)
 MethodName = Literal["joint", "agm", "ogm-ge", "mslr", "mses"]
 BALANCING_METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
@@ -81,8 +90,7 @@ class Settings(_Record):
         try:
             made = cls(**asked)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{first['loc'][0]}: {first['msg']}, not {first['input']!r}") from error
+            raise UserError(f"{first_fault(error)}, not {error.errors()[0]['input']!r:.40}") from error
         if not made.methods:
             raise UserError(f"name at least one method: {', '.join(BALANCING_METHODS)}")
         if "ogm-ge" in made.methods and made.fusion != "late":
@@ -199,8 +207,7 @@ class Run(_Record):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            where = ".".join(str(part) for part in error.errors()[0]["loc"])
-            raise UserError(f"{file} is damaged at {where}; train again") from error
+            raise UserError(f"{file} is damaged: {first_fault(error)}; train again") from error
 
     def network(self, folder: Path | str, method: str, seed: int) -> nn.Module:
         """The network trained with ``method`` and ``seed``, read from ``folder``, in evaluation mode on the CPU. Raises

@@ -28,7 +28,7 @@ from ._data import SPLITS, MultimodalData, Pairs, load_multimodal
 from ._inputs import check, check_targets
 from ._methods import AGM, MSES, MSLR, OGMGE, Diverged, Joint
 from ._networks import network
-from ._run import FILE, Alone, Epoch, MethodName, Outcome, Run, Settings
+from ._run import FILE, FOLDER, Alone, Epoch, MethodName, Outcome, Run, Settings
 from ._shapley import mono_modal_outputs
 
 __all__ = ["Watch", "train"]
@@ -79,7 +79,7 @@ class _Training:
     def run(self, out: Path | str | None) -> Run:
         s = self.settings
         if out is not None:
-            claim_folder(Path(out), FILE)
+            claim_folder(Path(out), FOLDER)
         self.progress(0, 0, "loading data")
         data = self._data(0)
         self._start(data)
@@ -94,7 +94,7 @@ class _Training:
         self.state = self.state.model_copy(update={"finished": True})
         self.watch(self.state)
         if out is not None:
-            with atomic_folder(Path(out), FILE) as folder:
+            with atomic_folder(Path(out), FOLDER) as folder:
                 for name, weights in self.weights.items():
                     save_file(weights, folder / f"{name}.safetensors")
                 write_json(folder / FILE, self.state.model_dump(mode="json"))

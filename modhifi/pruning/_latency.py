@@ -9,10 +9,11 @@ import bisect
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ..components import LayerCost, Structure
 from ..errors import UserError
@@ -55,11 +56,35 @@ class LatencyTable(BaseModel):
     widths, multiples of 8 channels, and for ``odd`` ones.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     key: LatencyKey
     counts: dict[str, list[dict[str, int]]]
     times: dict[str, dict[str, list[float]]]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if not {"aligned", "odd"} <= set(self.times) or set(self.counts) != set(self.times):
+            raise ValueError("it needs aligned and odd widths")
+        for kind, times in self.times.items():
+            widths = len(self.counts[kind])
+            if (
+                OTHER not in times
+                or not widths
+                or any(len(found) != widths or min(found) < 0 for found in times.values())
+            ):
+                raise ValueError(f"its times do not fit its {kind} widths")
+        return self
+
+    def covers(self, structure: Structure) -> bool:
+        """Whether the table has times for every layer and counts for every group of this structure."""
+        layers, groups = (
+            {OTHER, *(layer.name for layer in structure.layers)},
+            {group.name for group in structure.groups},
+        )
+        return all(layers == set(times) for times in self.times.values()) and all(
+            groups == set(counts) for kind in self.counts.values() for counts in kind
+        )
 
     @property
     def dense(self) -> float:
@@ -103,15 +128,15 @@ class LatencyTable(BaseModel):
             raise UserError(f"{path} is damaged or not a latency table; delete it and measure again") from error
 
     @classmethod
-    def kept(cls, path: Path, key: LatencyKey) -> LatencyTable | None:
+    def kept(cls, path: Path, key: LatencyKey, structure: Structure) -> LatencyTable | None:
         """The table in this file, or None if it must be measured again: the file is missing or damaged, or the table belongs to
-        another key.
+        another key or structure.
         """
         try:
             table = cls.load(path)
         except UserError:
             return None
-        return table if table.key == key else None
+        return table if table.key == key and table.covers(structure) else None
 
 
 class Curve:

@@ -40,7 +40,7 @@ def latency_table(
     otherwise measures it and saves it there.
     """
     key = LatencyKey.here(model.fingerprint, model.device, batch)
-    known = LatencyTable.kept(path, key)
+    known = LatencyTable.kept(path, key, structure)
     if known is not None:
         return known
     table = measure_table(model, structure, batch=batch, progress=progress)

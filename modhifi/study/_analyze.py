@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..components import Structure, structure_of
 from ..data import Data, prepare, windowed
 from ..errors import UserError
-from ..files import claim_folder
+from ..files import claim_folder, sweep, temporary
 from ..layers import flat_weight, get_operator
 from ..models import CausalLM, Model
 from ..progress import Progress, silent
@@ -25,7 +26,7 @@ from ..text import listed
 from ._blocks import derive_blocks
 from ._constants import estimate, usual
 from ._layer import LayerStats
-from ._study import MANIFEST, STUDY_SCHEMA, Study, read_columns
+from ._study import FOLDER, STUDY_SCHEMA, Study, read_columns
 
 __all__ = ["CLASS_SAMPLES", "analyze"]
 
@@ -90,11 +91,15 @@ def analyze(
     key = _key(model, drawn, [seed, batch_size, ridge, list(constants), constant_samples])
     target = None if out is None else Path(out)
     known = None if target is None else _known(target, key)
-    if known is not None:
+    if known is not None and target is not None:
         progress(1, 1, "opening the existing study")
+        if process_rank() == 0:
+            sweep(target)
+            for left in target.parent.glob(f".{glob.escape(target.name)}*.partial"):
+                left.unlink(missing_ok=True)
         return known
     if target is not None and process_rank() == 0:
-        claim_folder(target, MANIFEST)
+        claim_folder(target, FOLDER)
     progress(0, 1, "tracing the network")
     structure = structure_of(model)
     if not isinstance(model.module, CausalLM):  # its groups follow from layer names and need no verification
@@ -114,13 +119,11 @@ def analyze(
     if isinstance(model.module, CausalLM):
         study = Study(model.ref, drawn.ref, structure, {}, {}, no_classes(structure), ridge, 0.0, key)
         # Finished blocks are parked on disk until the study is saved; without an output folder they stay in memory.
-        waiting = None if target is None else target.with_name(f".{target.name}.parts")
-        try:
-            derive_blocks(study, model, batches(0), len(drawn), numbers, waiting, progress)
+        first = process_rank() == 0
+        with temporary(target, folder=True) if target is not None and first else nullcontext() as parked:
+            keep = first or target is None
+            derive_blocks(study, model, batches(0), len(drawn), numbers, parked, keep, progress)
             return _finished(study, model, drawn, constants, constant_samples, began, target, progress)
-        finally:
-            if waiting is not None and process_rank() == 0:
-                shutil.rmtree(waiting, ignore_errors=True)
     partial = None
     if target is not None:
         rank = f".{process_rank()}" if process_count() > 1 else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ..errors import UserError
 from ..layers import flat_weight, get_operator
 from ..models import CausalLM, Model, onloaded
 from ..progress import Progress
-from ..statistics import collect_blocks, process_rank
+from ..statistics import collect_blocks
 from ._layer import LayerStats
 from ._study import Study, layer_tensors, read_columns, read_layer
 
@@ -28,25 +27,23 @@ def derive_blocks(
     samples: int,
     numbers: range,
     folder: Path | None,
+    keep: bool,
     progress: Progress,
 ) -> None:
     """Fills ``study`` with the layers of ``model``, their scores and curves.
 
     With a ``folder``, the layers of each block are written there as soon as they are complete and memory-mapped from then on,
-    so that the moments of only one block are in memory.
+    so that the moments of only one block are in memory. Without ``keep`` this process only contributes its sums.
 
     Raises `UserError` if a layer's input is not finite.
     """
     net = model.module
     assert isinstance(net, CausalLM)
     columns = {name: read_columns(study.structure, name) for name in study.structure.readers}
-    if folder is not None and process_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
     for path, moments in collect_blocks(
         net, columns, batches, samples, seed=study.data.seed, numbers=numbers, progress=progress
     ):
-        if folder is not None and process_rank() > 0:
+        if not keep:
             continue
         for name in moments:
             if not bool(torch.isfinite(moments[name].second).all()):

@@ -37,6 +37,20 @@ class LayerStats:
         """Whether contributions are stored instead of dense moments."""
         return self.moments.second.shape[0] != self.weight.shape[1]
 
+    def check(self) -> None:
+        """Raises `ValueError` if shapes or dtypes contradict each other, or a value is not finite: files are untrusted."""
+        second, mean, weight = self.moments.second, self.moments.mean, self.weight
+        if not all(value.is_floating_point() and value.isfinite().all() for value in (second, mean, weight)):
+            raise ValueError("its moments or weights are not finite numbers")
+        if weight.ndim != 2 or second.ndim != 2 or mean.shape != weight.shape[1:]:
+            raise ValueError("its moments do not fit its weights")
+        top = max((int(columns.max()) for columns in self.groups.values()), default=0)
+        if top >= weight.shape[1]:
+            raise ValueError(f"a group owns column {top} of a layer that has {weight.shape[1]}")
+        wide = int(self.parts().max()) + 1
+        if second.shape not in {(weight.shape[1],) * 2, (wide,) * 2}:
+            raise ValueError("its moments do not fit its weights")
+
     def parts(self) -> Tensor:
         """(n,) int64: see `modhifi.statistics.partition`."""
         return partition(self.weight.shape[1], self.groups)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,26 +13,67 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from ..components import Cost, Group, Skipped, Structure
-from ..errors import UserError
+from ..errors import UserError, first_fault
 from ..fidelity import output_energy, singleton_from_moments
-from ..files import atomic_folder, file_sha256, read_json
+from ..files import FolderKind, atomic_folder, file_sha256, read_json, recover, write_json
 from ..layers import Edit
 from ..lipschitz import Gains, Upper, estimators
 from ..progress import Progress, silent
-from ..specs import DataRef, ModelRef, TokenSpec
+from ..specs import DataRef, ModelRef, TensorFile, TokenSpec, Value
 from ..statistics import Moments
 from ..text import listed
 from ._layer import LayerStats, Level
-from ._tables import ORDERS, SCORES, energy_key, error_key, order_key, ranked, score_key, tabulate, tabulate_order
+from ._tables import (
+    ORDERS,
+    SCORES,
+    check_tables,
+    energy_key,
+    error_key,
+    order_key,
+    ranked,
+    score_key,
+    tabulate,
+    tabulate_order,
+)
 
-__all__ = ["MANIFEST", "STUDY_SCHEMA", "Study", "layer_tensors", "read_columns", "read_layer"]
+__all__ = ["FOLDER", "STUDY_SCHEMA", "Study", "layer_tensors", "read_columns", "read_layer"]
 
 STUDY_SCHEMA = 4
-MANIFEST, _TENSORS = "study.json", "study.safetensors"
+_MANIFEST, _TENSORS = "study.json", "study.safetensors"
+
+
+def _listed(manifest: Any) -> list[str]:
+    """The files of a study, of this or another schema; see `FolderKind`."""
+    _ = manifest["schema_version"], manifest["structure"]
+    return [manifest["tensors"]["file"], *(f"{layer}.safetensors" for layer in manifest.get("bytes", ()))]
+
+
+# `prune` keeps the latencies that it measured beside the study.
+FOLDER = FolderKind("a study", _MANIFEST, _listed, extra=("latency.json",))
+
+
+class _Counted(Value):
+    count: int = Field(ge=1)
+    positions: int = Field(ge=1)
+
+
+class _Manifest(Value):
+    schema_version: int
+    model: ModelRef
+    data: DataRef
+    structure: Structure
+    layers: dict[str, _Counted]
+    gains: list[str]
+    certified: dict[str, Upper]
+    ridge: float = Field(ge=0)
+    seconds: float = Field(ge=0)
+    key: str
+    tensors: TensorFile
+    bytes: dict[str, int]
 
 
 @dataclass
@@ -316,84 +356,95 @@ class Study:
         for estimator, by_layer in self.gains.items():
             tensors |= {f"gain/{estimator}/{name}": gains.stacked() for name, gains in by_layer.items()}
         tensors |= {f"norm/{name}": norms for name, norms in self.norms.items()}
-        with atomic_folder(path, MANIFEST) as folder:
+        with atomic_folder(path, FOLDER) as folder:
             # safetensors refuses tensors that share memory, and a table may be a view of another.
             safetensors.torch.save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / _TENSORS)
             for name, stats in self.layers.items() if apart else ():
                 safetensors.torch.save_file(layer_tensors(stats), folder / f"{name}.safetensors")
-            manifest = {
-                "schema_version": STUDY_SCHEMA,
-                "model": self.model.model_dump(mode="json"),
-                "data": self.data.model_dump(mode="json"),
-                "structure": self.structure.model_dump(mode="json"),
-                "layers": {
-                    name: {"count": stats.moments.count, "positions": stats.moments.positions}
+            manifest = _Manifest(
+                schema_version=STUDY_SCHEMA,
+                model=self.model,
+                data=self.data,
+                structure=self.structure,
+                layers={
+                    name: _Counted(count=stats.moments.count, positions=stats.moments.positions)
                     for name, stats in self.layers.items()
                 },
-                "gains": list(self.gains),
-                "certified": {name: upper.model_dump() for name, upper in self.certified.items()},
-                "ridge": self.ridge,
-                "seconds": self.seconds,
-                "key": self.key,
-                "tensors": {"file": _TENSORS, "sha256": file_sha256(folder / _TENSORS)},
-                "bytes": {name: (folder / f"{name}.safetensors").stat().st_size for name in self.layers}
-                if apart
-                else {},
-            }
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+                gains=list(self.gains),
+                certified=self.certified,
+                ridge=self.ridge,
+                seconds=self.seconds,
+                key=self.key,
+                tensors=TensorFile(file=_TENSORS, sha256=file_sha256(folder / _TENSORS)),
+                bytes={name: (folder / f"{name}.safetensors").stat().st_size for name in self.layers if apart},
+            )
+            write_json(folder / _MANIFEST, manifest.model_dump(mode="json"))
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Study:
         """Reads the folder of a study. Raises `UserError` if it is missing, damaged or of another schema."""
         path = Path(path)
+        recover(path)
         if not path.is_dir():
             raise UserError(
                 f"{path} is not the folder of a study; make one with: modhifi analyze MODEL --data DATA --out {path}"
             )
-        if not (path / MANIFEST).exists():
-            raise UserError(f"{path} is not a study: it has no {MANIFEST}; make one with modhifi analyze")
-        raw = read_json(path / MANIFEST, "a study")
+        if not (path / _MANIFEST).exists():
+            raise UserError(f"{path} is not a study: it has no {_MANIFEST}; make one with modhifi analyze")
+        raw = read_json(path / _MANIFEST, "a study")
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if version != STUDY_SCHEMA:
-            raise UserError(f"{path} has study schema {version}, but this version reads {STUDY_SCHEMA}; analyze again")
+            raise UserError(
+                f"{path} has study schema {version!r:.40}, but this version reads {STUDY_SCHEMA}; analyze again"
+            )
         try:
-            if file_sha256(path / _TENSORS) != raw["tensors"]["sha256"]:
+            manifest = _Manifest.model_validate(raw)
+            if file_sha256(path / _TENSORS) != manifest.tensors.sha256:
                 raise UserError(f"{path} is damaged: the sha256 of {_TENSORS} differs; analyze again")
-            return cls._from(raw, safetensors.torch.load_file(path / _TENSORS), path)
-        except (OSError, KeyError, TypeError, ValidationError, safetensors.SafetensorError) as error:
-            detail = str(error).splitlines()[0]
-            raise UserError(f"{path} is damaged ({type(error).__name__}: {detail}); analyze again") from error
+            return cls._from(manifest, safetensors.torch.load_file(path / _TENSORS), path)
+        except UserError:
+            raise
+        except (OSError, LookupError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+            # Whatever a manifest or tensors of other types, shapes or names may raise.
+            raise UserError(f"{path} is damaged ({first_fault(error)}); analyze again") from error
 
     @classmethod
-    def _from(cls, raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Study:
-        structure = Structure.model_validate(raw["structure"])
+    def _from(cls, manifest: _Manifest, tensors: dict[str, Tensor], path: Path) -> Study:
+        structure = manifest.structure
+        if not structure.groups:
+            raise ValueError("it has no groups")
         layers = {}
         for name in structure.readers:
-            columns, about, file = read_columns(structure, name), raw["layers"][name], path / f"{name}.safetensors"
-            size = raw.get("bytes", {}).get(name)
+            columns, about, file = read_columns(structure, name), manifest.layers[name], path / f"{name}.safetensors"
+            size = manifest.bytes.get(name)
             if size is None:
                 kinds = {kind: tensors[f"{kind}/{name}"] for kind in ("weight", "second", "mean")}
-                layers[name] = LayerStats(kinds["weight"], Moments(kinds["second"], kinds["mean"], **about), columns)
-            elif file.stat().st_size != size:
-                raise UserError(f"{path} is damaged: {file.name} is truncated; analyze again")
+                layers[name] = LayerStats(
+                    kinds["weight"], Moments(kinds["second"], kinds["mean"], about.count, about.positions), columns
+                )
+            elif file.parent != path or file.stat().st_size != size:
+                raise ValueError(f"{file.name} is truncated")
             else:
-                layers[name] = read_layer(file, about["count"], about["positions"], columns)
+                layers[name] = read_layer(file, about.count, about.positions, columns)
+            layers[name].check()
         gains = {
             estimator: {name: Gains.of(tensors[f"gain/{estimator}/{name}"]) for name in structure.readers}
-            for estimator in raw["gains"]
+            for estimator in manifest.gains
         }
+        tables = {k.removeprefix("table/"): v for k, v in tensors.items() if k.startswith("table/")}
+        check_tables(tables, structure)
         return cls(
-            model=ModelRef.model_validate(raw["model"]),
-            data=DataRef.model_validate(raw["data"]),
+            model=manifest.model,
+            data=manifest.data,
             structure=structure,
             layers=layers,
             gains=gains,
-            tables={k.removeprefix("table/"): v for k, v in tensors.items() if k.startswith("table/")},
-            ridge=float(raw["ridge"]),
-            seconds=float(raw["seconds"]),
-            key=str(raw["key"]),
-            certified={name: Upper.model_validate(upper) for name, upper in raw["certified"].items()},
+            tables=tables,
+            ridge=manifest.ridge,
+            seconds=manifest.seconds,
+            key=manifest.key,
+            certified=dict(manifest.certified),
             norms={k.removeprefix("norm/"): v for k, v in tensors.items() if k.startswith("norm/")},
         )
 

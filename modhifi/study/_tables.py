@@ -30,6 +30,7 @@ __all__ = [
     "LEVELS",
     "ORDERS",
     "SCORES",
+    "check_tables",
     "energy_key",
     "error_key",
     "order_key",
@@ -179,3 +180,23 @@ def tabulate_order(
         for group, known in orders.items()
         for name, index in known.items()
     }
+
+
+def check_tables(tables: Mapping[str, Tensor], structure: Structure) -> None:
+    """Raises `ValueError` if a table that was read from a file does not fit the group it belongs to."""
+    sizes = {group.name: group.size for group in structure.groups}
+    for key, table in tables.items():
+        kind, _, rest = key.partition("/")
+        if table.is_floating_point() and not bool(table.isfinite().all()):
+            raise ValueError(f"the table {key} is not finite")
+        if kind == "class" and table.shape[1:] != (sizes[rest],):
+            raise ValueError(f"the table {key} does not fit its group")
+        if kind not in ("order", "score", "error"):
+            continue
+        owner = rest.split("/", 2 if kind != "error" else 3)[-1]
+        size = sizes[owner.rpartition("@")[0] if kind == "error" else owner]
+        fits = table.shape == (size + (kind == "error"),)
+        if kind == "order":
+            fits = fits and table.dtype == torch.int64 and bool((table.sort().values == torch.arange(size)).all())
+        if not fits:
+            raise ValueError(f"the table {key} does not fit its group")

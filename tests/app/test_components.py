@@ -2,7 +2,8 @@
 
 import pytest
 
-from app.components import compact, duration, percent, rounded
+from app.components import compact, percent, rounded
+from modhifi.text import duration
 
 
 @pytest.mark.parametrize(
