@@ -5,15 +5,19 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from modhifi import Study
+import modhifi
+from modhifi import Model, Study
 from modhifi.cli import main
 from modhifi.cli._parser import build_parser
+
+from tests.few import few_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -37,11 +41,19 @@ def commands(text: str) -> list[str]:
 
 
 @pytest.fixture
-def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What a reader of the pages may have: photographs in class folders, a checkpoint of a small network, class names."""
+def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder of a reader, whose computer has few digits: what the pages say is run, not what it gives."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MODHIFI_HOME", str(tmp_path / "home"))
-    return tmp_path
+    with few_digits():
+        yield tmp_path
+
+
+@pytest.fixture(scope="module")
+def first_study(digits_model: Model) -> Study:
+    """The study that most pages begin with; `analyze` opens one of the same key instead of making it again."""
+    with few_digits():
+        return modhifi.analyze(digits_model, modhifi.load_data("digits"), samples=512)
 
 
 def photographs(folder: Path) -> None:
@@ -66,10 +78,9 @@ def photographs(folder: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_code_block_runs(
-    page: Path, users_folder: Path, digits_study: Study, capsys: pytest.CaptureFixture[str]
+    page: Path, users_folder: Path, first_study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The study that most pages begin with; `analyze` opens one of the same key instead of making it again.
-    digits_study.save(users_folder / "study")
+    first_study.save(users_folder / "study")
     if "mine.safetensors" in page.read_text(encoding="utf-8"):
         photographs(users_folder)
     namespace: dict[str, object] = {"__name__": "documentation"}
@@ -111,6 +122,7 @@ def test_the_notebook_runs(users_folder: Path) -> None:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(ROOT / "docs" / "quickstart.ipynb", as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("from tests.few import few_digits\nfew_digits().__enter__()"))
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     os.environ |= environment
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(users_folder)}}).execute()

@@ -1,4 +1,4 @@
-"""An empty cache for each test, and one with the default study, which the tests of a run share and copy."""
+"""An empty cache for each test, and one with the default study of few digits, which the tests of a run share and copy."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import streamlit as st
 from app.library import Library
 from app.selection import DEFAULT
 from app.store import Store
+from tests.few import few_digits
 
 st.config.set_option("runner.postScriptGC", False)  # as in .streamlit/config.toml, which tests of a page do not read
 
@@ -20,7 +21,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("MODHIFI_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     st.cache_resource.clear()
-    yield tmp_path / "home"
+    with few_digits():
+        yield tmp_path / "home"
     st.cache_resource.clear()
 
 
@@ -29,8 +31,9 @@ def analysed_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that holds the default study."""
     root = tmp_path_factory.mktemp("analysed_home")
     library = Library(Store(root))
-    job = library.tasks.analyse(DEFAULT)
-    assert job.wait(120)
+    with few_digits():
+        job = library.tasks.analyse(DEFAULT)
+        assert job.wait(300)
     assert job.state == "done", job.error
     return root
 

@@ -67,8 +67,8 @@ def serving(folder: Path, streamlit: Sequence[str] = ("-m", "streamlit")) -> Ite
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """With an empty cache."""
-    with serving(tmp_path_factory.mktemp("elsewhere")) as found:
+    """With an empty cache and few digits."""
+    with serving(tmp_path_factory.mktemp("elsewhere"), [str(ROOT / "tests" / "few.py")]) as found:
         yield found
 
 

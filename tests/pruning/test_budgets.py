@@ -212,10 +212,10 @@ def test_a_table_of_another_key_is_refused_and_measured_again(
     key, path = LatencyKey.here(chain.fingerprint, "cpu"), tmp_path / "latency.json"
     found = measure_table(chain, structure_of(chain))
     found.model_copy(update={"key": key.model_copy(update=other)}).save(path)
-    assert LatencyTable.kept(path, key) is None
+    assert LatencyTable.kept(path, key, structure_of(chain)) is None
     again = latency_table(path, chain, structure_of(chain))
     assert again.key == key
-    assert LatencyTable.kept(path, key) == again
+    assert LatencyTable.kept(path, key, structure_of(chain)) == again
     assert latency_table(path, chain, structure_of(chain)) == again, "kept, not measured a third time"
 
 

@@ -50,7 +50,7 @@ def test_every_method_reaches_its_target_and_says_how(
 ) -> None:
     few = {"depth": 1} if method == "ridge" else {}  # two layers fitted apart from one another need more samples
     plan = modhifi.unlearn(
-        digits_study, ["3"], data, method=method, target="chance", samples=200, model=digits_model, **few
+        digits_study, ["3"], data, method=method, target="chance", samples=120, model=digits_model, **few
     )
     assert plan.settings.method is not None
     assert plan.settings.method.startswith(method)
@@ -61,7 +61,7 @@ def test_every_method_reaches_its_target_and_says_how(
     assert before.forget_accuracy > 0.9
     assert any(point.strength == plan.settings.strength for point in tried)
     # The prediction is what the changed network does on the same images.
-    forget, retain = _accuracies(plan, digits_model, data.take(200))
+    forget, retain = _accuracies(plan, digits_model, data.take(120))
     assert forget == pytest.approx(plan.predicted["forget_accuracy"], abs=1e-6)
     assert retain == pytest.approx(plan.predicted["retain_accuracy"], abs=0.006)
 

@@ -32,15 +32,19 @@ def test_classes_by_name_or_index() -> None:
 
 
 @pytest.fixture(scope="module")
-def plan(digits_study: Study, digits_model: Model) -> Plan:
-    return modhifi.unlearn(digits_study, ["8"], modhifi.load_data("digits"), method="published", model=digits_model)
+def data() -> Data:
+    return modhifi.load_data("digits", samples=160)
+
+
+@pytest.fixture(scope="module")
+def plan(digits_study: Study, digits_model: Model, data: Data) -> Plan:
+    return modhifi.unlearn(digits_study, ["8"], data, method="published", model=digits_model)
 
 
 def test_the_slices_with_the_highest_singleton_fidelity_on_the_forget_samples_are_zero(
-    plan: Plan, digits_model: Model, digits_study: Study
+    plan: Plan, digits_model: Model, digits_study: Study, data: Data
 ) -> None:
     """Alg. 1, with the fidelity computed from the activations of the forget samples."""
-    data = modhifi.load_data("digits")
     forget = data.where(data.targets == 8)
     layer = plan.settings.layers[0]
     rows = []
@@ -68,20 +72,17 @@ def test_the_slices_with_the_highest_singleton_fidelity_on_the_forget_samples_ar
 
 
 def test_the_strength_is_the_smallest_that_reaches_the_target(
-    plan: Plan, digits_study: Study, digits_model: Model
+    plan: Plan, digits_study: Study, digits_model: Model, data: Data
 ) -> None:
     assert plan.predicted["forget_accuracy"] == 0.0
     assert plan.predicted["retain_accuracy"] > 0.97
-    loose = modhifi.unlearn(
-        digits_study, ["8"], modhifi.load_data("digits"), method="published", target=0.5, model=digits_model
-    )
+    loose = modhifi.unlearn(digits_study, ["8"], data, method="published", target=0.5, model=digits_model)
     assert loose.predicted["forget_accuracy"] <= 0.5
     if loose.settings.layers == plan.settings.layers:
         assert loose.settings.strength <= plan.settings.strength
 
 
-def test_what_is_predicted_is_what_the_changed_network_does(plan: Plan, digits_model: Model) -> None:
-    data = modhifi.load_data("digits")
+def test_what_is_predicted_is_what_the_changed_network_does(plan: Plan, digits_model: Model, data: Data) -> None:
     result = modhifi.evaluate(modhifi.apply(plan, digits_model), data, latency=False)
     assert result.per_class["8"].after == plan.predicted["forget_accuracy"]
     assert result.retain_accuracy == pytest.approx(plan.predicted["retain_accuracy"])
