@@ -82,6 +82,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 def claim_folder(path: Path, kind: FolderKind) -> None:
     """Raises whatever `atomic_folder` would raise, so that long work can fail before it begins."""
+    _check_name(path)
     recover(path)
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"{path} is a file; name a folder to write to")
@@ -114,14 +115,18 @@ def claim_parent(path: Path) -> None:
     """Creates the parent folder of ``path``; raises `UserError` if it cannot be created or is not writable, or if ``path`` has
     no name of its own.
     """
-    if path.name in ("", ".."):
-        raise UserError(f"{str(path)!r} does not name a new file or folder; name one to write to")
+    _check_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent} cannot be created ({error.strerror}); name another folder") from error
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"{path.parent} is not writable; name another folder")
+
+
+def _check_name(path: Path) -> None:
+    if path.name in ("", ".."):
+        raise UserError(f"{str(path)!r} does not name a new file or folder; name one to write to")
 
 
 @contextlib.contextmanager

@@ -173,8 +173,13 @@ class Plan(BaseModel):
                     temporary.write_bytes(blob)
                 # Until the JSON names it, this file looks as if a process had died before it could write the JSON.
                 held.enter_context(locked(tensors))
-            with atomic_file(path) as temporary:
-                temporary.write_bytes(text)
+            try:
+                with atomic_file(path) as temporary:
+                    temporary.write_bytes(text)
+            except BaseException:
+                if blob is not None and (before is None or before.file != name):
+                    tensors.unlink(missing_ok=True)
+                raise
             _sweep_tensors(path, name, before)
         return path
 

@@ -5,15 +5,18 @@ that has already computed gradients could not.
 
 prints one JSON object per point: the command, whether there was an earlier result, the number of the operation, what it was,
 the state that was left (``old``, ``new``, ``absent`` or what is wrong with it) and the names left over after the next call.
+Operation 0 is a disk that is full.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import itertools
 import json
 import os
+import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +40,8 @@ from modhifi.specs import InputSpec
 from .conftest import Chain
 
 _SPEC = InputSpec(size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+# Bytes of a file for which there is room on a full disk.
+_ROOM = 600
 _CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.chmod", "shutil.rmtree")
 
 
@@ -141,9 +146,9 @@ def _half_written(counter: _Counter) -> None:
             sys.modules[name].save_file = save  # type: ignore[attr-defined]
 
 
-def _run(arguments: list[str], folder: Path, last: int = 0) -> tuple[int, str]:
+def _run(arguments: list[str], folder: Path, last: int = 0, room: int | None = None) -> tuple[int, str]:
     """The exit status of the command in a process of its own, and the operation before which it was killed; if it is not to be
-    killed, the modules that it imported.
+    killed, the modules that it imported; if no file may have more than ``room`` bytes, what it said.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -153,9 +158,14 @@ def _run(arguments: list[str], folder: Path, last: int = 0) -> tuple[int, str]:
         _half_written(counter)
         sys.addaudithook(counter)
         status = 70
+        if room is not None:
+            sys.stderr = io.StringIO()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         with contextlib.suppress(BaseException):
             status = main(arguments)
-        if not last:
+        if isinstance(sys.stderr, io.StringIO):
+            os.write(writing, sys.stderr.getvalue().encode())
+        elif not last:
             os.write(writing, " ".join(sys.modules).encode())
         os._exit(status)
     os.close(writing)
@@ -187,15 +197,33 @@ def _points(case: Case, work: Path, earlier: bool) -> Iterator[dict[str, object]
     old, new = (case.read(whole / str(variant) / case.result) for variant in (0, 1))
     assert old != new, "the two variants cannot be told apart"
     expected = sorted(path.name for path in (whole / "1").iterdir())
-    for last in itertools.count(1):
+    for last in itertools.count(0):
         place = work / f"{last}"
         if earlier:
             shutil.copytree(whole / "0", place)
         else:
             place.mkdir()
+        if not last:
+            status, what = _run(case.arguments(place / case.result, 1), place, room=_ROOM)
+            names = sorted(path.name for path in place.iterdir())
+            yield {
+                "command": case.name,
+                "result": case.result,
+                "earlier": earlier,
+                "operation": 0,
+                "what": what,
+                "status": status,
+                "left": _state(case, place / case.result, old, new),
+                "debris": sorted(set(names) - {path.name for path in (whole / "0").iterdir()}),
+            }
+            shutil.rmtree(place)
+            continue
         status, what = _run(case.arguments(place / case.result, 1), place, last)
         left = _state(case, place / case.result, old, new)
-        again, _ = _run(case.arguments(place / case.result, 1), place)
+        names = sorted(path.name for path in place.iterdir())
+        if left != "new" or names != expected:  # otherwise there is nothing that the next call could put right
+            again, _ = _run(case.arguments(place / case.result, 1), place)
+            assert again == 0, case.name
         yield {
             "command": case.name,
             "result": case.result,
@@ -204,7 +232,6 @@ def _points(case: Case, work: Path, earlier: bool) -> Iterator[dict[str, object]
             "what": what.replace(str(place), ""),
             "status": status,
             "left": left,
-            "again": again,
             "after": _state(case, place / case.result, old, new),
             "debris": sorted({path.name for path in place.iterdir()} - set(expected)),
         }
@@ -224,7 +251,7 @@ def kill(folder: Path) -> None:
         assert _run(line.split(), folder)[0] == 0, line
     for number, (case, earlier) in enumerate(itertools.product(_cases(folder), (True, False))):
         for point in _points(case, folder / f"work{number}", earlier):
-            print(json.dumps(point), flush=True)
+            sys.stdout.write(json.dumps(point) + "\n")
         shutil.rmtree(folder / f"work{number}")
 
 

@@ -16,7 +16,6 @@ import modhifi
 from modhifi import Model, Study
 from modhifi.cli import main
 from modhifi.cli._parser import build_parser
-
 from tests.few import few_digits
 
 ROOT = Path(__file__).resolve().parents[1]

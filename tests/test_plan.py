@@ -1,9 +1,13 @@
 """A plan on disk: carried, checked, refused."""
 
+import hashlib
 import json
+import threading
 import zipfile
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import modhifi
@@ -15,14 +19,19 @@ def plan(digits_study: Study) -> Plan:
     return modhifi.prune(digits_study, flops=0.5, compensate="full")
 
 
+def tensors_of(folder: Path) -> Path:
+    (file,) = folder.glob("plan.*.safetensors")
+    return file
+
+
 @pytest.mark.parametrize("name", ["plan.json", "plan.zip"])
 def test_carried(plan: Plan, tmp_path, name: str) -> None:
     again = Plan.load(plan.save(tmp_path / name))
     assert again.model_dump(exclude={"tensor_file"}) == plan.model_dump(exclude={"tensor_file"})
     assert again.tensors.keys() == plan.tensors.keys()
     assert all(torch.equal(again.tensors[key], value) for key, value in plan.tensors.items())
-    expected = {"plan.zip"} if name == "plan.zip" else {"plan.json", "plan.safetensors"}
-    assert {path.name for path in tmp_path.iterdir()} == expected
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == (["plan.zip"] if name == "plan.zip" else [tensors_of(tmp_path).name, "plan.json"])
 
 
 def test_the_json_is_what_the_contract_says(plan: Plan, tmp_path) -> None:
@@ -32,7 +41,8 @@ def test_the_json_is_what_the_contract_says(plan: Plan, tmp_path) -> None:
     assert len(content["model"]["fingerprint"]) == 64
     assert set(content["groups"]["layer1.0.conv1"]) == {"total", "keep"}
     assert content["settings"]["compensate"] == "full"
-    assert content["tensor_file"]["file"] == "plan.safetensors"
+    digest = hashlib.sha256(tensors_of(tmp_path).read_bytes()).hexdigest()
+    assert content["tensor_file"] == {"file": f"plan.{digest[:12]}.safetensors", "sha256": digest}
 
 
 def test_a_plan_without_tensors_is_one_file(digits_study: Study, tmp_path) -> None:
@@ -42,7 +52,7 @@ def test_a_plan_without_tensors_is_one_file(digits_study: Study, tmp_path) -> No
 
 def test_damage_is_noticed(plan: Plan, tmp_path) -> None:
     path = plan.save(tmp_path / "plan.json")
-    tensors = tmp_path / "plan.safetensors"
+    tensors = tensors_of(tmp_path)
     content = json.loads(path.read_text())
     whole = tensors.read_bytes()
     tensors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -92,4 +102,60 @@ def test_nothing_is_left_of_a_write_that_failed(plan: Plan, tmp_path, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         plan.save(path)
     assert path.read_bytes() == before
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["plan.json", "plan.safetensors"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [tensors_of(tmp_path).name, "plan.json"]
+
+
+def test_a_file_of_somebody_else_is_never_replaced(plan: Plan, tmp_path: Path) -> None:
+    """Neither the checkpoint that has the plan's name, nor a JSON that is no plan."""
+    theirs = {"mynet.safetensors": b"precious", "mynet.0123456789ab.safetensors": b"too", "notes.json": b'{"a": 1}'}
+    for name, content in theirs.items():
+        (tmp_path / name).write_bytes(content)
+    plan.save(tmp_path / "mynet.json")
+    plan.save(tmp_path / "mynet.json")
+    with pytest.raises(UserError, match="not a plan and was not replaced"):
+        plan.save(tmp_path / "notes.json")
+    assert {name: (tmp_path / name).read_bytes() for name in theirs} == theirs
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_the_tensors_of_a_plan_leave_with_it(plan: Plan, tmp_path: Path) -> None:
+    path = plan.save(tmp_path / "plan.json")
+    first = tensors_of(tmp_path)
+    changed = plan.with_tensors({name: value + 1 for name, value in plan.tensors.items()})
+    changed.save(path)
+    assert tensors_of(tmp_path) != first
+    plan.with_tensors({}).save(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+    # As an earlier version named it.
+    blob = safetensors.torch.save(plan.tensors)
+    content = json.loads(path.read_text())
+    content["tensor_file"] = {"file": "plan.safetensors", "sha256": hashlib.sha256(blob).hexdigest()}
+    path.write_text(json.dumps(content))
+    (tmp_path / "plan.safetensors").write_bytes(blob)
+    assert Plan.load(path).tensors.keys() == plan.tensors.keys()
+    plan.save(path)
+    assert not (tmp_path / "plan.safetensors").exists()
+
+
+def test_a_reader_beside_a_writer_never_sees_a_torn_plan(plan: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    kinds = [plan.with_tensors({"x": torch.full((1000,), float(number))}) for number in range(2)]
+    for number, kind in enumerate(kinds):
+        kind.note = str(number)
+    kinds[0].save(path)
+    done = threading.Event()
+
+    def write() -> None:
+        for number in range(60):
+            kinds[number % 2].save(path)
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = set()
+    while not done.is_set():
+        found = Plan.load(path)
+        assert found.tensors["x"].tolist() == [float(found.note)] * 1000
+        seen.add(found.note)
+    writer.join()
+    assert seen

@@ -194,7 +194,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     [
         ({"seeds": 0}, "seeds: "),
         ({"fusion": "middle"}, "fusion: "),
-        ({"methods": ("sgd",)}, "methods: "),
+        ({"methods": ("sgd",)}, "methods\\.0: "),
         ({"methods": ()}, "at least one method"),
         ({"fusion": "early", "methods": ("ogm-ge",)}, "OGM-GE needs late fusion"),
         ({"alpha": -1}, "alpha: "),
@@ -216,7 +216,7 @@ def test_damaged_runs_are_one_line(made: tuple[Run, Path, list[Run]], tmp_path: 
     content = json.loads((folder / "run.json").read_text())
     content["outcomes"][0]["accuracy"] = "high"
     (tmp_path / "run.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"damaged at outcomes\.0\.accuracy"):
+    with pytest.raises(UserError, match=r"damaged: outcomes\.0\.accuracy"):
         Run.load(tmp_path)
     with pytest.raises(UserError, match="methods are"):
         run.network(tmp_path, "joint", 7)
