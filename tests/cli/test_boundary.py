@@ -45,8 +45,8 @@ def test_a_reader_that_leaves_and_a_disk_that_is_full(study: Path, tmp_path: Pat
     full = shell(f"$modhifi show {study} > /dev/full; echo $?", tmp_path)
     assert full.stdout == b"2\n"
     assert full.stderr == b"modhifi: no space left on the disk; free space or write elsewhere\n"
-    mute = shell("$modhifi show nothing 2> /dev/full; echo $?; $modhifi --help > /dev/full 2>&1; echo $?", tmp_path)
-    assert mute.stdout.splitlines() == [b"2", b"2"]
+    mute = shell("$modhifi show nothing 2> /dev/full; echo $?; $modhifi --help | head -1 > /dev/null", tmp_path)
+    assert (mute.stdout, mute.stderr) == (b"2\n", b"")
 
 
 def test_a_terminal_that_knows_ascii_only(study: Path, tmp_path: Path) -> None:
