@@ -19,11 +19,13 @@ from ..errors import UserError
 from ..models import CausalLM, Model
 from ..models.language import (
     as_transformers,
+    check_room,
     language_model,
     of_config,
     open_tokenizer,
     opens_alone,
     quiet,
+    read_config,
     shaped_like,
     transformers,
 )
@@ -33,6 +35,8 @@ __all__ = ["read_language", "write_language"]
 _FREE = "architecture.json"
 _WEIGHTS = "model.safetensors"
 _GENERATION = "generation_config.json"
+# The configured network is built before it is cut to its weights; it may have this many parameters for each of their bytes.
+_PRUNED = 64
 
 
 def write_language(model: Model, folder: Path) -> None:
@@ -67,13 +71,16 @@ def read_language(folder: Path, device: torch.device | None) -> tuple[CausalLM, 
     library = transformers()
     try:
         with quiet():
-            config = library.AutoConfig.from_pretrained(folder / _FREE)
+            config = read_config(folder / _FREE)
+            check_room(library, config, folder, str(folder), _PRUNED)
         state = safetensors.torch.load_file(folder / _WEIGHTS)
         module = of_config(config, next(iter(state.values())).dtype)
         shaped_like(module, state)
         module.load_state_dict(state)
         if (folder / _GENERATION).exists():
             module.lm.generation_config = library.GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the configuration is untrusted: transformers raises almost anything for a broken one
         raise UserError(f"{folder} is damaged: its weights do not fit its {_FREE}; export it again") from error
     return module.to(device), open_tokenizer(folder)

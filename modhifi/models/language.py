@@ -19,18 +19,22 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..specs import TokenSpec
+from ..text import listed
+from ._configuration import check_room, read_configuration
 
 __all__ = [
     "FAMILIES",
     "CausalLM",
     "Family",
     "as_transformers",
+    "check_room",
     "check_context",
     "language_model",
     "of_config",
     "open_tokenizer",
     "opens_alone",
     "quiet",
+    "read_config",
     "set_heads",
     "shaped_like",
     "token_spec",
@@ -180,19 +184,26 @@ def language_model(
         context: tokens per sample; by default the model's maximum, but at most 1,024.
         dtype: of the weights; the checkpoint's own by default.
 
+    No code of the model runs, whatever its configuration asks for.
+
     Raises:
-        UserError: if transformers is missing, the model cannot be loaded or is not of a supported family, the context is out
-            of range, or the tokenizer cannot be opened.
+        UserError: if transformers is missing, the model cannot be loaded or is not of a supported family, its weights are not
+            those of its configuration, the context is out of range, or the tokenizer cannot be opened.
     """
     library = transformers()
-    where = str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
+    folder = Path(name).expanduser()
+    where = str(folder.resolve()) if folder.is_dir() else name
     options: dict[str, Any] = {"dtype": dtype or "auto"} | ({"device_map": "auto"} if device is None else {})
     try:
         with quiet():
-            config = library.AutoConfig.from_pretrained(where)
-            if config.model_type not in FAMILIES:
-                raise UserError(f"hf:{name} is a {config.model_type} model; choose one of {', '.join(FAMILIES)}")
-            lm = library.AutoModelForCausalLM.from_pretrained(where, **options)
+            config = read_configuration(library, where, f"hf:{name}", FAMILIES)
+            if folder.is_dir():
+                check_room(library, config, folder, f"hf:{name}")
+            given = token_spec(config, context)
+            lm, report = library.AutoModelForCausalLM.from_pretrained(
+                where, config=config, trust_remote_code=False, output_loading_info=True, **options
+            )
+            _check_complete(report, f"hf:{name}", FAMILIES[config.model_type])
     except UserError:
         raise
     except Exception as error:  # hub client, parser and loader raise exceptions that have no common base class
@@ -204,7 +215,24 @@ def language_model(
     if device is not None:
         lm = lm.to(device)
     module = CausalLM(_with_linear_layers(lm)).eval().requires_grad_(False)
-    return module, token_spec(lm.config, context), tokenizer
+    return module, given, tokenizer
+
+
+def read_config(path: Path) -> Any:
+    """The configuration in the file ``path``, which is not named ``config.json``; raises `UserError` as `language_model` does."""
+    return read_configuration(transformers(), str(path.parent), str(path), FAMILIES, path.name)
+
+
+def _check_complete(report: Any, what: str, family: Family) -> None:
+    """transformers draws weights that it does not find at random, and ignores blocks beyond the configuration's."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(f"{what} lacks weights that its configuration needs ({listed(missing)}); download it again")
+    surplus = sorted(name for name in report["unexpected_keys"] if f"{family.blocks}." in f"{name}.")
+    if surplus:
+        raise UserError(
+            f"{what} has weights that its configuration leaves out ({listed(surplus)}); correct config.json"
+        )
 
 
 def token_spec(config: Any, context: int | None = None) -> TokenSpec:
@@ -226,11 +254,13 @@ def open_tokenizer(where: str | Path) -> Any:
     folder = Path(where)
     try:
         with quiet():
-            return transformers().AutoTokenizer.from_pretrained(where)
+            return transformers().AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # the readers of the many formats raise almost anything
         if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZERS):
             return None
         detail = _first_line(error)
+        if "trust_remote_code" in str(error):
+            detail = "it needs Python code of its own, which is never run"
         raise UserError(
             f"the tokenizer of {where} cannot be opened ({detail}); fix its files, or remove them"
         ) from error
@@ -280,7 +310,7 @@ def check_context(config: Any, context: int) -> None:
 def of_config(config: Any, dtype: torch.dtype = torch.float32) -> CausalLM:
     """An untrained network with this configuration, on the CPU."""
     with quiet():
-        lm = transformers().AutoModelForCausalLM.from_config(config, dtype=dtype)
+        lm = transformers().AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return CausalLM(_with_linear_layers(lm)).eval().requires_grad_(False)
 
 
@@ -379,7 +409,8 @@ def opens_alone(module: CausalLM, config: Any | None = None) -> bool:
         return False
     with torch.device("meta"), quiet():
         try:
-            twin = transformers().AutoModelForCausalLM.from_config(config or module.lm.config)
+            library = transformers()
+            twin = library.AutoModelForCausalLM.from_config(config or module.lm.config, trust_remote_code=False)
         except ValueError:
             return False
     own = {name: tuple(value.shape) for name, value in module.lm.state_dict().items()}
