@@ -3,11 +3,12 @@
 from ._families import DEFAULT_MODEL, Family, architecture, families, family_of, register_family
 from ._model import Model, fingerprint
 from ._offload import held, onloaded, place_of
-from .checkpoints import fill, read_checkpoint
+from .checkpoints import MOST_CLASSES, fill, read_checkpoint
 from .language import CausalLM
 
 __all__ = [
     "DEFAULT_MODEL",
+    "MOST_CLASSES",
     "CausalLM",
     "Family",
     "Model",

@@ -18,7 +18,7 @@ from ..registry import Registry
 from ..shipped import assets
 from ..specs import InputSpec
 from ._libraries import Built, timm_model, torchvision_model
-from .checkpoints import fill, read_checkpoint
+from .checkpoints import fill, read_checkpoint, rows_of
 from .cifar_resnet import CIFAR10_CLASSES, CIFAR10_INPUT, DEPTHS, cifar_resnet
 from .cifar_vgg import CifarVGG
 from .digits_vit import digits_vit
@@ -69,7 +69,7 @@ def architecture(spec: str, state: Mapping[str, Tensor]) -> nn.Module:
     """The untrained network of ``spec`` with as many classes as ``state``, on the CPU; nothing is downloaded.
     ``state`` may come from a pruned version of the network.
 
-    Raises `UserError` for an unknown spec.
+    Raises `UserError` for an unknown spec, or a classifier in ``state`` that no network has.
     """
     family = family_of(spec)
     if family is None:
@@ -81,8 +81,9 @@ def architecture(spec: str, state: Mapping[str, Tensor]) -> nn.Module:
 
 def _class_count(state: Mapping[str, Tensor], usual: int) -> int:
     """Rows of the classifier in ``state``; ``usual`` if it has none."""
-    head = next((state[name] for name in ("linear.weight", "head.weight") if name in state), None)
-    return usual if head is None else int(head.shape[0])
+    name = "linear.weight" if "linear.weight" in state else "head.weight"
+    found = rows_of(state, name)
+    return usual if found is None else found
 
 
 def _class_names(names: tuple[str, ...], count: int) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..specs import InputSpec
+from .checkpoints import rows_of
 
 __all__ = ["timm_model", "torchvision_model"]
 
@@ -116,9 +117,8 @@ def torchvision_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
 
 def _head(state: Mapping[str, Tensor] | None, key: str) -> dict[str, Any]:
     """The argument that gives the head as many classes as the checkpoint's."""
-    if state is None or key not in state:
-        return {}
-    return {"num_classes": state[key].shape[0]}
+    rows = None if state is None else rows_of(state, key)
+    return {} if rows is None else {"num_classes": rows}
 
 
 def _names(count: int) -> tuple[str, ...]:

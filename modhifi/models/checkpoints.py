@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,30 +14,75 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..files import check_regular
+from ..text import number
 
-__all__ = ["fill", "read_checkpoint"]
+__all__ = ["MOST_CLASSES", "fill", "read_checkpoint", "rows_of"]
 
+MOST_CLASSES = 100_000
+"""The limit of the classes of a network and of data: lists of their names are made from numbers in files."""
 _SUFFIXES = (".pt", ".pth", ".th")
 _WRAPPERS = ("state_dict", "model")
 # DataParallel, DistributedDataParallel and torch.compile prepend these to every key.
 _PREFIXES = ("module.", "_orig_mod.")
 _SHOWN = 3
+# Wrappers and prefixes may be nested this deeply; a pickle can hold itself.
+_NESTED = 8
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a ``.safetensors`` or ``.pt/.pth/.th`` file, on the CPU, without wrappers and prefixes.
 
     Pickles are opened with ``weights_only=True``, so that nothing in the file can run. Raises `UserError` if the file is
-    missing, damaged, of another type, or contains anything but tensors.
+    missing, damaged, of another type, or contains anything but dense tensors of real numbers whose values it holds.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"the checkpoint {path} {'is a folder; name a file' if path.is_dir() else 'does not exist'}")
+    check_regular(path, "the checkpoint")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     state = _unwrap(content, path)
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
+    for name, value in state.items():
+        fault = _fault(value)
+        if fault is not None:
+            raise UserError(f"{path} cannot be used: {name} {fault}; save model.state_dict() of a plain network")
+    for _ in range(_NESTED):
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            break
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+def _fault(value: Tensor) -> str | None:
+    """Why this tensor is no dense array of real numbers, all of them in the file; None if it is."""
+    if type(value) not in (Tensor, nn.Parameter) or value.is_nested:
+        return f"is a {type(value).__name__} of a special kind, not a plain tensor"
+    if value.is_meta:
+        return "has a shape but no values"
+    if value.layout != torch.strided:
+        return "is sparse"
+    if value.is_quantized:
+        return "is quantised"
+    if value.is_complex():
+        return "has complex values"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"claims {number(value.numel())} values and holds fewer"
+    return None
+
+
+def rows_of(state: Mapping[str, Tensor], name: str) -> int | None:
+    """The number of classes that the classifier's weight ``name`` in ``state`` has; None if there is no such tensor.
+
+    Raises `UserError` if it is no matrix, or has more than `MOST_CLASSES` rows: a network is built with that many.
+    """
+    if name not in state:
+        return None
+    head = state[name]
+    if head.ndim < 2 or not head.numel() or len(head) > MOST_CLASSES:
+        raise UserError(
+            f"the checkpoint has {name} of the shape {_shape(head)}, which is no classifier of 1 to {MOST_CLASSES:,}"
+            " classes; use another checkpoint"
+        )
+    return len(head)
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], what: str, path: str | Path) -> None:
@@ -61,7 +107,13 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], what: str, path: str | 
     ]
     if any(faults):
         raise UserError(f"{path} is not a checkpoint of {what}: {'; '.join(fault for fault in faults if fault)}")
-    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    kinds = [name for name, value in state.items() if own[name].is_floating_point() and not value.is_floating_point()]
+    if kinds:
+        raise UserError(
+            f"{path} has whole numbers for weights of {what}: {_list('tensors', kinds)}; use a checkpoint that is not quantised"
+        )
+    # As the network will hold them: a large float64 is infinite in single precision.
+    broken = [name for name, value in state.items() if not bool(torch.isfinite(value.to(own[name].dtype)).all())]
     if broken:
         raise UserError(
             f"{path} contains values that are not finite: {_list('tensors', broken)}; use another checkpoint"
@@ -72,7 +124,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], what: str, path: str | 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
+    except Exception as error:  # the file is untrusted: a dtype that torch lacks is a KeyError
         raise UserError(
             f"{path} is truncated, damaged or not a safetensors file ({error}); download or save it again"
         ) from error
@@ -83,6 +135,7 @@ def _read_pickle(path: Path) -> Any:
         raise UserError(
             f"{path} does not have the suffix of a checkpoint; it must end in .safetensors, .pt, .pth or .th"
         )
+    _check_unpacked(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -97,8 +150,22 @@ def _read_pickle(path: Path) -> Any:
         ) from error
 
 
+def _check_unpacked(path: Path) -> None:
+    """PyTorch writes archives without compression, and would unpack one of any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+    except Exception:  # no archive, or a damaged one: an older format, or torch tells what is wrong
+        return
+    held = path.stat().st_size
+    if claimed > held:
+        raise UserError(f"{path} has {held:,} bytes and claims to hold {claimed:,}; save it again with torch.save")
+
+
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
+    for _ in range(_NESTED):
+        if not isinstance(content, Mapping):
+            break
         wrapper = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
         if wrapper is None:
             break
@@ -106,7 +173,11 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} contains no state dict (a mapping from names to tensors); save model.state_dict()")
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        if not isinstance(name, str):
+            raise UserError(
+                f"{path} contains no state dict: a name is a {type(name).__name__}; save model.state_dict()"
+            )
+        if not isinstance(value, Tensor):
             raise UserError(f"{path} contains no state dict: {name!r} is a {type(value).__name__}, not a tensor")
     return dict(content)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+import modhifi
 from modhifi import UserError
 from modhifi.models import read_checkpoint
 from modhifi.models.checkpoints import fill
@@ -141,3 +144,95 @@ def test_counters_of_batch_normalisation_may_be_missing(state: dict[str, Tensor]
     module = cifar_resnet(20)
     fill(module, {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}, "it", "f.pt")
     assert torch.equal(module.conv1.weight, state["conv1.weight"])
+
+
+def test_a_checkpoint_that_holds_itself(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    itself: dict[str, Any] = {}
+    itself["state_dict"] = itself
+    torch.save(itself, tmp_path / "loop.pt")
+    assert "no state dict" in message(tmp_path / "loop.pt")
+    named = {"module." * 8 + name: value for name, value in state.items()}
+    torch.save({"model": {"model": {"model": named}}}, tmp_path / "deep.pt")
+    assert read_checkpoint(tmp_path / "deep.pt").keys() == state.keys()
+
+
+def _nested() -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+
+
+def _quantised() -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(torch.zeros(4), 0.1, 0, torch.qint8)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: torch.zeros(1).expand(10**9, 64), "linear.weight claims 64,000,000,000 values and holds fewer"),
+        (lambda: torch.zeros(1).expand(2, 3), "linear.weight claims 6 values and holds fewer"),
+        (lambda: torch.zeros(10, 64).to_sparse(), "linear.weight is sparse"),
+        (lambda: torch.eye(4).to_sparse_csr(), "linear.weight is sparse"),
+        (lambda: torch.zeros(10, 64, dtype=torch.complex64), "linear.weight has complex values"),
+        (lambda: torch.zeros(10, 64, device="meta"), "linear.weight has a shape but no values"),
+        (_quantised, "linear.weight is quantised"),
+        (_nested, "linear.weight is a Tensor of a special kind"),
+    ],
+)
+def test_what_is_no_dense_tensor_of_real_numbers(tmp_path: Path, make: Any, words: str) -> None:
+    torch.save({"linear.weight": make()}, tmp_path / "odd.pt")
+    assert words in message(tmp_path / "odd.pt")
+
+
+def test_an_archive_that_expands(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    torch.save({"linear.weight": torch.zeros(1 << 20)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w", 8) as bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    assert "claims to hold" in message(tmp_path / "bomb.pt")
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    torch.save({(1, 2): torch.zeros(1)}, tmp_path / "names.pt")
+    assert "a name is a tuple" in message(tmp_path / "names.pt")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes")
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+    assert "not a regular file" in message(tmp_path / "pipe.pt")
+    (tmp_path / "zero.pt").symlink_to("/dev/zero")
+    assert "not a regular file" in message(tmp_path / "zero.pt")
+    (tmp_path / "link.pt").symlink_to(tmp_path / "link.pt")
+    assert "cannot be read" in message(tmp_path / "link.pt")
+
+
+@pytest.mark.parametrize(
+    "spec", ["digits-resnet20", "cifar10-resnet20", "digits-vit", "timm:resnet10t", "torchvision:squeezenet1_1"]
+)
+@pytest.mark.parametrize("shape", [(10**9, 0), (100_001, 1), (0, 64), (5,), ()])
+def test_a_head_that_no_network_has_is_refused_before_one_is_built(
+    tmp_path: Path, spec: str, shape: tuple[int, ...]
+) -> None:
+    head = {"torchvision:squeezenet1_1": "classifier.1.weight", "timm:resnet10t": "fc.weight"}
+    name = head.get(spec, "head.weight" if "vit" in spec else "linear.weight")
+    safetensors.torch.save_file({name: torch.zeros(shape)}, tmp_path / "head.safetensors")
+    with pytest.raises(UserError, match="which is no classifier of 1 to 100,000 classes"):
+        modhifi.load_model(spec, tmp_path / "head.safetensors", device="cpu")
+
+
+def test_whole_numbers_are_no_weights(state: dict[str, Tensor]) -> None:
+    module = cifar_resnet(20)
+    with pytest.raises(UserError, match=r"whole numbers for weights of it: 1 tensors \(linear\.weight\)"):
+        fill(module, state | {"linear.weight": torch.ones(10, 64, dtype=torch.int8)}, "it", "f.pt")
+    half = {n: v.to(torch.bfloat16) if v.is_floating_point() else v for n, v in state.items()}
+    fill(module, half, "it", "f.pt")
+    assert torch.equal(module.linear.weight, half["linear.weight"].float())
+
+
+def test_what_single_precision_cannot_hold_is_not_finite(state: dict[str, Tensor]) -> None:
+    with pytest.raises(UserError, match=r"not finite.*linear\.weight"):
+        fill(cifar_resnet(20), state | {"linear.weight": torch.full((10, 64), 1e300, dtype=torch.float64)}, "it", "f")
