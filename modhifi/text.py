@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
-__all__ = ["duration", "listed", "number", "percent"]
+__all__ = ["distinct", "duration", "listed", "number", "percent"]
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """The names without spaces around them; those that occur twice, and empty ones, are followed by their index."""
+    found = [name.strip() for name in names]
+    while True:
+        times = Counter(found)
+        if max(times.values(), default=1) == 1 and "" not in times:
+            return tuple(found)
+        found = [n if n and times[n] == 1 else f"{n} ({i})".strip() for i, n in enumerate(found)]
 
 
 def percent(value: float | None) -> str:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
+from ..files import check_regular
 from ..models.cifar_resnet import CIFAR10_CLASSES
 from ._data import Data
 from ._parquet import parquet
@@ -21,6 +22,7 @@ __all__ = ["CIFAR10_CLASSES", "SPLITS", "cifar10"]
 
 SPLITS = ("train", "calibration", "test")
 
+_LARGEST = 256 << 20
 _PICKLES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 # What unpickling an array needs. The function is taken from an array because its module differs between numpy versions.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
@@ -90,6 +92,8 @@ def _from_pickles(folder: Path, root: Path, split: str, names: tuple[str, ...]) 
 
 def _read_batch(path: Path, digest: Any) -> tuple[np.ndarray, list[int]]:
     """Pixels (N, 3072) uint8, channel by channel, and N labels; the file's bytes are also fed to ``digest``."""
+    if path.exists():
+        check_regular(path, "a batch of CIFAR-10", _LARGEST)
     try:
         content = path.read_bytes()
         digest.update(content)

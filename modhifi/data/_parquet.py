@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import file_sha256
+from ..files import check_regular, file_sha256
+from ..models import MOST_CLASSES
+from ..text import distinct, listed
 from ._data import Data
 from ._images import open_image
 
@@ -22,40 +25,47 @@ __all__ = ["parquet"]
 
 _IMAGE = ("img", "image")
 _LABEL = "label"
+# Encoded images hardly compress; a file may expand to this multiple of its size, but to no more than the second number.
+_RATIO, _LARGEST = 100, 64 << 30
+_LEAST = 64 << 20
+_ROWS = 10_000_000
+_ROWS_AT_ONCE = 256
 
 
-def parquet(paths: Sequence[Path], split: str, classes: tuple[str, ...] | None = None) -> Data:
+def parquet(paths: Sequence[Path], split: str, classes: tuple[str, ...] | None = None, name: str | None = None) -> Data:
     """The rows of one or several files, concatenated.
 
     The image column is named ``img`` or ``image`` and contains encoded images, as bytes or as a struct with ``bytes``; the
-    label column is named ``label`` and contains class indices or names. The class names are ``classes``, those in Hugging
-    Face's metadata, or the labels themselves. Encoded images are kept in memory; each is decoded when it is read.
+    label column is named ``label`` and contains class indices of any integer type, or names. The class names are ``classes``,
+    those in Hugging Face's metadata, or the labels themselves. Encoded images are kept in memory; each is decoded when it is
+    read. Messages call the file ``name``, by default its path.
 
-    Raises `UserError` if a file is damaged, has no image column, or labels outside the classes.
+    Raises `UserError` if a file is damaged, has no image column, labels that are neither indices nor names, or are outside the
+    classes, more than `MOST_CLASSES` classes or ten million rows, or expands to more than 100 times its size (and 64 MiB).
     """
-    tables = [_read(path) for path in paths]
-    first = paths[0]
+    first = name or str(paths[0])
+    tables = [_read(path, name or str(path)) for path in paths]
     try:
         table = pa.concat_tables(tables)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{first.parent}: the parquet files of split {split!r} have different columns") from error
+    except pa.ArrowException as error:
+        raise UserError(f"{first}: the parquet files of split {split!r} have different columns") from error
     if table.num_rows == 0:
         raise UserError(f"{first} has no rows")
     images = table.column(0)
     labels, names = None, None
     if table.num_columns == 2:
-        labels, names = _labels(table.column(1), classes or _metadata_names(table.schema), first)
+        labels, names = _labels(table.column(1), classes or _metadata_names(table.schema, first), first)
 
     def read(i: int) -> Any:
         value = images[i].as_py()
         encoded = value.get("bytes") if isinstance(value, dict) else value
-        name = f"row {i} of {first}"
+        row = f"row {i} of {first}"
         if encoded is None:
-            raise UserError(f"{name} has no image bytes; embed the images in the file")
-        return open_image(encoded, name)
+            raise UserError(f"{row} has no image bytes; embed the images in the file")
+        return open_image(encoded, row)
 
     return Data(
-        spec=str(first),
+        spec=str(paths[0]),
         root=None,
         split=split,
         read=read,
@@ -66,8 +76,9 @@ def parquet(paths: Sequence[Path], split: str, classes: tuple[str, ...] | None =
     )
 
 
-def _read(path: Path) -> Any:
-    """The image column and, if present, the label column."""
+def _read(path: Path, name: str) -> Any:
+    """The bytes of the images and, if present, the label column."""
+    check_regular(path, "a parquet file")
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -75,14 +86,51 @@ def _read(path: Path) -> Any:
                 (name for name in _IMAGE if name in schema.names and _holds_bytes(schema.field(name).type)), None
             )
             if image is None:
+                present = listed(schema.names, 10) or "none"
                 raise UserError(
-                    f"{path} has no image column (img or image, with encoded bytes); its columns are "
-                    f"{', '.join(schema.names) or 'none'}"
+                    f"{name} has no image column (img or image, with encoded bytes); its columns are {present}"
                 )
             columns = [image, *([_LABEL] if _LABEL in schema.names else [])]
-            return file.read(columns=columns).select(columns)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is truncated, damaged or not a parquet file; download or save it again") from error
+            # Of a struct only the bytes: its other fields may be large, or no valid text.
+            leaves = [f"{image}.bytes" if pa.types.is_struct(schema.field(image).type) else image, *columns[1:]]
+            limit = min(_LARGEST, max(_LEAST, _RATIO * path.stat().st_size))
+            _check_claims(file.metadata, leaves, limit, name)
+            return _expanded(file, leaves, limit, name).select(columns)
+    except UserError:
+        raise
+    except Exception as error:  # the file is untrusted: Arrow, thrift and the decompressors raise almost anything
+        raise UserError(f"{name} is truncated, damaged or not a parquet file; download or save it again") from error
+
+
+def _check_claims(metadata: Any, leaves: Sequence[str], limit: int, name: str) -> None:
+    """Refuses a file that says of itself that it is too large, before anything of it is read."""
+    if metadata.num_rows > _ROWS:
+        raise UserError(f"{name} has {metadata.num_rows:,} rows, the limit is {_ROWS:,}; split it")
+    claimed = 0
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        for j in range(group.num_columns):
+            column = group.column(j)
+            if column.path_in_schema in leaves:
+                claimed += max(0, column.total_uncompressed_size)
+    if claimed > limit:
+        raise _expands(name)
+
+
+def _expanded(file: Any, leaves: Sequence[str], limit: int, name: str) -> Any:
+    """The columns ``leaves``. A dictionary lets a small file stand for any number of large values, so they are counted."""
+    batches, size, rows = [], 0, 0
+    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(leaves)):
+        size, rows = size + batch.nbytes, rows + batch.num_rows
+        if size > limit or rows > _ROWS:
+            raise _expands(name)
+        batch.validate(full=True)
+        batches.append(batch)
+    return pa.Table.from_batches(batches, None if batches else file.schema_arrow)
+
+
+def _expands(name: str) -> UserError:
+    return UserError(f"{name} expands to far more than its size; save the images in it as ordinary encoded images")
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -91,32 +139,53 @@ def _holds_bytes(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _metadata_names(schema: Any) -> tuple[str, ...] | None:
+def _metadata_names(schema: Any, name: str) -> tuple[str, ...] | None:
     """The names of a ClassLabel in the metadata written by Hugging Face's datasets, if present and well formed."""
     try:
         info = json.loads((schema.metadata or {})[b"huggingface"])
         names = info["info"]["features"][_LABEL]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
-    return tuple(str(name) for name in names) if isinstance(names, list) else None
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        return None
+    return distinct(_few(names, name))
 
 
-def _labels(column: Any, classes: tuple[str, ...] | None, path: Path) -> tuple[Tensor | None, tuple[str, ...] | None]:
+def _few(names: Sequence[str], name: str) -> Sequence[str]:
+    if len(names) > MOST_CLASSES:
+        raise UserError(f"{name} has {len(names):,} classes, the limit is {MOST_CLASSES:,}; merge some")
+    return names
+
+
+def _labels(column: Any, classes: tuple[str, ...] | None, path: str) -> tuple[Tensor | None, tuple[str, ...] | None]:
     """Class indices (N,) int64 and class names; None and None if no row has a label (null, or the customary -1)."""
-    values = column.to_pylist()
-    if all(value is None or value == -1 for value in values):
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+        column = column.cast(kind)
+    if pa.types.is_null(kind) or column.null_count == len(column):
         return None, None
-    if all(isinstance(value, str) for value in values):
-        names = classes or tuple(sorted(set(values)))
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not text and not pa.types.is_integer(kind):
+        raise UserError(f"{path} has the label type {kind}; every row needs a class index from 0 up, or a class name")
+    if column.null_count:
+        raise UserError(f"{path} has the label None; every row needs a class index from 0 up, or a class name")
+    if text:
+        found = pc.unique(column)
+        _few(found, path)
+        names = classes or tuple(sorted(found.to_pylist()))
         index = {name: i for i, name in enumerate(names)}
-        wrong = next((value for value in values if value not in index), None)
+        wrong = next((value for value in found.to_pylist() if value not in index), None)
         if wrong is not None:
-            raise UserError(f"{path} has the label {wrong!r}, which is not one of the classes {', '.join(names[:10])}")
-        return torch.tensor([index[value] for value in values]), names
-    wrong = next((value for value in values if not isinstance(value, int) or value < 0), 0)
-    if wrong != 0:
-        raise UserError(f"{path} has the label {wrong!r}; every row needs a class index from 0 up, or a class name")
-    names = classes or tuple(str(i) for i in range(max(values) + 1))
-    if max(values) >= len(names):
-        raise UserError(f"{path} has the label {max(values)}, but only {len(names)} classes are named; name them all")
-    return torch.tensor(values), names
+            raise UserError(f"{path} has the label {wrong!r}, which is not one of the classes {listed(names, 10)}")
+        return torch.tensor([index[value] for value in column.to_pylist()]), names if classes else distinct(names)
+    least, most = (pc.min_max(column)[key].as_py() for key in ("min", "max"))
+    if least == most == -1:
+        return None, None
+    if least < 0:
+        raise UserError(f"{path} has the label {least}; every row needs a class index from 0 up, or a class name")
+    count = len(classes) if classes else MOST_CLASSES
+    if most >= count:
+        named = f"only {count} classes are named; name them all" if classes else f"the limit is {count:,} classes"
+        raise UserError(f"{path} has the label {most}, but {named}")
+    return torch.tensor(column.to_pylist()), classes or tuple(str(i) for i in range(most + 1))

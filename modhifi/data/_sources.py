@@ -21,6 +21,7 @@ from ._folders import SPLITS as FOLDER_SPLITS
 from ._folders import folder
 from ._inversion import inversion
 from ._parquet import parquet
+from ._paths import resolved
 from ._synthetic import dead_leaves, noise
 from ._text import SHIPPED_TEXT, TEXT_SPLITS, text
 
@@ -101,8 +102,7 @@ def _open_text(spec: str, root: Path | None, split: str) -> Data:
 
 def open_path(spec: str, root: Path | None, split: str) -> Data:
     """A folder of images or of class folders, or one ``.parquet`` file. Raises `UserError` for anything else."""
-    path = Path(spec).expanduser()
-    path = (root / path if root is not None else path).resolve()
+    path = resolved(spec, root)
     if not path.exists():
         raise UserError(
             f"unknown data {spec!r}: no such file or folder; use {', '.join(_SOURCES)},"

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import check_regular
 from ..models import Model
 from ..shipped import TEXT_MODEL, shipped_folder
 from ._data import Data
+from ._paths import resolved
 
 __all__ = ["SHIPPED_TEXT", "TEXT_SPLITS", "text", "tokens_of", "windowed"]
 
 SHIPPED_TEXT = "text:kjv"
+_LARGEST = 256 << 20
 TEXT_SPLITS = ("calibration", "test")
 
 
@@ -25,15 +28,13 @@ def text(spec: str, root: Path | None, split: str) -> Data:
     """``text:FILE``, UTF-8, the same text for every split; or ``text:kjv``, excerpts of the King James Bible that ship with the
     model ``text-llama``: chapters that it was trained on (calibration) and held-out chapters (test).
 
-    Raises `UserError` for a file that cannot be read.
+    Raises `UserError` for a file that cannot be read, or is larger than 256 MiB.
     """
-    if spec == SHIPPED_TEXT:
-        path = shipped_folder(TEXT_MODEL) / f"{split}.txt"
-    else:
-        path = Path(spec.removeprefix("text:")).expanduser()
-        path = (root / path if root is not None else path).resolve()
+    shipped = spec == SHIPPED_TEXT
+    path = shipped_folder(TEXT_MODEL) / f"{split}.txt" if shipped else resolved(spec.removeprefix("text:"), root)
+    check_regular(path, "the text", _LARGEST)
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the text
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the text {path} cannot be read ({type(error).__name__}); name a UTF-8 text file") from error
     return Data(

@@ -5,10 +5,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..errors import UserError
 from ..specs import InputSpec
 
 __all__ = ["to_tensor"]
 
+_LARGEST = 1 << 29
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -17,12 +19,20 @@ _FILTERS = {
 
 
 def to_tensor(image: Image.Image, spec: InputSpec) -> Tensor:
-    """(3, H, W) float32, normalised; see `InputSpec` for the steps. The pixels match torchvision's transforms."""
+    """(3, H, W) float32, normalised; see `InputSpec` for the steps. The pixels match torchvision's transforms.
+
+    Raises `UserError` for an image so elongated that it would have more than `_LARGEST` pixels before it is cropped.
+    """
     picture = image.convert("RGB")
     height, width = spec.size
     if picture.size != (width, height):
         scale = max(height / picture.height, width / picture.width) / spec.crop
         size = (round(picture.width * scale), round(picture.height * scale))
+        if size[0] * size[1] > _LARGEST:
+            raise UserError(
+                f"an image of {picture.width}×{picture.height} pixels is too elongated for an input of {width}×{height};"
+                " crop it"
+            )
         picture = picture.resize(size, _FILTERS[spec.interpolation])
         left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
         picture = picture.crop((left, top, left + width, top + height))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from ..devices import choose_device
 from ..errors import UserError
 from ..export import read_export
+from ..files import check_regular
 from ..models import DEFAULT_MODEL, CausalLM, Model, families, family_of, fill, fingerprint, read_checkpoint
 from ..models.language import FAMILIES, check_context, language_model
 from ..progress import Progress, silent
@@ -20,6 +22,7 @@ from ..specs import InputSpec
 
 __all__ = ["list_models", "load_model"]
 
+_LARGEST_NAMES = 16 << 20
 _OTHER_FORMS = (
     (TEXT_MODEL, "a small Llama trained on the bytes of the King James Bible; ships with the project"),
     (
@@ -175,8 +178,9 @@ def _override_input(given: InputSpec, mean: Sequence[float] | None, std: Sequenc
 def _override_classes(classes: Sequence[str] | str | Path, count: int) -> tuple[str, ...]:
     if isinstance(classes, (str, Path)):
         path = Path(classes).expanduser()
+        check_regular(path, "the class names", _LARGEST_NAMES)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first name
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"the class names in {path} cannot be read ({type(error).__name__}); give a UTF-8 file, one name per line"
@@ -185,9 +189,12 @@ def _override_classes(classes: Sequence[str] | str | Path, count: int) -> tuple[
         where = f"{path} has"
     else:
         names, where = tuple(classes), "classes has"
+        if not all(isinstance(name, str) and name.strip() for name in names):
+            raise UserError("a class name is empty or not text; give every class a name")
     if len(names) != count:
         raise UserError(f"{where} {len(names)} names, but the network has {count} classes; give one name per class")
-    if len(set(names)) != count:
-        twice = next(name for name in names if names.count(name) > 1)
+    if len({name.strip() for name in names}) != count:
+        times = Counter(name.strip() for name in names)
+        twice = next(name for name in times if times[name] > 1)
         raise UserError(f"{where} {twice!r} more than once; give every class its own name")
     return names

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..specs import InputSpec
+from ..text import distinct
 from .checkpoints import rows_of
 
 __all__ = ["timm_model", "torchvision_model"]
@@ -122,14 +122,12 @@ def _head(state: Mapping[str, Tensor] | None, key: str) -> dict[str, Any]:
 
 
 def _names(count: int) -> tuple[str, ...]:
-    """ImageNet's names for 1,000 classes, otherwise the indices. Names that occur twice in ImageNet also get their index."""
+    """ImageNet's names for 1,000 classes, otherwise the indices."""
     if count != 1000:
         return tuple(str(i) for i in range(count))
     from torchvision.models import ResNet18_Weights
 
-    names: list[str] = ResNet18_Weights.DEFAULT.meta["categories"]
-    times = Counter(names)
-    return tuple(name if times[name] == 1 else f"{name} ({i})" for i, name in enumerate(names))
+    return distinct(ResNet18_Weights.DEFAULT.meta["categories"])
 
 
 @contextlib.contextmanager

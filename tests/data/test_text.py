@@ -53,8 +53,8 @@ def test_what_does_not_go_together(language: Make, prose: Data, digits_model: Mo
     with pytest.raises(UserError, match="5 tokens, less than one window of 16"):
         windowed(modhifi.load_data(f"text:{tmp_path / 'short.txt'}"), language())
     (tmp_path / "latin.txt").write_bytes(b"\xff\xfe\xfa")
-    for name in ("latin.txt", "none.txt"):
-        with pytest.raises(UserError, match="cannot be read"):
+    for name, words in (("latin.txt", "cannot be read"), ("none.txt", "does not exist")):
+        with pytest.raises(UserError, match=words):
             modhifi.load_data(f"text:{tmp_path / name}")
     model = language()
     model.tokenizer = None
@@ -62,3 +62,19 @@ def test_what_does_not_go_together(language: Make, prose: Data, digits_model: Mo
         windowed(prose, model)
     with pytest.raises(UserError, match="no split 'train'"):
         modhifi.load_data("text:kjv", split="train")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfIn the beginning")
+    assert modhifi.load_data(f"text:{tmp_path / 'a.txt'}").text == "In the beginning"
+
+
+def test_only_regular_files_of_a_limited_size(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a regular file"):
+        modhifi.load_data("text:/dev/zero")
+    with pytest.raises(UserError, match="is a folder, not the text"):
+        modhifi.load_data(f"text:{tmp_path}")
+    with (tmp_path / "large.txt").open("wb") as file:
+        file.truncate((256 << 20) + 1)
+    with pytest.raises(UserError, match="too large for the text: 256 MiB, the limit is 256 MiB"):
+        modhifi.load_data(f"text:{tmp_path / 'large.txt'}")

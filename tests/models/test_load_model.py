@@ -90,7 +90,11 @@ def test_overrides(cifar_weights: Path, tmp_path: Path) -> None:
         ({"std": (0.5, 0, 0.5)}, "std must be positive"),
         ({"classes": ["a", "b"]}, "has 2 names, but the network has 10 classes"),
         ({"classes": ["a"] * 10}, "'a' more than once"),
-        ({"classes": "no-such-file.txt"}, r"no-such-file\.txt cannot be read"),
+        ({"classes": "no-such-file.txt"}, r"no-such-file\.txt does not exist"),
+        ({"classes": ["a", " a", *"bcdefghi"]}, "'a' more than once"),
+        ({"classes": ["", *"abcdefghi"]}, "a class name is empty"),
+        ({"classes": "/dev/zero"}, "not a regular file"),
+        ({"classes": "/"}, "is a folder, not the class names"),
         ({"device": "abacus"}, "abacus"),
     ],
 )
@@ -172,3 +176,8 @@ def test_network_without_classes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_list_models_names_every_form() -> None:
     forms = " ".join(form for form, _ in list_models())
     assert all(part in forms for part in ("digits-resnet20", "cifar10-resnetN", "timm:", "torchvision:", "FOLDER"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_class_name(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join("abcdefghij").encode())
+    assert modhifi.load_model(classes=tmp_path / "names.txt", device="cpu").classes == tuple("abcdefghij")
