@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._moments import factored
+
 __all__ = ["TAIL", "Limit", "fit_moments", "fit_rows"]
 
 # The ridge is the largest eigenvalue for which it and all smaller ones together hold at most this share of the input's energy:
@@ -88,9 +90,10 @@ def fit_moments(second: Tensor, cross: Tensor, own: Tensor, tail: float) -> tupl
 def _regularised(second: Tensor, tail: float) -> tuple[Tensor, float, float]:
     """The Cholesky factor of ``second`` + λI, λ, and λ relative to the mean eigenvalue; adds λI to ``second`` in place."""
     ridge = max(_tail_eigenvalue(second, tail), 1e-12)
-    relative = ridge / max(float(second.diagonal().mean()), 1e-12)
+    mean = max(float(second.diagonal().mean()), 1e-12)
     second.diagonal().add_(ridge)
-    return torch.linalg.cholesky(second), ridge, relative
+    factor, extra = factored(second)
+    return factor, ridge + extra, (ridge + extra) / mean
 
 
 def _tail_eigenvalue(second: Tensor, tail: float) -> float:

@@ -27,6 +27,7 @@ __all__ = [
     "centre",
     "eliminate",
     "error_curve",
+    "factored",
     "full_compensation",
     "gram",
     "inverse",
@@ -44,6 +45,10 @@ Blocks = int | Tensor
 
 # (O, C, C) arrays are computed for as many outputs at a time as have at most 2^26 entries, 512 MiB.
 _ENTRIES = 1 << 26
+
+# Squares smaller than this vanish in single precision, in which moments are accumulated: a covariance whose mean did not vanish
+# may then have eigenvalues this far below zero.
+_UNDERFLOW = 4 * torch.finfo(torch.float32).tiny
 
 # Side of the blocks that `inverse` works on.
 _TILE = 512
@@ -95,19 +100,39 @@ def centre(second: Tensor, mean: Tensor) -> Tensor:
 
 
 def ridged(second: Tensor, ridge: float, floor: float = 0.0) -> Tensor:
-    """``H + λI`` in float64, (n, n), with ``λ = max(ridge · mean(diag H), floor)``, at least 1e-300 so that zeros invert.
+    """``H + λI`` in float64, (n, n), with ``λ = max(ridge · mean(diag H), floor)``, at least `_UNDERFLOW` per column.
 
     ``floor`` is the rounding error of the accumulated ``H``: smaller eigenvalues are noise, and may be negative.
     """
     h = second.to(torch.float64).clone()
-    h.diagonal().add_(max(ridge * float(h.diagonal().mean()), floor, 1e-300))
+    h.diagonal().add_(max(ridge * float(h.diagonal().mean()), floor, _UNDERFLOW * len(h)))
     return h
 
 
+def factored(second: Tensor) -> tuple[Tensor, float]:
+    """The Cholesky factor of ``H + δI``, and δ: zero if ``H`` (n, n) is positive definite, else the first power of ten times
+    1e-8 of its mean eigenvalue that makes it so. A `ridged` moment needs one where rounding errors exceeded their estimate: in
+    the covariance of an input that is constant, nothing else is left.
+
+    Raises `torch.linalg.LinAlgError` if ``H`` has entries that are not finite.
+    """
+    factor, failed = torch.linalg.cholesky_ex(second)
+    extra = 0.0
+    if bool(failed):
+        if not bool(second.isfinite().all()):
+            raise torch.linalg.LinAlgError("the matrix has entries that are not finite")
+        extra = max(1e-8 * float(second.diagonal().abs().mean()), _UNDERFLOW)
+        identity = torch.eye(len(second), dtype=second.dtype, device=second.device)
+        while bool(failed):
+            factor, failed = torch.linalg.cholesky_ex(second + extra * identity)
+            extra = extra if not bool(failed) else extra * 10
+    return factor, extra
+
+
 def inverse(second: Tensor) -> Tensor:
-    """``H⁻¹``, (n, n) float64, of a `ridged` moment. Raises `torch.linalg.LinAlgError` if it is singular."""
+    """``H⁻¹``, (n, n) float64, of a `ridged` moment. Raises `torch.linalg.LinAlgError` if it is not finite."""
     h = second.cpu() if second.device.type == "mps" else second
-    factor = torch.linalg.cholesky(h.to(torch.float64))
+    factor, _ = factored(h.to(torch.float64))
     n = len(factor)
     # Computes L⁻¹ and L⁻ᵀL⁻¹ by block columns, skipping the zeros above the diagonal: several times faster than
     # torch.cholesky_inverse, which runs on one core.
@@ -193,7 +218,7 @@ def scalar_compensation(second: Tensor, weight: Tensor, blocks: Blocks, keep: Te
 def full_compensation(second: Tensor, weight: Tensor, blocks: Blocks, keep: Tensor | Sequence[int]) -> Tensor:
     """``W' = W H_{:,S} H_SS⁻¹`` on the remaining columns ``S`` and zero elsewhere: (O, n) float64.
 
-    ``second`` should be `ridged`; raises `torch.linalg.LinAlgError` if ``H_SS`` is singular.
+    ``second`` should be `ridged`; raises `torch.linalg.LinAlgError` if it is not finite.
     """
     h, w, columns = _checked(second, weight, blocks)
     kept = torch.ones(w.shape[1], dtype=torch.bool, device=w.device)
@@ -203,7 +228,7 @@ def full_compensation(second: Tensor, weight: Tensor, blocks: Blocks, keep: Tens
     if bool(kept.all()):
         return w.clone()
     if bool(kept.any()):
-        factor = torch.linalg.cholesky(h[kept][:, kept])
+        factor, _ = factored(h[kept][:, kept])
         new[:, kept] = torch.cholesky_solve((w @ h[:, kept]).T, factor).T
     return new
 
@@ -246,7 +271,7 @@ def error_curve(
             columns, inverted = torch.arange(components, device=w.device)[:, None], None
         inverted = inverse(h) if inverted is None else inverted
         gone = columns[index.flip(0)].reshape(-1)
-        factor = torch.linalg.cholesky(inverted[gone][:, gone])
+        factor, _ = factored(inverted[gone][:, gone])
         gains = torch.linalg.solve_triangular(factor, w[:, gone].T, upper=False).square().sum(1)
         total = gains.reshape(components, block).sum(1).cumsum(0)
         error = torch.cat([total.flip(0), total.new_zeros(1)])
