@@ -3,6 +3,7 @@
 from ._data import Data
 from ._images import SUFFIXES as IMAGE_SUFFIXES
 from ._load import load_data
+from ._parquet import check_parquet
 from ._prepare import identify, prepare
 from ._sources import DEFAULT_DATA, DataSource, check_split, register_source, source_of, sources
 from ._text import SHIPPED_TEXT, tokens_of, windowed
@@ -13,6 +14,7 @@ __all__ = [
     "SHIPPED_TEXT",
     "Data",
     "DataSource",
+    "check_parquet",
     "check_split",
     "identify",
     "load_data",

@@ -21,7 +21,7 @@ from ..text import distinct, listed
 from ._data import Data
 from ._images import open_image
 
-__all__ = ["parquet"]
+__all__ = ["check_parquet", "parquet"]
 
 _IMAGE = ("img", "image")
 _LABEL = "label"
@@ -74,6 +74,11 @@ def parquet(paths: Sequence[Path], split: str, classes: tuple[str, ...] | None =
         classes=names,
         source=hashlib.sha256("".join(file_sha256(path) for path in paths).encode()).hexdigest(),
     )
+
+
+def check_parquet(path: Path, name: str) -> None:
+    """Raises `UserError`, which calls the file ``name``, if `load_data` would refuse it."""
+    parquet([path], "train", name=name)
 
 
 def _read(path: Path, name: str) -> Any:

@@ -120,7 +120,7 @@ def factored(second: Tensor) -> tuple[Tensor, float]:
     extra = 0.0
     if bool(failed):
         if not bool(second.isfinite().all()):
-            raise torch.linalg.LinAlgError("the matrix has entries that are not finite")
+            raise torch.linalg.LinAlgError("the matrix has entries that are not finite")  # type: ignore[attr-defined]
         extra = max(1e-8 * float(second.diagonal().abs().mean()), _UNDERFLOW)
         identity = torch.eye(len(second), dtype=second.dtype, device=second.device)
         while bool(failed):

@@ -1,17 +1,20 @@
 """What a user sends is kept by its content; archives that are not what they seem are refused, and leave nothing behind."""
 
+import errno
 import io
 import stat
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 import modhifi
 from app.store import Store
 from app.uploads import keep_checkpoint, keep_images
-from modhifi.errors import UserError
+from modhifi.errors import Cancelled, UserError
 
 
 @pytest.fixture
@@ -35,7 +38,15 @@ def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> 
 
 
 def left(store: Store) -> list[Path]:
-    return [path for path in store.root.rglob("*") if path.is_file()]
+    """What the uploads left; the folder of uploads itself may stay."""
+    return list(store.uploads.rglob("*"))
+
+
+def parquet(images: list[bytes], labels: list[int]) -> io.BytesIO:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"img": images, "label": pa.array(labels, pa.uint64())}), buffer)
+    buffer.seek(0)
+    return buffer
 
 
 def test_class_folders_in_a_folder(store: Store) -> None:
@@ -45,7 +56,7 @@ def test_class_folders_in_a_folder(store: Store) -> None:
     data = modhifi.load_data(str(path))
     assert (len(data), data.classes) == (2, ("cat", "dog"))
     assert path.parent.name == "my-photos-1"
-    assert len(left(store)) == 2
+    assert len([path for path in left(store) if path.is_file()]) == 2
     assert keep_images(store, "other.zip", zipped({"a.png": picture()})) != path
     assert keep_images(store, "My photos (1).zip", zipped(files)) == path
 
@@ -110,6 +121,10 @@ def test_what_a_member_says_of_its_size_is_not_believed(store: Store) -> None:
     [
         ("a.zip", b"not a zip", "damaged or not a readable .zip"),
         ("a.tar", b"", "a .zip of images"),
+        ("My data.parquet", b"junk", "^My data.parquet is truncated, damaged or not a parquet file"),
+        ("a.parquet", parquet([picture()], [2**64 - 1]).getvalue(), "^a.parquet has the label 18446744073709551615"),
+        ("a.zip", zipped({"a.png": picture(), "a.png/b.png": picture()}).getvalue(), "damaged or not a readable .zip"),
+        ("a.zip", zipped({"x" * 300 + ".png": picture()}).getvalue(), "damaged or not a readable .zip"),
         ("a.zip", zipped({"a.txt": b"x"}).getvalue(), "contains no images"),
         ("a.zip", zipped({"a.png": picture()}).getvalue()[:-30], "damaged or not a readable .zip"),
     ],
@@ -118,3 +133,83 @@ def test_what_does_not_fit_is_explained(store: Store, name: str, content: bytes,
     with pytest.raises(UserError, match=words):
         keep_images(store, name, io.BytesIO(content))
     assert left(store) == []
+
+
+def test_a_parquet_file_is_kept(store: Store) -> None:
+    path = keep_images(store, "My data.parquet", parquet([picture(1), picture(2)], [1, 0]))
+    assert path.name == "my-data.parquet"
+    data = modhifi.load_data(str(path))
+    assert data.labels is not None
+    assert data.labels.tolist() == [1, 0]
+    assert len(left(store)) == 2  # the file and its folder
+
+
+def test_a_member_that_is_there_twice(store: Store) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.png", picture(1))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a.png", picture(2))
+    with pytest.raises(UserError, match="create the archive again"):
+        keep_images(store, "twice.zip", buffer)
+    assert left(store) == []
+
+
+def test_an_encrypted_member(store: Store) -> None:
+    whole = bytearray(zipped({"a.png": picture()}).getvalue())
+    for signature, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        whole[whole.index(signature) + at] |= 1
+    with pytest.raises(UserError, match="is encrypted"):
+        keep_images(store, "secret.zip", io.BytesIO(bytes(whole)))
+    assert left(store) == []
+
+
+@pytest.mark.parametrize("kind", ["zip", "parquet"])
+def test_progress_is_told_and_may_cancel(store: Store, kind: str) -> None:
+    def content() -> io.BytesIO:
+        if kind == "zip":
+            return zipped({f"{i}.png": picture(i) for i in range(5)})
+        return parquet([picture(i) for i in range(5)], list(range(5)))
+
+    def cancel(done: int, total: int, what: str) -> None:
+        assert what.endswith(f"my.{kind}")
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        keep_images(store, f"my.{kind}", content(), cancel)
+    assert left(store) == []
+    told: list[tuple[int, int]] = []
+    keep_images(store, f"my.{kind}", content(), lambda done, total, _: told.append((done, total)))
+    assert told[-1][0] == told[-1][1]
+    if kind == "zip":
+        assert told == [(i, 5) for i in range(6)]
+
+
+def test_what_a_killed_upload_left_is_removed(store: Store) -> None:
+    dead = [store.uploads / f".incoming.{digit * 16}.tmp" for digit in "ab"]
+    dead[0].mkdir(parents=True)
+    (dead[0] / "a.png").write_bytes(b"half")
+    dead[1].write_bytes(b"half")
+    path = keep_checkpoint(store, "a.pt", io.BytesIO(b"weights"))
+    assert sorted(left(store)) == sorted([path.parent, path])
+
+
+def test_a_full_disk_is_no_damaged_archive(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("app.uploads._unpack_member", full)
+    with pytest.raises(OSError, match="No space left"):
+        keep_images(store, "a.zip", zipped({"a.png": picture()}))
+    assert left(store) == []
+
+
+def test_two_sessions_may_keep_the_same_archive(store: Store) -> None:
+    kept: list[Path] = []
+
+    def other(done: int, total: int, what: str) -> None:
+        if not kept:
+            kept.append(keep_images(store, "a.zip", zipped({"a.png": picture()})))
+
+    assert keep_images(store, "a.zip", zipped({"a.png": picture()}), other) == kept[0]
+    assert len(left(store)) == 3  # the folder of the digest, the folder of the images, the image
