@@ -8,9 +8,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -49,6 +50,10 @@ BALANCING_METHODS: tuple[MethodName, ...] = get_args(MethodName)
 def methods_for(fusion: Fusion) -> tuple[MethodName, ...]:
     """The methods that support this fusion: OGM-GE needs late fusion."""
     return tuple(name for name in BALANCING_METHODS if name != "ogm-ge" or fusion == "late")
+
+
+# Of a sample; networks are built from the shapes in a file.
+_Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 class _Record(BaseModel):
@@ -159,7 +164,7 @@ class Run(_Record):
     about: str
     modalities: tuple[str, ...]
     classes: tuple[str, ...]
-    shapes: dict[str, tuple[int, int, int]]
+    shapes: dict[str, tuple[_Side, _Side, _Side]]
     samples: dict[str, int]
     """Number of pairs in each split."""
     rates: dict[str, float] = Field(default_factory=dict)
@@ -168,9 +173,24 @@ class Run(_Record):
     outcomes: list[Outcome] = Field(default_factory=list)
     finished: bool = False
 
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        """A training that has an accuracy has all of its measurements."""
+        names = set(self.modalities)
+        if set(self.shapes) != names:
+            raise ValueError("the shapes are not those of the modalities")
+        for one in self._done():
+            if set(one.mono) != names or set(one.competition) != names or one.seconds is None:
+                raise ValueError(f"the measurements of {one.method} with seed {one.seed} are incomplete")
+        return self
+
+    def _done(self) -> list[Outcome]:
+        """The finished trainings."""
+        return [one for one in self.outcomes if one.accuracy is not None]
+
     def of(self, method: str) -> list[Outcome]:
         """The finished trainings with this method, in order of seeds."""
-        return [one for one in self.outcomes if one.method == method and one.accuracy is not None]
+        return [one for one in self._done() if one.method == method]
 
     def reference(self, modality: str) -> MeanSpread | None:
         """Test accuracy of the mono-modal networks of a modality; None if none has finished."""
@@ -219,10 +239,17 @@ class Run(_Record):
                 f"no {path}; the methods are {', '.join(self.settings.methods)}, the seeds 0 to"
                 f" {self.settings.seeds - 1}"
             )
-        net = network(self.settings.fusion, self.shapes, len(self.classes), self.settings.batch_norm)
+        about = self.settings.fusion, self.shapes, len(self.classes), self.settings.batch_norm
         try:
-            net.load_state_dict(load_file(path))
-        except (SafetensorError, RuntimeError) as error:
+            state = load_file(path)
+            with torch.device("meta"):
+                wanted = {name: value.shape for name, value in network(*about).state_dict().items()}
+            # Compared before the network takes any memory: its shapes come from a file.
+            if wanted != {name: value.shape for name, value in state.items()}:
+                raise ValueError("other names or shapes")
+            net = network(*about)
+            net.load_state_dict(state)
+        except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged or belongs to another network; train again") from error
         return net.eval()
 

@@ -214,6 +214,8 @@ class Study:
     def _derived(self, key: str, group: str, centred: bool) -> Tensor:
         if key not in self.tables:
             self.derive("full", centred, group)
+        if key not in self.tables:  # its file has the curves without the scores that they belong to
+            raise UserError(f"this study is damaged: it lacks the table {key}; analyze again")
         return self.tables[key]
 
     def scores(self, group: str, centred: bool | None = None) -> dict[str, np.ndarray]:

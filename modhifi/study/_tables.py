@@ -185,12 +185,20 @@ def tabulate_order(
 def check_tables(tables: Mapping[str, Tensor], structure: Structure) -> None:
     """Raises `ValueError` if a table that was read from a file does not fit the group it belongs to."""
     sizes = {group.name: group.size for group in structure.groups}
+    classes = tables["classes"]
+    if classes.ndim != 1 or classes.dtype != torch.int64:
+        raise ValueError("the table classes is no list of classes")
+    for name, size in sizes.items():
+        if tables[f"class/{name}"].shape != (len(classes), size):
+            raise ValueError(f"the table class/{name} does not fit its group")
     for key, table in tables.items():
         kind, _, rest = key.partition("/")
-        if table.is_floating_point() and not bool(table.isfinite().all()):
+        if kind in ("score", "error", "energy", "class") and table.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"the table {key} is of another type")
+        if not bool(table.isfinite().all()):
             raise ValueError(f"the table {key} is not finite")
-        if kind == "class" and table.shape[1:] != (sizes[rest],):
-            raise ValueError(f"the table {key} does not fit its group")
+        if kind == "energy" and table.numel() != 1:
+            raise ValueError(f"the table {key} is no single number")
         if kind not in ("order", "score", "error"):
             continue
         owner = rest.split("/", 2 if kind != "error" else 3)[-1]
@@ -200,3 +208,5 @@ def check_tables(tables: Mapping[str, Tensor], structure: Structure) -> None:
             fits = fits and table.dtype == torch.int64 and bool((table.sort().values == torch.arange(size)).all())
         if not fits:
             raise ValueError(f"the table {key} does not fit its group")
+        if kind == "error" and bool((table < 0).any()):
+            raise ValueError(f"the table {key} has a negative error")
