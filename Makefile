@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: app test check lint docs default-model clean
+.PHONY: app test fuzz check lint docs default-model clean
 
 # PORT=8600 chooses the port; with CI set no browser is opened.
 app: $(VENV)/.app
@@ -17,6 +17,11 @@ app: $(VENV)/.app
 test: $(VENV)/.dev
 	bash tests/browser/install_chromium.sh
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Ten minutes of damaged files; the last line printed names a mutant that killed the process. SECONDS=60 for less.
+fuzz: $(VENV)/.dev
+	MODHIFI_FUZZ_SECONDS=$(or $(SECONDS),600) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -s tests/fuzz \
+		-k for_a_while
 
 # Before every commit: lint, types, layers and the fast tests, in about a minute.
 check: lint
