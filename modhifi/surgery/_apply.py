@@ -87,8 +87,19 @@ def _check(plan: Plan, structure: Structure) -> None:
             raise UserError(
                 f"the plan prunes group {name}, which this network does not have; load the network it was made for"
             )
-        if sizes[name] != group.total or not all(0 <= i < group.total for i in group.keep):
-            raise UserError(f"group {name} has {group.total} components in the plan but {sizes[name]} in the network")
+        if sizes[name] != group.total:
+            raise UserError(
+                f"group {name} has {group.total} components in the plan but {sizes[name]} in the network; load the network"
+                " it was made for"
+            )
+        outside = next((i for i in group.keep if not 0 <= i < group.total), None)
+        if outside is not None:
+            raise UserError(
+                f"the plan keeps component {outside} of group {name}, which has {group.total}; make it again"
+            )
+    for name, value in plan.tensors.items():
+        if not value.is_floating_point() or not bool(value.isfinite().all()):
+            raise UserError(f"the plan's {name} has values that are no finite real numbers; make the plan again")
 
 
 @torch.no_grad()
@@ -140,6 +151,8 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
         elif key in state and state[key].is_floating_point() and state[key].numel() == plan.tensors[key].numel():
             state[key].data.copy_(plan.tensors[key].reshape(state[key].shape))
         elif key in state:
+            if not state[key].is_floating_point():
+                raise UserError(f"the plan sets {key}, which is no weight of this network; make the plan again")
             shapes = tuple(plan.tensors[key].shape), tuple(state[key].shape)
             raise UserError(f"the plan's {key} has shape {shapes[0]}, but the network needs {shapes[1]}")
         else:

@@ -109,10 +109,19 @@ def test_a_plan_may_change_any_entry_of_the_state(chain: Model, pictures: Data) 
     for name, message in [
         ("nothing.weight", "does not have"),
         ("norm.shift", "norm is not a convolution or linear layer"),
-        ("norm.num_batches_tracked", "has shape"),
+        ("norm.num_batches_tracked", "is no weight of this network"),
     ]:
         with pytest.raises(UserError, match=message):
             modhifi.apply(plan.with_tensors({name: torch.zeros(6)}), chain)
+    for odd in (torch.full((6,), torch.nan), torch.zeros(6, dtype=torch.complex64), torch.zeros(6, dtype=torch.int64)):
+        with pytest.raises(UserError, match=r"norm\.weight has values that are no finite real numbers"):
+            modhifi.apply(plan.with_tensors({"norm.weight": odd}), chain)
+    wide = plan.model_copy(update={"groups": {"a": GroupPlan(total=7, keep=[0])}})
+    with pytest.raises(UserError, match="group a has 7 components in the plan but 6 in the network"):
+        modhifi.apply(wide, chain)
+    outside = GroupPlan.model_construct(total=6, keep=[0, 6])
+    with pytest.raises(UserError, match="keeps component 6 of group a, which has 6"):
+        modhifi.apply(plan.model_copy(update={"groups": {"a": outside}}), chain)
     with pytest.raises(UserError, match=r"norm\.weight has shape \(5,\)"):
         modhifi.apply(plan.with_tensors({"norm.weight": torch.zeros(5)}), chain)
 
