@@ -13,7 +13,7 @@ Errors are ``E‖Y − Ŷ‖²`` per position, summed over outputs. A ridge is a
 weights towards the old ones, and nothing changes if nothing is removed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -42,6 +42,13 @@ __all__ = [
 
 Compensate = Literal["none", "scalar", "full"]
 Blocks = int | Tensor
+Check = Callable[[], object]
+"""Called between the steps of long computations; whatever it raises ends them."""
+
+
+def _go_on() -> None:
+    """The default `Check`."""
+
 
 # (O, C, C) arrays are computed for as many outputs at a time as have at most 2^26 entries, 512 MiB.
 _ENTRIES = 1 << 26
@@ -129,7 +136,7 @@ def factored(second: Tensor) -> tuple[Tensor, float]:
     return factor, extra
 
 
-def inverse(second: Tensor) -> Tensor:
+def inverse(second: Tensor, check: Check = _go_on) -> Tensor:
     """``H⁻¹``, (n, n) float64, of a `ridged` moment. Raises `torch.linalg.LinAlgError` if it is not finite."""
     h = second.cpu() if second.device.type == "mps" else second
     factor, _ = factored(h.to(torch.float64))
@@ -139,10 +146,12 @@ def inverse(second: Tensor) -> Tensor:
     half, found = torch.zeros_like(factor), torch.empty_like(factor)
     starts = range(0, n, _TILE)
     for start in starts:
+        check()
         end = min(start + _TILE, n)
         unit = torch.eye(n - start, end - start, dtype=factor.dtype, device=factor.device)
         half[start:, start:end] = torch.linalg.solve_triangular(factor[start:, start:], unit, upper=False)
     for start in starts:
+        check()
         end = min(start + _TILE, n)
         found[:end, start:end] = half[start:, :end].T @ half[start:, start:end]
         found[start:end, :start] = found[:start, start:end].T
@@ -240,6 +249,7 @@ def error_curve(
     order: Tensor,
     compensate: Compensate,
     inverted: Tensor | None = None,
+    check: Check = _go_on,
 ) -> Tensor:
     """``E‖Y − Ŷ‖²`` when the first 0, 1, …, C components of ``order`` are kept: (C + 1,) float64.
 
@@ -262,6 +272,7 @@ def error_curve(
         error = w.new_zeros(components + 1)
         step = max(1, _ENTRIES // components**2)
         for start in range(0, w.shape[0], step):
+            check()
             part = slice(start, start + step)
             error += _scalar_errors(gram(own_h, own_w[part], block)[:, index][:, :, index], energy[part])
         error[-1] = 0.0
@@ -269,7 +280,7 @@ def error_curve(
         if compensate == "scalar":
             h, w, _ = _owned(h, w, columns)
             columns, inverted = torch.arange(components, device=w.device)[:, None], None
-        inverted = inverse(h) if inverted is None else inverted
+        inverted = inverse(h, check) if inverted is None else inverted
         gone = columns[index.flip(0)].reshape(-1)
         factor, _ = factored(inverted[gone][:, gone])
         gains = torch.linalg.solve_triangular(factor, w[:, gone].T, upper=False).square().sum(1)
@@ -301,7 +312,7 @@ def _scalar_errors(ordered: Tensor, energy: Tensor) -> Tensor:
     return error.clamp(min=0.0).sum(0)
 
 
-def eliminate(layers: Sequence[tuple[Tensor, Tensor, Blocks]]) -> tuple[Tensor, Tensor]:
+def eliminate(layers: Sequence[tuple[Tensor, Tensor, Blocks]], check: Check = _go_on) -> tuple[Tensor, Tensor]:
     """Backward greedy elimination with full compensation, in closed form (optimal brain surgeon for blocks).
 
     Removing component ``i`` costs ``tr(W_i [(H⁻¹)_ii]⁻¹ W_iᵀ)``; afterwards ``W ← W − W_i [(H⁻¹)_ii]⁻¹ H⁻¹_{i,:}`` and ``H⁻¹``
@@ -329,6 +340,7 @@ def eliminate(layers: Sequence[tuple[Tensor, Tensor, Blocks]]) -> tuple[Tensor, 
     costs = torch.zeros(components, dtype=torch.float64, device=device)
     left = components
     while left:
+        check()
         cost = _removal_costs(states).masked_fill(~alive, torch.inf)
         worst = cost.argsort(stable=True)[: max(1, left // _AT_ONCE if left > _ONE_BY_ONE else 1)]
         costs[names[worst]] = cost[worst]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -172,13 +172,20 @@ class Study:
         centred = self.centred if centred is None else centred
         what = "deriving scores and curves"
         wanted = self.missing("full", centred, group)
+        done = 0
         found = tabulate(
-            self.structure, self.layers, self.ridge, groups=frozenset(wanted), centred=centred, device=device
+            self.structure,
+            self.layers,
+            self.ridge,
+            groups=frozenset(wanted),
+            centred=centred,
+            device=device,
+            check=lambda: progress(done, len(wanted), what),
         )
         progress(0, len(wanted), what)
-        for done, (_, tables) in enumerate(found if wanted else ()):
+        for done, (_, tables) in enumerate(found if wanted else (), 1):
             self.tables |= tables
-            progress(done + 1, len(wanted), what)
+            progress(done, len(wanted), what)
         lacking = set(self.missing(compensate, centred, group, orders))
         readers = {
             name: [g.name for g, _ in read if g.name in lacking] for name, read in self.structure.readers.items()
@@ -190,7 +197,15 @@ class Study:
                 one: {order: torch.from_numpy(self.order(one, order, centred)) for order in orders}
                 for one in readers[name]
             }
-            self.tables |= tabulate_order(name, self.layers[name], index, compensate, self.ridge, centred)
+            self.tables |= tabulate_order(
+                name,
+                self.layers[name],
+                index,
+                compensate,
+                self.ridge,
+                centred,
+                partial(progress, done, len(layers), what),
+            )
         progress(len(layers), len(layers), what)
 
     def add_score(self, score: str, values: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ need; the rest are derived on first use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -76,9 +76,11 @@ def tabulate(
     groups: frozenset[str] | None = None,
     centred: bool = True,
     device: torch.device | None = None,
+    check: Callable[[], object] = lambda: None,
 ) -> Iterator[tuple[Group, dict[str, Tensor]]]:
     """Yields the tables of each group in ``groups`` (all by default), without the scalar level, as soon as its last consumer is
-    done. Each layer's moment is factorised once, however many groups it reads.
+    done. Each layer's moment is factorised once, however many groups it reads. ``check`` is called between steps of at most
+    seconds, and may raise.
     """
     # MPS has no float64.
     where = device if device is not None and device.type == "cuda" else torch.device("cpu")
@@ -90,7 +92,7 @@ def tabulate(
         stats = layers[name]
         second, weight = (value.to(where) for value in stats.moment_and_weight(centred, ridge))
         second = second * stats.moments.positions  # errors per sample, so that costs of consumers add up
-        inverted = inverse(second)
+        inverted = inverse(second, check)
         energy = output_energy(second, weight)
         for group in wanted:
             columns = stats.blocks(group.name).to(where)
@@ -109,7 +111,7 @@ def tabulate(
         del second, inverted
         for group in wanted:
             if len(waiting[group.name]) == len(group.consumers):
-                yield group, _finish(group.name, waiting.pop(group.name), centred)
+                yield group, _finish(group.name, waiting.pop(group.name), centred, check)
 
 
 @dataclass
@@ -128,10 +130,10 @@ class _Part:
     row_sum: Tensor
 
 
-def _finish(group: str, parts: Mapping[str, _Part], centred: bool) -> dict[str, Tensor]:
+def _finish(group: str, parts: Mapping[str, _Part], centred: bool, check: Callable[[], object]) -> dict[str, Tensor]:
     energy = sum(part.energy for part in parts.values())
     layers = [(part.inverted, part.weight, part.block) for part in parts.values()]
-    greedy, lost = eliminate(layers)
+    greedy, lost = eliminate(layers, check)
     scores = {
         "greedy": lost.cpu(),
         "fidelity": torch.stack([part.explained for part in parts.values()]).sum(0),
@@ -149,6 +151,7 @@ def _finish(group: str, parts: Mapping[str, _Part], centred: bool) -> dict[str, 
             there = index.to(part.weight.device)
             for level in LEVELS:
                 if level != "scalar":
+                    check()
                     error = error_curve(part.second, part.weight, part.block, there, level, part.inverted)
                     found[error_key(group, layer, order_name, level, centred)] = error.cpu()
     return found
@@ -166,16 +169,17 @@ def tabulate_order(
     level: Level,
     ridge: float,
     centred: bool,
+    check: Callable[[], object],
 ) -> dict[str, Tensor]:
     """The error curves of one layer at one compensation level, for the orders given per group in ``orders[group][order]``, (C,)
     int64. The scalar level costs O(O·C³).
     """
     second, weight = stats.moment_and_weight(centred, ridge)
     second = second * stats.moments.positions
-    inverted = inverse(second) if level == "full" else None
+    inverted = inverse(second, check) if level == "full" else None
     return {
         error_key(group, layer, name, level, centred): error_curve(
-            second, weight, stats.blocks(group), index, level, inverted
+            second, weight, stats.blocks(group), index, level, inverted, check
         )
         for group, known in orders.items()
         for name, index in known.items()
