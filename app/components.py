@@ -18,6 +18,7 @@ from .jobs import Job
 from .selection import LABELS, LabelledData
 from .session import Session, current
 from .store import Point
+from .texts import chart_value
 
 __all__ = [
     "FORMULAS",
@@ -80,7 +81,7 @@ def clicked(chart: str) -> str | None:
     """``customdata[0]`` of the selected mark in the chart with this key; None if nothing is selected."""
     event = st.session_state.get(chart)
     points = [point for point in event["selection"]["points"] if point.get("customdata")] if event else []
-    return str(points[0]["customdata"][0]) if points else None
+    return chart_value(str(points[0]["customdata"][0])) if points else None
 
 
 def focus_from_click(chart: str) -> None:

@@ -20,7 +20,7 @@ from .prune import measured
 from .selection import Source
 from .store import BoundPoint, Point
 
-__all__ = ["charts", "report"]
+__all__ = ["as_html", "charts", "report"]
 
 # Visible on a light and on a dark page; the report's style sheet sets the colour of the text.
 _GRID = "rgba(124,135,152,0.25)"
@@ -38,7 +38,7 @@ def report(library: Library, source: Source, point: Point) -> str:
         modhifi.Evaluation.model_validate(point.evaluation),
         # Without these tables the report only lacks the fidelity per group, and deriving them can take minutes.
         None if study.missing(plan.settings.level) else study,
-        charts=_as_html(drawn),
+        charts=as_html(drawn),
         commands=commands(source, plan, point),
     )
 
@@ -78,7 +78,7 @@ def charts(plan: Plan, point: Point, points: Sequence[Point], bounds: Sequence[B
     return found
 
 
-def _as_html(charts: dict[str, go.Figure]) -> dict[str, str]:
+def as_html(charts: dict[str, go.Figure]) -> dict[str, str]:
     """Each figure as HTML; the first one contains plotly.js."""
     found: dict[str, str] = {}
     for title, figure in charts.items():

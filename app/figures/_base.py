@@ -2,7 +2,7 @@
 
 The colours keep a contrast of at least 3:1 on both backgrounds and can be told apart by colour-blind readers: blue
 against orange, with a second cue (dash or symbol) wherever two series meet. Large inputs are aggregated; no figure has
-more than about 5,000 marks.
+more than about 5,000 marks. Names come from outside: every one that enters a figure goes through `app.texts.chart_text`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
+
+from ..texts import chart_text
 
 Array = NDArray[np.float64]
 
@@ -113,15 +115,20 @@ def short_names(names: Sequence[str]) -> list[str]:
     return [".".join(p) for p in parts]
 
 
+def chart_texts(names: Sequence[str]) -> list[str]:
+    """The names as texts of a figure."""
+    return [chart_text(name) for name in names]
+
+
 def names_axis(names: Sequence[str], room: int = 14) -> dict[str, object]:
-    """A categorical axis that labels at most ``room`` of the names, evenly spaced."""
+    """An axis of the categories `chart_texts` (``names``) that labels at most ``room`` of them, evenly spaced."""
     step = -(-len(names) // room)
     shown = names[::step]
     angle = -35 if len(names) > 6 else 0
     return {
         "showgrid": False,
-        "tickvals": list(shown),
-        "ticktext": [shorten(name) for name in shown],
+        "tickvals": chart_texts(shown),
+        "ticktext": [chart_text(shorten(name)) for name in shown],
         "tickangle": angle,
     }
 

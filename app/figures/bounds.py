@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 
 from modhifi.lipschitz import Growth, estimators
 
-from ._base import BLUE, GREY, ORANGE, PINK, band, finish, log_axis, names_axis, placeholder, short_names
+from ..texts import chart_text
+from ._base import BLUE, GREY, ORANGE, PINK, band, chart_texts, finish, log_axis, names_axis, placeholder, short_names
 
 _MARKS = {
     "directional": (BLUE, "circle"),
@@ -45,17 +46,18 @@ def constants(layers: Sequence[str], series: Sequence[Series], statistic: str) -
     size = 9 if len(names) <= 40 else 6
     for one in series:
         colour, symbol = _mark(one.name)
+        title = chart_text(one.title)
         sign = "≤" if one.upper else "≥" if statistic == "Largest" else ""
         what = "upper bound" if one.upper else statistic.lower()
         figure.add_scatter(
-            x=names,
+            x=chart_texts(names),
             y=[value if value else None for value in one.values],
             mode="lines+markers",
-            name=f"{sign} {one.title}".strip(),
+            name=f"{sign} {title}".strip(),
             line={"color": colour, "width": 1, "dash": "dot" if one.upper else "solid"},
             marker={"color": colour, "size": size, "symbol": symbol},
-            customdata=[[layer] for layer in layers],
-            hovertemplate=f"<b>%{{customdata[0]}}</b><br>{one.title}, {what}: %{{y:.3g}}<extra></extra>",
+            customdata=[[layer] for layer in chart_texts(layers)],
+            hovertemplate=f"<b>%{{customdata[0]}}</b><br>{title}, {what}: %{{y:.3g}}<extra></extra>",
         )
     values = [value for one in series for value in one.values if value]
     if not values:
@@ -137,7 +139,7 @@ def bound_scatter(
         mode="markers",
         name="layer modified alone",
         marker={"color": ORANGE, "size": 6, "symbol": "diamond", "opacity": 0.75},
-        customdata=list(zip(alone["layer"], alone["remain"], strict=True)),
+        customdata=list(zip(chart_texts(alone["layer"]), alone["remain"], strict=True)),
         hovertemplate="<b>%{customdata[0]}</b> alone, plan keeps %{customdata[1]:.0%}<br>bound %{y:.3g}<br>measured "
         "%{x:.3g}<extra></extra>",
     )
@@ -147,7 +149,7 @@ def bound_scatter(
         mode="markers",
         name="whole plan",
         marker={"color": BLUE, "size": 11},
-        text=list(names),
+        text=chart_texts(names),
         hovertemplate="%{text}<br>bound %{y:.3g}<br>measured %{x:.3g}<extra></extra>",
     )
     figure.update_xaxes(title="measured RMS error of the logits", **log_axis(values))
@@ -159,10 +161,11 @@ def tightness(layers: Sequence[str], bound: Sequence[float], measured: Sequence[
     """Bound beside measured error of each layer modified alone, on a logarithmic axis."""
     figure = go.Figure()
     names = short_names(layers)
-    figure.add_bar(x=names, y=list(bound), name="bound", marker={"color": BLUE})
-    figure.add_bar(x=names, y=list(measured), name="measured", marker={"color": ORANGE, "pattern": {"shape": "/"}})
+    x = chart_texts(names)
+    figure.add_bar(x=x, y=list(bound), name="bound", marker={"color": BLUE})
+    figure.add_bar(x=x, y=list(measured), name="measured", marker={"color": ORANGE, "pattern": {"shape": "/"}})
     figure.update_traces(
-        customdata=[[layer] for layer in layers],
+        customdata=[[layer] for layer in chart_texts(layers)],
         hovertemplate="<b>%{customdata[0]}</b><br>%{y:.3g}<extra>%{fullData.name}</extra>",
     )
     figure.update_xaxes(title="layer modified alone", **names_axis(names))

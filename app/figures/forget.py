@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from ._base import BLUE, GREY, ORANGE, Array, fidelity_heatmap, finish
+from ..texts import chart_text
+from ._base import BLUE, GREY, ORANGE, Array, chart_texts, fidelity_heatmap, finish
 
 _CONFUSED = 70
 
@@ -18,8 +19,8 @@ def class_specific(
     """Singleton fidelity of components (columns: group and index) for every class (rows), (K, M); chosen classes are
     marked.
     """
-    names = [f"{group} {index}" for group, index in components]
-    rows = [f"▸ {name}" if name in chosen else name for name in classes]
+    names = [f"{chart_text(group)} {index}" for group, index in components]
+    rows = [f"▸ {chart_text(name)}" if name in chosen else chart_text(name) for name in classes]
     figure = fidelity_heatmap(
         table,
         "class %{y}, component %{customdata}",
@@ -42,13 +43,14 @@ def confusion(matrix: Array, classes: Sequence[str]) -> go.Figure:
         wrong = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
         chosen = np.sort(np.argsort(-wrong, kind="stable")[:_CONFUSED])
         matrix, classes = matrix[np.ix_(chosen, chosen)], [classes[number] for number in chosen]
+    classes = chart_texts(classes)
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     small = len(classes) <= 20
     figure = go.Figure(
         go.Heatmap(
             z=share,
-            x=list(classes),
-            y=list(classes),
+            x=classes,
+            y=classes,
             customdata=matrix,
             colorscale=[[0.0, "rgba(124,135,152,0.08)"], [0.02, "rgba(47,127,224,0.25)"], [1.0, BLUE]],
             zmin=0,
@@ -87,7 +89,7 @@ def forgetting_curve(points: Sequence[Mapping[str, float]], taken: float, unit: 
     x = [100 * point["forget_accuracy"] for point in ordered]
     y = [100 * point["retain_accuracy"] for point in ordered]
     strengths = [f"{point['strength']:.3g}" for point in ordered]
-    hover = f"{unit}: %{{customdata}}<br>forget %{{x:.1f}}%, retain %{{y:.1f}}%<extra></extra>"
+    hover = f"{chart_text(unit)}: %{{customdata}}<br>forget %{{x:.1f}}%, retain %{{y:.1f}}%<extra></extra>"
     figure = go.Figure()
     figure.add_scatter(
         x=x,
@@ -146,8 +148,9 @@ def per_class(classes: Mapping[str, Mapping[str, float | None]], forgotten: Sequ
     }
     hatch = ["/" if name in forgotten else "" for name in names]
     figure = go.Figure()
-    figure.add_bar(x=names, y=values["before"], name="original", marker={"color": GREY})
-    figure.add_bar(x=names, y=values["after"], name="modified", marker={"color": BLUE, "pattern": {"shape": hatch}})
+    x = chart_texts(names)
+    figure.add_bar(x=x, y=values["before"], name="original", marker={"color": GREY})
+    figure.add_bar(x=x, y=values["after"], name="modified", marker={"color": BLUE, "pattern": {"shape": hatch}})
     figure.update_traces(hovertemplate="class %{x}<br>%{y:.1f}%<extra>%{fullData.name}</extra>")
     figure.update_xaxes(title="class", type="category", showgrid=False)
     figure.update_yaxes(title="accuracy", ticksuffix="%", range=[0, 104])

@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from ..texts import chart_text
 from ._base import (
     BLUE,
     GREY,
@@ -17,6 +18,7 @@ from ._base import (
     ORANGE,
     SCALE,
     Array,
+    chart_texts,
     fidelity_heatmap,
     finish,
     reference_line,
@@ -59,7 +61,7 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, cumulative:
             base.append(100 * rank / size)
             height.append(100 * len(piece) / size)
             value.append(one)
-            custom.append((strip.name, f"top {last}" if cumulative else ranks, one, strip.kind))
+            custom.append((chart_text(strip.name), f"top {last}" if cumulative else ranks, one, strip.kind))
             rank = last
     top = 1.0 if cumulative else max(value, default=0.0) or 1.0
     scale = {"color": np.maximum(value, 0.0), "colorscale": SCALE, "cmin": 0.0, "cmax": top}
@@ -100,7 +102,7 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, cumulative:
                 y=[106] * len(columns),
                 mode="markers",
                 marker={"symbol": symbol, "size": 8, "color": GREY},
-                customdata=[(strips[column].name,) for column in columns],
+                customdata=[(chart_text(strips[column].name),) for column in columns],
                 name=label,
                 hovertemplate="<b>%{customdata[0]}</b><extra>%{fullData.name}</extra>",
             )
@@ -112,7 +114,7 @@ def overview(strips: Sequence[Strip], focus: str | None, eta: float, cumulative:
     figure.update_layout(barmode="overlay", bargap=0.1, dragmode=False, clickmode="event+select")
     figure.update_xaxes(
         tickvals=list(range(len(strips)))[:: -(-len(strips) // 32)],
-        ticktext=[shorten(name) for name in short_names(names)[:: -(-len(strips) // 32)]],
+        ticktext=[chart_text(shorten(name)) for name in short_names(names)[:: -(-len(strips) // 32)]],
         tickangle=-35 if len(names) > 8 else 0,
     )
     figure.update_xaxes(title="group, in forward order", showgrid=False, range=[-0.6, len(strips) - 0.4])
@@ -216,7 +218,7 @@ def by_class(table: Array, classes: Sequence[str], components: Sequence[int]) ->
         small,
         "class %{y}, %{customdata}",
         x=[1 + float(piece.mean()) for piece in pieces],
-        y=list(classes),
+        y=chart_texts(classes),
         customdata=np.broadcast_to(np.array(labels), small.shape),
     )
     figure.update_xaxes(title="components, by singleton fidelity", showgrid=False)

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from modhifi.multimodal import TITLES, Epoch, MeanSpread, Run
 
+from ..texts import chart_text
 from ._base import BLUE, GREY, ORANGE, PINK, TEAL, band, finish
 
 _COLOURS = (BLUE, ORANGE, TEAL, PINK)
@@ -65,6 +66,7 @@ def _curve(
     unit: str,
 ) -> None:
     """Adds the mean over seeds, with the range over seeds behind it; a seed counts up to its last epoch."""
+    name = chart_text(name)
     longest = max((len(history) for history in histories), default=0)
     values = [[value(history[i]) for history in histories if len(history) > i] for i in range(longest)]
     epochs = list(range(1, longest + 1))
@@ -92,17 +94,17 @@ def accuracies(run: Run) -> go.Figure:
     figure.update_traces(showlegend=False, opacity=0.7)
     spreads = [row["accuracy"] for row in summary.values()]
     for place, (name, colour) in enumerate(modality_colours(run).items()):
-        alone = run.reference(name)
+        alone, title = run.reference(name), f"{chart_text(name)} alone"
         if alone is not None and summary:
             spreads.append(alone)
             figure.add_scatter(
                 x=[TITLES[method] for method in summary],
                 y=[100 * alone.mean] * len(summary),
                 mode="lines+markers",
-                name=f"{name} alone",
+                name=title,
                 line={"color": colour, "width": 2, "dash": _DASHES[1 + place % 3]},
                 marker={"symbol": "line-ew", "size": 24, "line": {"width": 2, "color": colour}},
-                hovertemplate=f"{name} alone: %{{y:.1f}}%<extra></extra>",
+                hovertemplate=f"{title}: %{{y:.1f}}%<extra></extra>",
             )
     low = min((100 * (one.mean - (one.spread or 0)) for one in spreads), default=0.0)
     figure.update_yaxes(title="test accuracy", ticksuffix="%", range=[max(0.0, 10 * ((low - 4) // 10)), 101])
@@ -144,6 +146,7 @@ def _bars(
     colour: str,
     pattern: str = "",
 ) -> None:
+    name = chart_text(name)
     sign, digits = ("%", 1) if unit == 100 else ("", 3)
     figure.add_bar(
         x=list(places),

@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ..texts import chart_text
 from ._base import GREY, KINDS, ORANGE, SCALE, finish, placeholder, powers_of_ten, shorten
 
 
@@ -64,7 +65,10 @@ def network_map(blocks: Sequence[Block], colour: str, title: str, focus: str | N
     edge = {"width": 1, "color": GREY}  # the dark end of the scale vanishes on a dark page
 
     def custom(some: Sequence[Block]) -> list[tuple[Any, ...]]:
-        return [(b.name, KINDS.get(b.kind, ("", "channels"))[1], b.size, b.fidelity, b.cost, b.constant) for b in some]
+        return [
+            (chart_text(b.name), KINDS.get(b.kind, ("", "channels"))[1], b.size, b.fidelity, b.cost, b.constant)
+            for b in some
+        ]
 
     figure.add_bar(
         x=[block.start for block in inner],
@@ -114,7 +118,7 @@ def network_map(blocks: Sequence[Block], colour: str, title: str, focus: str | N
     figure.update_xaxes(
         title="layers in forward order, by stage",
         tickvals=list(ticks.values()),
-        ticktext=[shorten(name) for name in ticks],
+        ticktext=[chart_text(shorten(name)) for name in ticks],
         tickangle=-35 if len(ticks) > 8 else 0,
         row=2,
         col=1,

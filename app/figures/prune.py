@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
+from ..texts import chart_text
 from ._base import (
     ACCURACY,
     BLUE,
@@ -16,6 +17,7 @@ from ._base import (
     SCALE,
     Array,
     Measure,
+    chart_texts,
     finish,
     names_axis,
     placeholder,
@@ -43,11 +45,16 @@ class TradeOff:
 def allocation(names: Sequence[str], kept: Sequence[int], total: Sequence[int]) -> go.Figure:
     """Components kept in each group, as a percentage of the group."""
     share = [100 * k / t for k, t in zip(kept, total, strict=True)]
-    custom = list(zip(names, kept, total, strict=True))
+    custom = list(zip(chart_texts(names), kept, total, strict=True))
     hover = "<b>%{customdata[0]}</b><br>%{customdata[1]} of %{customdata[2]} components kept<extra></extra>"
     figure = go.Figure()
     figure.add_bar(
-        x=short_names(names), y=share, marker={"color": BLUE}, customdata=custom, hovertemplate=hover, showlegend=False
+        x=chart_texts(short_names(names)),
+        y=share,
+        marker={"color": BLUE},
+        customdata=custom,
+        hovertemplate=hover,
+        showlegend=False,
     )
     if len(names) <= 16:
         figure.update_traces(text=[str(k) for k in kept], textposition="auto", textangle=0)
@@ -64,10 +71,12 @@ def sensitivity(names: Sequence[str], shares: Sequence[float], errors: Array) ->
     figure = go.Figure(
         go.Heatmap(
             z=exponent.T,
-            x=short_names(names),
+            x=chart_texts(short_names(names)),
             y=[f"{100 * share:g}%" for share in shares],
             colorscale=SCALE,
-            customdata=np.stack([errors.T, np.broadcast_to(np.array(names, dtype=object), errors.T.shape)], -1),
+            customdata=np.stack(
+                [errors.T, np.broadcast_to(np.array(chart_texts(names), dtype=object), errors.T.shape)], -1
+            ),
             hovertemplate="<b>%{customdata[1]}</b><br>%{y} kept<br>RMS logit error %{customdata[0]:.3g}<extra></extra>",
             colorbar={"title": {"text": "RMS logit error", "side": "right"}, "thickness": 12} | powers_of_ten(exponent),
         )
@@ -117,7 +126,7 @@ def trade_off(
             "size": [15 if p.id == chosen else 10 for p in points],
             "line": {"width": [3 if p.id == chosen else 0 for p in points], "color": ORANGE},
         },
-        customdata=[(p.id, p.label, p.cost) for p in points],
+        customdata=[(chart_text(p.id), chart_text(p.label), p.cost) for p in points],
         hovertemplate=f"%{{customdata[1]}}<br>{axis} %{{x:.1f}}%%{{customdata[2]}}<br>{value_label}",
     )
     costliest = max([100.0, *(100 * (p.share or 0.0) for p in points)])

@@ -1,8 +1,15 @@
-"""A report that opens without a server and without this project: one HTML file that loads no other."""
+"""A report that opens without a server and without this project: one HTML file that loads no other.
+
+Names, notes and settings come from strangers, and a report is passed on: all of them are escaped, and the page's policy lets only
+the scripts run that are listed by their hashes, those of the charts and the template's own.
+"""
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,12 +23,17 @@ from ..text import number, percent
 __all__ = ["report_html"]
 
 _TEMPLATE = "report.html.j2"
+_SCRIPT = re.compile(r"<script[^>]*>(.*?)</script", re.DOTALL | re.IGNORECASE)
+# Charts take the colour of the page's text, also when it turns dark.
+_INK = """const ink=()=>document.querySelectorAll('.plotly-graph-div').forEach(
+  chart=>Plotly.relayout(chart,{'font.color':getComputedStyle(document.body).color}));
+ink();matchMedia('(prefers-color-scheme:dark)').addEventListener('change',ink);"""
 Row = tuple[str, ...]
 
 
 @functools.cache
 def _template() -> jinja2.Template:
-    # Names of models, classes and groups come from strangers: everything is escaped unless the template says otherwise.
+    # Everything is escaped unless the template says otherwise.
     loader = jinja2.PackageLoader("modhifi.export", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.get_template(_TEMPLATE)
@@ -42,11 +54,14 @@ def report_html(
         evaluation: what was measured, shown beside the prediction.
         study: for the fidelity of each group.
         charts: Plotly figures by title, as ``plotly.io.to_html`` gives them without the page around; the first one with
-            plotly.js in it. They are inserted as they are.
+            plotly.js in it. They are inserted as they are, scripts included: texts from outside must be escaped in them.
         commands: the command lines that do the same.
     """
     title, how = _pruned(plan) if plan.kind == "prune" else _edited(plan)
-    return _template().render(
+    # A lone surrogate, as in the name of a file that is not UTF-8, could not be written.
+    drawn = {name: _writable(chart) for name, chart in (charts or {}).items()}
+    scripts = [script for chart in drawn.values() for script in _SCRIPT.findall(chart)] + [_INK] * bool(drawn)
+    page = _template().render(
         title=title,
         how=how,
         plan=plan,
@@ -55,10 +70,37 @@ def report_html(
         forgetting=_forgetting(evaluation),
         classes=_classes(evaluation),
         groups=_groups(plan, study) if plan.kind == "prune" else [],
-        charts=dict(charts or {}),
+        charts=drawn,
+        ink=_INK,
+        policy=_policy(scripts),
         provenance=_provenance(plan, evaluation),
         commands=commands,
     )
+    return _writable(page)
+
+
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _policy(scripts: list[str]) -> str:
+    """The page's Content-Security-Policy: nothing is loaded or sent, and of scripts only these run."""
+    hashes = dict.fromkeys(f"'sha256-{_digest(script)}'" for script in scripts) or {"'none'": None}
+    # Plotly writes its own styles; a style can neither load nor send anything here.
+    rules = (
+        "default-src 'none'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "img-src data:",
+        "style-src 'unsafe-inline'",
+    )
+    return "; ".join([*rules, f"script-src {' '.join(hashes)}"])
+
+
+def _digest(script: str) -> str:
+    # Browsers read every end of line as \n before they compute the hash.
+    read = script.replace("\r\n", "\n").replace("\r", "\n")
+    return base64.b64encode(hashlib.sha256(read.encode()).digest()).decode()
 
 
 def _pruned(plan: Plan) -> tuple[str, str]:
