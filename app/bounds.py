@@ -16,6 +16,7 @@ from .figures import Series
 from .selection import Choice
 from .session import Session, focus
 from .store import BoundPoint
+from .texts import plain
 
 __all__ = [
     "STATISTICS",
@@ -81,7 +82,7 @@ def estimator_notes(study: modhifi.Study, names: Sequence[str], statistic: str) 
             more = (
                 " Valid while LayerNorm and attention stay within the ranges observed on the samples." if ranges else ""
             )
-            none = sorted({upper.reason for upper in study.certified.values() if upper.value is None})
+            none = sorted({plain(upper.reason) for upper in study.certified.values() if upper.value is None})
             less = f" Not available for some layers: {'; '.join(none)}." if none else ""
             lines.append(f"**≤ {one.heading}.** {one.says}{more}{less}")
         elif statistic == "maximum":

@@ -18,7 +18,7 @@ from .jobs import Job
 from .selection import LABELS, LabelledData
 from .session import Session, current
 from .store import Point
-from .texts import chart_value
+from .texts import chart_value, plain
 
 __all__ = [
     "FORMULAS",
@@ -31,6 +31,7 @@ __all__ = [
     "compensation",
     "current_plan",
     "derived",
+    "fault",
     "focus_from_click",
     "job_card",
     "labelled_data",
@@ -91,6 +92,11 @@ def focus_from_click(chart: str) -> None:
         st.session_state["group"] = group
 
 
+def fault(error: object) -> None:
+    """Draws a message that may quote what the user typed, or a file."""
+    st.error(plain(error), icon=":material/error:")
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     return "n/a" if value is None else f"{100 * value:.{digits}f}%"
 
@@ -124,9 +130,9 @@ def job_card(job: Job) -> None:
         with st.container():
             _poll(job)
     elif job.state == "error":
-        st.error(job.error, icon=":material/error:")
+        fault(job.error)
     elif job.state == "cancelled":
-        st.info(f"{job.title}: cancelled.", icon=":material/cancel:")
+        st.info(f"{plain(job.title)} · cancelled.", icon=":material/cancel:")
 
 
 def latest_job(session: Session, kind: str) -> Job | None:
@@ -158,7 +164,7 @@ def _poll(job: Job) -> None:
     left = "" if job.remaining is None else f", about {duration(job.remaining)} left in this step"
     share = f" {job.fraction:.0%}" if job.total else ""
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.progress(job.fraction, text=f"**{job.title}** · {job.step}{share}{left}")
+        st.progress(job.fraction, text=f"**{plain(job.title)}** · {plain(job.step)}{share}{left}")
         st.button(
             "Stopping" if job.stopping else "Cancel",
             key=f"cancel {job.key}",
@@ -180,14 +186,16 @@ def analysed() -> tuple[Session, modhifi.Study]:
 def _show_missing_study(session: Session) -> None:
     job = session.job
     if session.problem:
-        st.error(session.problem, icon=":material/error:")
+        fault(session.problem)
     if job is not None:
         job_card(job)
     if job is not None and job.state == "running":
         st.caption("This page fills when the analysis is done. You can visit other pages meanwhile.")
         return
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"**{session.source.label}** is not analysed yet. Run the analysis, or choose another study.")
+        st.markdown(
+            f"**{plain(session.source.label)}** is not analysed yet. Run the analysis, or choose another study."
+        )
         st.button(
             "Run the analysis",
             type="primary",

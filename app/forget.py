@@ -18,6 +18,7 @@ from .selection import Forgetting, LabelledData
 from .session import Session
 from .store import Point
 from .tasks import forget_point
+from .texts import plain
 
 __all__ = [
     "attack_numbers",
@@ -38,7 +39,13 @@ def forget_controls(session: Session, study: modhifi.Study) -> list[str]:
         text = "The classes that the network should forget. At least one class must remain."
         if len(classes) <= 20:
             chosen: Sequence[str] = st.pills(
-                "Classes to forget", classes, selection_mode="multi", key="classes", bind="query-params", help=text
+                "Classes to forget",
+                classes,
+                selection_mode="multi",
+                format_func=plain,
+                key="classes",
+                bind="query-params",
+                help=text,
             )
         else:
             chosen = st.multiselect("Classes to forget", classes, key="classes", bind="query-params", help=text)
@@ -159,7 +166,7 @@ def class_specific_components(study: modhifi.Study, chosen: Sequence[str]) -> tu
 
 def verdict_list(point: Point) -> str:
     """The verdict of the attacks as a Markdown list."""
-    return "\n".join(f"- {sentence}" for sentence in verdict(Evaluation.model_validate(point.evaluation)))
+    return "\n".join(f"- {plain(sentence)}" for sentence in verdict(Evaluation.model_validate(point.evaluation)))
 
 
 def attack_table(point: Point) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from modhifi.text import listed
 from . import components as ui
 from .figures import Array, Strip
 from .session import Session
+from .texts import plain
 
 if TYPE_CHECKING:
     from .exemplars import Exemplar
@@ -113,7 +114,7 @@ def about(study: modhifi.Study, name: str) -> str:
     """The components of a group and the layers that read it, in one line."""
     group = study.group(name)
     readers = [consumer.layer for consumer in group.consumers]
-    return f"{group.size} {KINDS[group.kind]}, read by {listed(readers)}."
+    return f"{group.size} {KINDS[group.kind]}, read by {plain(listed(readers))}."
 
 
 def read_group(study: modhifi.Study, name: str, eta: float, compensate: Any) -> GroupView:
@@ -202,7 +203,7 @@ def show_exemplars(session: Session, name: str, component: int) -> None:
         with column:
             st.image(one.image, width="stretch")
             st.image(one.marked, width="stretch")
-            st.caption(f"{one.predicted}, {one.energy:.1f}×")
+            st.caption(f"{plain(one.predicted)}, {one.energy:.1f}×")
     st.caption(
         f"The {len(found)} of {session.study.data.samples if session.study else 0} images that activate the "
         "component most, with the predicted class and the mean squared activation as a multiple of its mean over "

@@ -98,9 +98,10 @@ with right:
 with middle:
     if study is not None:
         choose_group(study)
+from app import components as ui  # noqa: E402
 from modhifi.errors import UserError  # noqa: E402
 
 try:
     chosen.run()
 except UserError as error:  # a file of the cache is damaged or was deleted
-    st.error(str(error), icon=":material/error:")
+    ui.fault(error)

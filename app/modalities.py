@@ -21,6 +21,7 @@ from .jobs import Job
 from .selection import digest, distinct
 from .session import library
 from .store import Store
+from .texts import plain
 
 __all__ = ["accuracy_numbers", "chosen_run", "form", "method_choice", "run_table", "running_jobs", "summary_of"]
 
@@ -132,7 +133,7 @@ def form() -> None:
             degrade=degraded,
         )
     except UserError as error:
-        problem = str(error)
+        problem = plain(error)
     with right:
         st.button(
             "Train",
@@ -185,7 +186,7 @@ def _live(job: Job) -> None:
     if not run.outcomes or run.alone[-1].accuracy is None:
         alone = run.alone[-1]
         last = f": validation accuracy {ui.percent(alone.history[-1].accuracy)}" if alone.history else ""
-        st.caption(f"{alone.modality} alone, seed {alone.seed + 1}, epoch {len(alone.history)}{last}")
+        st.caption(f"{plain(alone.modality)} alone, seed {alone.seed + 1}, epoch {len(alone.history)}{last}")
         return
     now = run.outcomes[-1]
     left, right = st.columns(2, gap="medium")
@@ -267,7 +268,10 @@ def accuracy_numbers(run: Run) -> list[ui.Number]:
         if alone is not None:
             row.append(
                 ui.Number(
-                    f"{name.capitalize()} alone", ui.percent(alone.mean), ui.FORMULAS["alone"], note=_spread(alone)
+                    f"{plain(name.capitalize())} alone",
+                    ui.percent(alone.mean),
+                    ui.FORMULAS["alone"],
+                    note=_spread(alone),
                 )
             )
     summary = run.summary()
@@ -298,10 +302,10 @@ def summary_of(run: Run) -> str:
     strong = max(run.modalities, key=lambda name: mono[name].mean)
     weak = min((name for name in run.modalities if name != strong), key=lambda name: mono[name].mean)
     best = max((run.reference(name) for name in run.modalities), key=lambda one: one.mean if one else 0.0)
-    relies = "equally on both modalities" if mono[strong].mean == mono[weak].mean else f"mainly on **{strong}**"
+    relies = "equally on both modalities" if mono[strong].mean == mono[weak].mean else f"mainly on **{plain(strong)}**"
     sentences = [
-        f"Trained jointly, the model relies {relies}: the {strong} output alone reaches "
-        f"{ui.percent(mono[strong].mean)} accuracy, the {weak} output {ui.percent(mono[weak].mean)}."
+        f"Trained jointly, the model relies {relies}: the {plain(strong)} output alone reaches "
+        f"{ui.percent(mono[strong].mean)} accuracy, the {plain(weak)} output {ui.percent(mono[weak].mean)}."
     ]
     if best is not None and best.mean > summary["joint"]["accuracy"].mean:
         sentences.append("It is worse than the better modality alone: the modalities compete.")
@@ -312,7 +316,7 @@ def summary_of(run: Run) -> str:
             summary["agm"]["competition"][weak].mean,
         )
         sentences.append(
-            f"With AGM the {weak} output reaches {ui.percent(after)}, and its competition strength changes from "
+            f"With AGM the {plain(weak)} output reaches {ui.percent(after)}, and its competition strength changes from "
             f"{d:.2f} to {modulated:.2f} (lower is better)."
         )
     return " ".join(sentences)

@@ -13,6 +13,7 @@ from modhifi.errors import UserError
 from modhifi.models import families
 from modhifi.shipped import TEXT_MODEL
 
+from . import components as ui
 from .library import Library
 from .selection import DEFAULT, Source, stat_of
 from .session import studies
@@ -139,7 +140,7 @@ def model_form(library: Library) -> None:
             args=(library,),
         )
     if problem := st.session_state.get("form-problem"):
-        st.error(problem, icon=":material/error:")
+        ui.fault(problem)
 
 
 def _begin(library: Library) -> None:

@@ -34,6 +34,7 @@ from .selection import LABELS, Choice, LabelledData
 from .session import Session, choose_plan, current
 from .store import Point
 from .tasks import prune_point
+from .texts import plain
 
 __all__ = [
     "AXES",
@@ -114,7 +115,9 @@ def prune_controls(session: Session, study: modhifi.Study, area: DeltaGenerator)
             )
             st.button("Time the layers", on_click=ui.start, args=(session.library.tasks.time_layers, session.source))
         else:
-            st.caption(f"Layer timings: {table.key.machine}, {table.key.device}, batch size {table.key.batch}.")
+            st.caption(
+                f"Layer timings: {plain(table.key.machine)}, {plain(table.key.device)}, batch size {table.key.batch}."
+            )
             st.button("Time again", on_click=ui.start, args=(session.library.tasks.time_layers, session.source))
     multiple = ALIGNED if eight else 1
     history = manual_counts(session, study)
@@ -182,7 +185,7 @@ def prune_controls(session: Session, study: modhifi.Study, area: DeltaGenerator)
         data = ui.labelled_data(session, "test", "Test data", "test")
     for title, counts in (("Fixed", fixed), ("Minimum", minimum)):
         if counts:
-            st.caption(f"{title}: " + ", ".join(f"{name} keeps {count}" for name, count in counts.items()))
+            st.caption(f"{title}: " + ", ".join(f"{plain(name)} keeps {count}" for name, count in counts.items()))
     request = Request(choice, data, allocation, problem, None if table is None else table.dense)
     known = any(point.id == request.point for point in session.points())
     st.button(
@@ -284,7 +287,7 @@ def note_on(session: Session, point: Point) -> None:
         try:
             session.library.store.note(session.source.id, point.id, st.session_state[f"note-{point.id}"].strip())
         except UserError as error:
-            st.toast(str(error), icon=":material/error:")
+            st.toast(plain(error), icon=":material/error:")
 
     st.text_input(
         "Note on this plan",

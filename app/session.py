@@ -13,6 +13,7 @@ from .jobs import Job
 from .library import Library
 from .selection import DEFAULT, Source, distinct
 from .store import Point
+from .texts import plain
 
 __all__ = ["Session", "choose_group", "choose_plan", "choose_study", "current", "focus", "library", "studies"]
 
@@ -57,7 +58,9 @@ def choose_study() -> Session:
     sources = studies(shared)
     asked = st.query_params.get("study", "")
     if asked and asked not in sources:
-        st.toast(f"This server has no study {asked!r}; showing the default one.", icon=":material/link_off:")
+        st.toast(
+            f"This server has no study “{plain(asked, 100)}”; showing the default one.", icon=":material/link_off:"
+        )
     st.selectbox(
         "Study",
         list(sources),

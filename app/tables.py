@@ -18,6 +18,7 @@ from modhifi.text import listed
 from .formulas import FORMULAS
 from .latency import Relative, relative_latency
 from .store import BoundPoint, Point
+from .texts import plain
 
 __all__ = [
     "Columns",
@@ -65,8 +66,11 @@ def _readers(group: Group) -> str:
 
 
 def skipped_table(study: modhifi.Study) -> pd.DataFrame:
-    """Layers whose output channels cannot be removed, by reason."""
-    rows = [{"Layers": listed(names), "Reason": reason} for reason, names in study.structure.skipped_by_reason.items()]
+    """Layers whose output channels cannot be removed, by reason; for `st.table`, whose cells are Markdown."""
+    rows = [
+        {"Layers": plain(listed(names)), "Reason": plain(reason)}
+        for reason, names in study.structure.skipped_by_reason.items()
+    ]
     return pd.DataFrame(rows, columns=["Layers", "Reason"])
 
 

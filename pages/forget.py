@@ -15,6 +15,7 @@ from app.forget import (
     relearning_curves,
     verdict_list,
 )
+from app.texts import plain
 from modhifi.unlearning import unlearning_methods
 
 session, study = ui.analysed()
@@ -33,7 +34,7 @@ with st.container(border=True):
             alt=f"Fidelity of the most specific components for each class. {summary}",
             key="living",
         )
-    st.caption(summary)
+    st.caption(plain(summary))
 point = current_forget_plan(session)
 if point is not None:
     result = point.evaluation

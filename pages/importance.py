@@ -16,6 +16,7 @@ from app.importance import (
     show_exemplars,
 )
 from app.session import focus
+from app.texts import plain
 
 session, study = ui.analysed()
 
@@ -48,7 +49,7 @@ with st.container(border=True):
     )
     st.caption(f"{overview.summary}{' Shown here with full compensation; scalar below.' if full else ''}")
 
-st.subheader(name, anchor=False)
+st.subheader(plain(name), anchor=False)
 st.caption(about(study, name))
 if not ui.derived(session, compensate, name):
     st.stop()
@@ -83,7 +84,7 @@ with st.container(border=True):
     show_exemplars(session, name, component)
 if st.toggle("Show individual outputs", key="outputs", bind="query-params"):
     with st.container(border=True):
-        st.markdown(f"**Outputs of {view.consumer}**", help=ui.FORMULAS["output"])
+        st.markdown(f"**Outputs of {plain(view.consumer)}**", help=ui.FORMULAS["output"])
         ui.chart(
             figures.outputs(study.output_fidelity(name)),
             alt=f"Fidelity per output of {view.consumer}",

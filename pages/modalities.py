@@ -5,6 +5,7 @@ import streamlit as st
 from app import components as ui
 from app import figures
 from app import modalities as page
+from app.texts import plain
 from modhifi.multimodal import TITLES
 from modhifi.multimodal import in_words as described
 
@@ -15,7 +16,7 @@ run = page.chosen_run()
 if run is None:
     st.caption("No runs yet. Choose the settings, then press *Train*.")
     st.stop()
-st.caption(described(run))
+st.caption(plain(described(run)))
 ui.numbers(page.accuracy_numbers(run))
 st.markdown(page.summary_of(run))
 title, which = st.columns([1, 1.3], vertical_alignment="center")

@@ -9,6 +9,7 @@ from app import figures, network
 from app.model_form import FORM_OPEN, model_form
 from app.session import current, focus
 from app.tables import groups_table, skipped_table
+from app.texts import plain
 from modhifi.specs import TokenSpec
 
 session = current()
@@ -65,7 +66,7 @@ with st.container(border=True):
         on_select=partial(ui.focus_from_click, "network-map"),
         selection_mode="points",
     )
-    st.caption(network.map_summary(blocks))
+    st.caption(plain(network.map_summary(blocks)))
 left, right = st.columns([3, 2] if study.skipped else [4, 1], gap="medium")
 with left:
     st.subheader("Groups", anchor=False)
@@ -85,4 +86,4 @@ with right:
             )
     else:
         st.caption("None: every channel, neuron and head belongs to a group.")
-st.caption(f"Study folder, also for the command line: `{session.library.store.study_path(session.source.id)}`")
+st.caption(f"Study folder, also for the command line: {plain(session.library.store.study_path(session.source.id))}")

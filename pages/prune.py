@@ -17,7 +17,7 @@ with left, st.container(border=True):
 with right:
     plan = request.allocation
     if request.problem is not None:
-        st.error(request.problem, icon=":material/error:")
+        ui.fault(request.problem)
     if plan is not None:
         flops, params = plan.cost.flops / study.dense.flops, plan.cost.params / study.dense.params
         row = [

@@ -44,12 +44,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, streamlit: Sequence[str] = ("-m", "streamlit")) -> Iterator[Server]:
+def serving(
+    folder: Path, streamlit: Sequence[str] = ("-m", "streamlit"), page: Path = ROOT / "app" / "main.py"
+) -> Iterator[Server]:
     """``streamlit run app/main.py`` on a free port, with its cache in ``folder``; from there, as a user might."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, *streamlit, "run", str(ROOT / "app" / "main.py")]
+    command = [sys.executable, *streamlit, "run", str(page)]
     command += ["--server.headless=true", f"--server.port={port}", "--server.fileWatcherType=none"]
     go = folder / "go"
     environment = os.environ | {"MODHIFI_HOME": str(folder / "home"), GO: str(go)}
