@@ -16,7 +16,7 @@ from modhifi.text import duration
 from .formulas import FORMULAS
 from .jobs import Job
 from .selection import LABELS, LabelledData
-from .session import Session, current
+from .session import Session, current, owner
 from .store import Point
 from .texts import chart_value, plain
 
@@ -165,11 +165,15 @@ def _poll(job: Job) -> None:
     share = f" {job.fraction:.0%}" if job.total else ""
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         st.progress(job.fraction, text=f"**{plain(job.title)}** · {plain(job.step)}{share}{left}")
+        if not job.stopping and not job.asked_by(owner()):
+            st.caption("Another session has asked for this.")
+            return
         st.button(
             "Stopping" if job.stopping else "Cancel",
             key=f"cancel {job.key}",
             icon=":material/stop_circle:",
             on_click=job.cancel,
+            args=(owner(),),
             disabled=job.stopping,
         )
 

@@ -4,6 +4,9 @@ Two pages that hook the same network at the same time would corrupt each other's
 one worker, and the lane of a job is the network it uses. The key of a job identifies what it computes: submitting a
 key again, while the job runs or after it is done, returns the same job. Nothing is computed twice, and a reloaded page
 finds its job. This module does not depend on Streamlit, and a worker never draws.
+
+Sessions share jobs, so a job knows the owners (`app.session.owner`) that asked for it. *Cancel* withdraws one of them; the job
+stops when nobody is left.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from modhifi.errors import Cancelled, UserError
+from modhifi.errors import Cancelled, user_error
 from modhifi.progress import Progress
 
 __all__ = ["Job", "Jobs", "State", "Work"]
@@ -48,12 +51,55 @@ class Job:
     started: float | None = None
     ended: float | None = None
     _step_started: float = field(default_factory=time.monotonic, repr=False)
+    _owners: set[str] = field(default_factory=set, repr=False)
+    _withdrawn: set[str] = field(default_factory=set, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
     _ended_event: threading.Event = field(default_factory=threading.Event, repr=False)
 
-    def cancel(self) -> None:
-        """Requests a stop, which happens at the next report of progress."""
-        self._stop.set()
+    def cancel(self, owner: str | None = None) -> None:
+        """Withdraws ``owner`` (None: everybody); nothing happens unless that owner asked for the job.
+
+        Without owners it stops: at once while it waits in the queue, otherwise at the next report of progress.
+        """
+        with self._lock:
+            if owner is not None and owner not in self._owners:
+                return
+            left = set(self._owners) if owner is None else {owner}
+            self._withdrawn |= left
+            self._owners -= left
+            if self._owners or self.state != "running":
+                return
+            self._stop.set()
+            if self.started is None:
+                self._end("cancelled")
+
+    def asked_by(self, owner: str) -> bool:
+        """Whether this owner asked for the job, and has not withdrawn."""
+        with self._lock:
+            return owner in self._owners
+
+    def left_by(self, owner: str) -> bool:
+        """Whether this owner has withdrawn from the job."""
+        with self._lock:
+            return owner in self._withdrawn
+
+    def _join(self, owner: str) -> bool:
+        """Adds an owner; False if the job ends or has ended without a result."""
+        with self._lock:
+            if self._stop.is_set() or self.state not in ("running", "done"):
+                return False
+            self._owners.add(owner)
+            self._withdrawn.discard(owner)
+            return True
+
+    def _start(self) -> bool:
+        """Called by the worker; False if the job was cancelled while it waited."""
+        with self._lock:
+            if self.state != "running":
+                return False
+            self.started = time.monotonic()
+            return True
 
     @property
     def stopping(self) -> bool:
@@ -119,17 +165,18 @@ class Jobs:
         with self._lock:
             return [job for key, job in self._jobs.items() if key.startswith(prefix) and job.state == "running"]
 
-    def submit(self, key: str, title: str, lane: str, work: Work) -> Job:
-        """The job for ``key``: the one that runs or is done, otherwise a new one, queued in ``lane``.
+    def submit(self, key: str, title: str, lane: str, work: Work, owner: str = "") -> Job:
+        """The job for ``key``: the one that runs or is done, otherwise a new one, queued in ``lane``. ``owner`` asks for it.
 
-        ``work(progress)`` returns the result. `UserError` ends the job as ``error`` with that message, `Cancelled` as
-        ``cancelled``, and any other exception as ``error`` with a message that calls it a bug; the traceback is logged.
+        ``work(progress)`` returns the result. `Cancelled` ends the job as ``cancelled``; what `modhifi.errors.user_error`
+        knows as ``error`` with its message, and any other exception with one that calls it a bug; the traceback is logged.
         """
         with self._lock:
             job = self._jobs.get(key)
-            if job is not None and job.state in ("running", "done") and not job.stopping:
+            if job is not None and job._join(owner):
                 return job
             job = self._jobs[key] = Job(key, title, lane)
+            job._join(owner)
             self._jobs.move_to_end(key)
             self._drop_old()
             if lane not in self._lanes:
@@ -156,19 +203,24 @@ class Jobs:
     def _serve(lane: queue.SimpleQueue[tuple[Job, Work]]) -> None:
         while True:
             job, work = lane.get()
-            job.started = time.monotonic()
+            if not job._start():
+                del job, work
+                continue
             try:
                 job._report(0, 0, "starting")
                 job.result = work(job._report)
                 job._end("done")
             except Cancelled:
                 job._end("cancelled")
-            except UserError as error:
-                job.error = str(error)
-                job._end("error")
             except BaseException as error:
-                _log.exception("job %r failed", job.title)
-                job.error = f"{job.title}: {type(error).__name__}: {_one_line(error)} ({_FAULT})"
+                known = user_error(error)
+                if known is None:
+                    _log.exception("job %r failed", job.title)
+                job.error = (
+                    f"{job.title}: {type(error).__name__}: {_one_line(error)} ({_FAULT})"
+                    if known is None
+                    else str(known)
+                )
                 job._end("error")
             # Otherwise this frame keeps the last network and its data in memory while the lane is idle.
             del job, work

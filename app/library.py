@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from .caches import Caches
 from .jobs import Jobs
 from .queries import Queries
@@ -17,6 +19,12 @@ class Library:
     def __init__(self, store: Store | None = None) -> None:
         self.store = store or Store()
         self.jobs = Jobs()
-        caches = Caches(self.store)
-        self.queries = Queries(self.store, self.jobs, caches)
-        self.tasks = Tasks(self.store, self.jobs, caches, self.queries)
+        self._caches = Caches(self.store)
+        self.queries = Queries(self.store, self.jobs, self._caches)
+        self.tasks = Tasks(self.store, self.jobs, self._caches, self.queries)
+
+    def of(self, owner: str) -> Library:
+        """The same library, whose ``tasks`` ask for jobs on behalf of ``owner``."""
+        mine = copy.copy(self)
+        mine.tasks = Tasks(self.store, self.jobs, self._caches, self.queries, owner)
+        return mine

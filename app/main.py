@@ -99,9 +99,12 @@ with middle:
     if study is not None:
         choose_group(study)
 from app import components as ui  # noqa: E402
-from modhifi.errors import UserError  # noqa: E402
+from modhifi.errors import user_error  # noqa: E402
 
 try:
     chosen.run()
-except UserError as error:  # a file of the cache is damaged or was deleted
-    ui.fault(error)
+except Exception as error:
+    known = user_error(error)  # a file of the cache is damaged or was deleted, the disk is full
+    if known is None:
+        raise
+    ui.fault(known)

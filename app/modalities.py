@@ -19,7 +19,7 @@ from . import components as ui
 from . import figures
 from .jobs import Job
 from .selection import digest, distinct
-from .session import library
+from .session import library, owner
 from .store import Store
 from .texts import plain
 
@@ -55,7 +55,7 @@ def start(settings: Settings) -> None:
             snapshots.pop(key, None)
 
     shared.jobs.discard(key)
-    shared.jobs.submit(key, f"Training, {_title(settings)}", "multimodal", work)
+    shared.jobs.submit(key, f"Training, {_title(settings)}", "multimodal", work, owner())
     st.session_state["awaited-run"] = folder.name
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from dataclasses import dataclass
 
 import streamlit as st
 
 import modhifi
-from modhifi.errors import UserError
+from modhifi.errors import user_error
 
 from .jobs import Job
 from .library import Library
@@ -15,7 +17,7 @@ from .selection import DEFAULT, Source, distinct
 from .store import Point
 from .texts import plain
 
-__all__ = ["Session", "choose_group", "choose_plan", "choose_study", "current", "focus", "library", "studies"]
+__all__ = ["Session", "choose_group", "choose_plan", "choose_study", "current", "focus", "library", "owner", "studies"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,34 @@ def library() -> Library:
     return Library()
 
 
+def owner() -> str:
+    """Who asks for jobs in this session, and may cancel them (`app.jobs`): this browser.
+
+    A reloaded page is a new session, which must be able to cancel what it started. Its browser still sends the cookie against
+    forged requests: random, known to this browser alone, and never in an address. Without cookies each session is on its own, and
+    what it started can only be cancelled until the page is reloaded.
+    """
+    if "owner" not in st.session_state:
+        st.session_state["owner"] = _browser(st.context.cookies.get("_streamlit_xsrf", "")) or uuid.uuid4().hex
+    return str(st.session_state["owner"])
+
+
+def _browser(cookie: str) -> str | None:
+    """A digest of the token in Streamlit's cookie ``2|MASK|MASKED|TIME``; the mask changes with every answer."""
+    try:
+        version, *parts = cookie.strip("\"'").split("|")
+        mask, masked = (bytes.fromhex(part) for part in parts[:2])
+    except ValueError:
+        return None
+    if version != "2" or len(mask) != 4 or len(masked) < 16:
+        return None
+    token = bytes(byte ^ mask[place % 4] for place, byte in enumerate(masked))
+    return hashlib.sha256(token).hexdigest()[:32]
+
+
 def choose_study() -> Session:
     """Draws the choice of the study (``?study=`` in the address), and analyses the default one on a first visit."""
-    shared = library()
+    shared = library().of(owner())
     sources = studies(shared)
     asked = st.query_params.get("study", "")
     if asked and asked not in sources:
@@ -100,7 +127,7 @@ def focus(study: modhifi.Study) -> str:
 
 def current() -> Session:
     """For a page: the study in the address, loaded if it exists."""
-    shared = library()
+    shared = library().of(owner())
     return _open(shared, studies(shared).get(st.session_state.get("study", ""), DEFAULT))
 
 
@@ -108,8 +135,11 @@ def _open(shared: Library, source: Source) -> Session:
     """A session with the study if it exists, or with the reason why it cannot be read."""
     try:
         return Session(shared, source, shared.queries.study(source))
-    except UserError as error:
-        return Session(shared, source, None, str(error))
+    except Exception as error:
+        known = user_error(error)
+        if known is None:
+            raise
+        return Session(shared, source, None, str(known))
 
 
 def choose_plan(session: Session, point: str) -> None:

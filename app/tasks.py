@@ -12,7 +12,7 @@ from typing import Any
 
 import modhifi
 from modhifi.data import Data
-from modhifi.errors import UserError
+from modhifi.errors import UserError, user_error
 from modhifi.files import atomic_file
 from modhifi.models import Model
 from modhifi.plan import Plan
@@ -32,10 +32,10 @@ __all__ = ["Tasks", "forget_point", "prune_point"]
 
 
 class Tasks:
-    """Every method starts a job, or returns the one that already runs."""
+    """Every method starts a job, or returns the one that already runs; ``owner`` is who asks for them (`app.jobs`)."""
 
-    def __init__(self, store: Store, jobs: Jobs, caches: Caches, queries: Queries) -> None:
-        self._store, self._jobs, self._caches, self._queries = store, jobs, caches, queries
+    def __init__(self, store: Store, jobs: Jobs, caches: Caches, queries: Queries, owner: str = "") -> None:
+        self._store, self._jobs, self._caches, self._queries, self._owner = store, jobs, caches, queries, owner
 
     def analyse(self, source: Source) -> Job:
         """Analyses the network in one pass over the data. An existing study is opened instead, unless weights or
@@ -83,7 +83,8 @@ class Tasks:
         job = self._jobs.get(key)
         if job is not None and job.state == "done":  # its study has been dropped from memory since
             self._jobs.discard(key)
-        if job is not None and job.state in ("cancelled", "error"):
+        # A page asks for this by itself: not again after *Cancel*, also if the job goes on for another session.
+        if job is not None and (job.state in ("cancelled", "error") or job.left_by(self._owner)):
             return job
         what = "all groups" if group is None else group
         return self._submit(key, f"Deriving {compensate} compensation for {what}", source, work)
@@ -296,10 +297,14 @@ class Tasks:
         def without_upload_paths(progress: Progress) -> Any:
             try:
                 return work(progress)
-            except UserError as error:  # name an upload as the user does, without its folder in the cache
-                raise UserError(re.sub(f"{re.escape(str(self._store.uploads))}/[0-9a-f]+/", "", str(error))) from error
+            except Exception as error:
+                known = user_error(error)
+                if known is None:
+                    raise
+                # Name an upload as the user does, without its folder in the cache.
+                raise UserError(re.sub(f"{re.escape(str(self._store.uploads))}/[0-9a-f]+/", "", str(known))) from error
 
-        return self._jobs.submit(key, title, source.lane, without_upload_paths)
+        return self._jobs.submit(key, title, source.lane, without_upload_paths, self._owner)
 
 
 def prune_point(choice: Choice, data: LabelledData) -> str:

@@ -81,10 +81,69 @@ def test_a_job_cancelled_while_it_waits_never_starts() -> None:
     second = jobs.submit("second", "Second", "lane", lambda _: ran.append(1))
     assert started.wait(60)
     second.cancel()
-    assert second.stopping
+    assert second.state == "cancelled", "at once, without waiting for its turn"
+    assert jobs.running("") == [first]
+    again = jobs.submit("second", "Second", "lane", lambda _: ran.append(2))
     first.cancel()
-    assert over(second).state == "cancelled"
-    assert not ran
+    assert over(first).state == "cancelled"
+    assert over(again).state == "done"
+    assert ran == [2]
+
+
+def test_a_job_stops_when_nobody_who_asked_is_left() -> None:
+    jobs = Jobs()
+    started = threading.Event()
+    job = jobs.submit("k", "A job", "lane", endless(started), "one")
+    assert jobs.submit("k", "A job", "lane", endless(started), "two") is job
+    assert started.wait(60)
+    job.cancel("three")
+    assert not job.stopping, "nobody else can stop it"
+    job.cancel("one")
+    job.cancel("one")
+    assert not job.stopping
+    assert (job.asked_by("one"), job.left_by("one"), job.asked_by("two")) == (False, True, True)
+    assert jobs.submit("k", "A job", "lane", endless(started), "one") is job
+    assert job.asked_by("one"), "who asks again is an owner again"
+    job.cancel("two")
+    assert not job.stopping
+    job.cancel("one")
+    assert over(job).state == "cancelled"
+    assert jobs.submit("k", "A job", "lane", lambda _: 1, "two") is not job
+
+
+def test_owners_of_a_waiting_job_withdraw_one_by_one() -> None:
+    jobs = Jobs()
+    started = threading.Event()
+    first = jobs.submit("first", "First", "lane", endless(started))
+    assert started.wait(60)
+    waiting = jobs.submit("second", "Second", "lane", lambda _: 1, "one")
+    jobs.submit("second", "Second", "lane", lambda _: 1, "two")
+    waiting.cancel("one")
+    assert waiting.state == "running"
+    waiting.cancel("two")
+    assert waiting.state == "cancelled"
+    first.cancel()
+    over(first)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(28, "No space left on device", "/a/b"),
+            "/a/b: no space left on the disk; free space or write elsewhere",
+        ),
+        (PermissionError(13, "Permission denied", "/a/b"), "/a/b: permission denied; check its permissions"),
+        (MemoryError(), "not enough memory; use fewer samples, a smaller batch or a smaller network"),
+    ],
+)
+def test_faults_of_the_machine_are_no_bugs(error: Exception, line: str, caplog: pytest.LogCaptureFixture) -> None:
+    def work(progress: Progress) -> None:
+        raise error
+
+    job = over(Jobs().submit("k", "A job", "lane", work))
+    assert (job.state, job.error) == ("error", line)
+    assert "Traceback" not in caplog.text
 
 
 def test_a_mistake_of_the_user_is_one_line() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from streamlit.web.server.starlette.starlette_app_utils import generate_xsrf_token_string
 
 import modhifi
 from app.library import Library
 from app.selection import DEFAULT, Source
-from app.session import focus, library, studies
+from app.session import _browser, focus, library, studies
 from app.store import Store
 from modhifi.errors import UserError
 from modhifi.lipschitz import estimators
@@ -60,6 +61,31 @@ def test_running(held: None, name: str) -> None:
     assert "cancelled." in words(app)
     assert "Run the analysis" in words(app)
     assert library().jobs.latest("analyse") is job, "and it is not started again unasked"
+
+
+def test_only_who_asked_for_a_job_can_cancel_it(held: None) -> None:
+    first, other = open_page("model"), open_page("model")
+    job = library().jobs.latest("analyse")
+    assert job is not None
+    assert "Another session has asked for this." in words(other)
+    assert [b.label for b in other.button if b.label == "Cancel"] == []
+    assert [b.label for b in first.button if b.label == "Cancel"] == ["Cancel"]
+    press(other, "Analyse")  # the same network and images: now both have asked
+    assert library().jobs.latest("analyse") is job
+    press(first, "Cancel")
+    assert job.state == "running"
+    assert "Another session has asked for this." in words(first)
+    press(other, "Cancel")
+    assert job.wait(60)
+    assert job.state == "cancelled"
+
+
+def test_a_browser_is_known_again_whatever_the_mask_of_its_cookie() -> None:
+    one, two = bytes(range(16)), bytes(range(1, 17))
+    first, again, other = (_browser(generate_xsrf_token_string(token)) for token in (one, one, two))
+    assert first == again != other
+    for cookie in ("", "2|x|y|1", "2|00|00|1", "abc", "1|00000000|" + "0" * 32 + "|1"):
+        assert _browser(cookie) is None
 
 
 @pytest.mark.parametrize("name", PAGES)

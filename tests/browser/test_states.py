@@ -47,6 +47,10 @@ def test_reload_in_the_middle_finds_the_job_again(visit: Callable[..., Visitor],
     someone.page.reload()
     someone.see("This page fills when the analysis is done")
     assert someone.page.url == address
+    other = visit()
+    other.open(f"?{address.split('?')[1]}")
+    other.see("Another session has asked for this.")
+    assert other.page.get_by_role("button", name="Cancel").count() == 0
     someone.press("Cancel")
     server.go.touch()
     someone.see("cancelled.")  # at the next report of progress
