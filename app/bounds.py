@@ -12,6 +12,7 @@ from modhifi.lipschitz import Gains, estimators
 from modhifi.specs import PruningSpec
 
 from . import components as ui
+from .addresses import tell_unfit
 from .figures import Series
 from .selection import Choice
 from .session import Session, focus
@@ -42,6 +43,7 @@ STATISTICS = {"maximum": "Largest", "rms": "Root mean square", "quantile": "90% 
 
 def constants_shown(study: modhifi.Study) -> list[str]:
     """Draws the choice of estimators."""
+    tell_unfit("estimators", "Estimators", ["", *(estimators()[name].heading for name in study.estimators)])
     chosen: list[str] = st.pills(
         "Estimators",
         study.estimators,
@@ -103,6 +105,7 @@ def layer_in_focus(study: modhifi.Study) -> tuple[str, Gains]:
         # The key depends on the group, so that a new group in focus preselects its own layer.
         layer: str = st.selectbox("Layer", list(study.layers), first, key=f"layer-{group}", persist_state="session")
     with right:
+        tell_unfit("settled-by", "Estimator", [estimators()[name].heading for name in study.gains])
         name: str = st.selectbox(
             "Estimator",
             list(study.gains),

@@ -45,6 +45,7 @@ class Caches:
 
     def model(self, source: Source, progress: Progress) -> Model:
         """The network of ``source``, loaded if it is not in memory. Only for jobs, because loading is slow."""
+        source.permitted()  # it may have been stored when the server was started otherwise
         key = f"{source.lane} {source.stamp}"
         with self._lock:
             model = self._models.get(key)

@@ -13,6 +13,7 @@ import modhifi
 from modhifi.study import Level
 from modhifi.text import duration
 
+from .addresses import tell_unfit
 from .formulas import FORMULAS
 from .jobs import Job
 from .selection import LABELS, LabelledData
@@ -214,7 +215,8 @@ def _show_missing_study(session: Session) -> None:
 
 def choice(label: str, options: Mapping[str, str], key: str, default: str, help_: str, hide_label: bool = False) -> Any:
     """Draws a segmented control, ``options`` from value to label; the address carries the choice under ``key``."""
-    return st.segmented_control(
+    tell_unfit(key, label, options.values())
+    chosen = st.segmented_control(
         label,
         list(options),
         default=default,
@@ -225,6 +227,7 @@ def choice(label: str, options: Mapping[str, str], key: str, default: str, help_
         label_visibility="collapsed" if hide_label else "visible",
         help=help_,
     )
+    return default if chosen is None else chosen  # None if the address has the key without a value
 
 
 def compensation(key: str, levels: Sequence[str] = ("scalar", "full"), default: str = "full") -> Any:
@@ -250,6 +253,7 @@ def current_plan(session: Session, label: str = "Current plan") -> Point | None:
     plans = session.plans()
     if not plans:
         return None
+    tell_unfit("plan", label, plans)
     chosen = st.selectbox(
         label,
         list(plans),

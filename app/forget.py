@@ -12,6 +12,7 @@ from modhifi.evaluation import Evaluation, forgetting_table, verdict
 from modhifi.unlearning import Living, unlearning_methods, where_it_lives
 
 from . import components as ui
+from .addresses import is_number, is_switch, tell_unfit
 from .components import FORMULAS, Number, percent
 from .outcome import accuracy_number
 from .selection import Forgetting, LabelledData
@@ -37,6 +38,7 @@ def forget_controls(session: Session, study: modhifi.Study) -> list[str]:
     left, right = st.columns([3, 1], gap="medium", vertical_alignment="bottom")
     with left:
         text = "The classes that the network should forget. At least one class must remain."
+        tell_unfit("classes", "Classes to forget", ["", *(map(plain, classes) if len(classes) <= 20 else classes)])
         if len(classes) <= 20:
             chosen: Sequence[str] = st.pills(
                 "Classes to forget",
@@ -74,17 +76,20 @@ def forget_controls(session: Session, study: modhifi.Study) -> list[str]:
 def _method(classes: tuple[str, ...]) -> Forgetting:
     """Draws the method and its options in a popover."""
     with st.popover("Method", icon=":material/tune:"):
+        titles = {
+            name: one.title + (" (needs gradients)" if one.gradients else "")
+            for name, one in unlearning_methods().items()
+        }
+        tell_unfit("method", "Method", titles.values())
         method = st.selectbox(
             "Method",
-            list(unlearning_methods()),
-            format_func=lambda name: (
-                unlearning_methods()[name].title
-                + (" (needs gradients)" if unlearning_methods()[name].gradients else "")
-            ),
+            list(titles),
+            format_func=titles.__getitem__,
             key="method",
             bind="query-params",
         )
         st.caption(unlearning_methods()[method].about)
+        tell_unfit("target", "Target forget accuracy", is_number(0, 50))
         target = st.slider(
             "Target forget accuracy",
             0,
@@ -111,6 +116,7 @@ def _method(classes: tuple[str, ...]) -> Forgetting:
             options = {"mean": "Retained mean", "zero": "Zero"}
             text = "What the edited layers should output on the forget set."
             towards = ui.choice("Output on the forget set", options, "towards", "mean", text)
+        tell_unfit("predicted", "Use predictions as labels", is_switch)
         predicted = st.toggle(
             "Use predictions as labels",
             key="predicted",

@@ -10,6 +10,7 @@ import streamlit as st
 
 import modhifi
 
+from .addresses import tell_unfit
 from .session import Session, focus
 
 __all__ = ["History", "manual_counts", "manual_popover"]
@@ -45,6 +46,9 @@ def manual_counts(session: Session, study: modhifi.Study) -> History:
     key, mark = f"by-hand-{session.source.id}", f"{session.source.digest}:"
     if key not in st.session_state:
         text = st.query_params.get("hand", "")
+        tell_unfit(
+            "hand", "By hand", lambda text: text.startswith(mark) and any(_read_counts(text.removeprefix(mark), study))
+        )
         first = _read_counts(text.removeprefix(mark), study) if text.startswith(mark) else ({}, {})
         st.session_state[key] = History([({}, {}), first] if any(first) else [({}, {})], int(any(first)))
     found: History = st.session_state[key]

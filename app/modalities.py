@@ -17,7 +17,9 @@ from modhifi.progress import Progress
 
 from . import components as ui
 from . import figures
+from .addresses import tell_unfit
 from .jobs import Job
+from .offered import offered
 from .selection import digest, distinct
 from .session import library, owner
 from .store import Store
@@ -50,6 +52,8 @@ def start(settings: Settings) -> None:
             snapshots[key] = run
 
         try:
+            if settings.data != "digits":
+                offered(settings.data)
             train(settings, out=folder, watch=keep, progress=progress)
         finally:
             snapshots.pop(key, None)
@@ -122,6 +126,8 @@ def form() -> None:
     problem, settings = "", None
     degraded = {} if kept == 100 else {"left" if data == "digits" else "image": kept / 100}
     try:
+        if data != "digits":
+            offered(data)
         settings = Settings.of(
             data=data,
             fusion=fusion,
@@ -222,6 +228,7 @@ def chosen_run() -> Run | None:
     if not found:
         return None
     text = "Runs trained on this server, and an example that is included."
+    tell_unfit("run", "Run", found)
     label = st.selectbox("Run", list(found), key="run", bind="query-params", help=text)
     return found[label][1]
 

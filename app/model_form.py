@@ -15,6 +15,7 @@ from modhifi.shipped import TEXT_MODEL
 
 from . import components as ui
 from .library import Library
+from .offered import check_data, check_model
 from .selection import DEFAULT, Source, stat_of
 from .session import studies
 from .uploads import LARGEST, keep_checkpoint, keep_images
@@ -166,6 +167,9 @@ def _begin(library: Library) -> None:
 def source_from(fields: dict[str, Any]) -> Source:
     """The `Source` that the form's fields describe. Raises `UserError` for the first invalid field."""
     texts = {name: (str(fields.get(name) or "").strip() or None) for name in ("model", "weights", "data", "root")}
+    # Before anything is looked for, since the answer would tell what there is.
+    check_model(texts["model"] or "", texts["weights"])
+    check_data(texts["data"] or "digits", texts["root"])
     for name in ("weights", "root"):
         texts[name] = _whole_path(str(texts[name])) if texts[name] else None
     if not texts["model"] or not texts["data"]:

@@ -28,6 +28,7 @@ from modhifi.specs import BUDGETS, PruningSpec
 
 from . import components as ui
 from . import language
+from .addresses import is_number, is_switch, tell_unfit
 from .figures import Measure, TradeOff
 from .manual import manual_counts, manual_popover
 from .selection import LABELS, Choice, LabelledData
@@ -82,25 +83,30 @@ def prune_controls(session: Session, study: modhifi.Study, area: DeltaGenerator)
             _timing(session)
         st.stop()
     with st.popover("Score and widths", icon=":material/straighten:"):
+        offered = [score.name for score in scores(language=tokens)]
+        tell_unfit("score", "Score", [score_named(name).title for name in offered])
         score = st.selectbox(
             "Score",
-            [score.name for score in scores(language=tokens)],
+            offered,
             format_func=lambda name: score_named(name).title,
             key="score",
             bind="query-params",
             help="Ranks the components within a group. Taylor and Hessian use labels and gradients; the other "
             "scores need neither.",
         )
+        tell_unfit("multiple", "Multiples of 8 channels", is_switch)
         eight = st.toggle(
             "Multiples of 8 channels",
             key="multiple",
             bind="query-params",
             help="Hardware processes channels in multiples of 8, so odd widths can be slower despite fewer FLOPs.",
         )
+        headings = {name: estimators()[name].heading for name in study.estimators} | {"none": "None: equal weights"}
+        tell_unfit("weighed-by", "Constants", headings.values())
         weights: Any = st.selectbox(
             "Constants",
-            [*study.estimators, "none"],
-            format_func=lambda name: "None: equal weights" if name == "none" else estimators()[name].heading,
+            list(headings),
+            format_func=headings.__getitem__,
             key="weighed-by",
             bind="query-params",
             help="The Lipschitz constants that weight the layers' errors in global allocation. *Bounds* shows them "
@@ -152,6 +158,7 @@ def prune_controls(session: Session, study: modhifi.Study, area: DeltaGenerator)
     except UserError:  # shown in place of the plan
         least = 1
     with above:  # its lower end depends on the controls below it
+        tell_unfit("remain", LABELS[budget], is_number(min(least, 99), 100))
         remain = st.slider(
             f"{LABELS[budget]} that {'remains' if budget == 'latency' else 'remain'}",
             min(least, 99),
@@ -163,6 +170,7 @@ def prune_controls(session: Session, study: modhifi.Study, area: DeltaGenerator)
             bind="query-params",
             help="Fraction of the original network's budget that remains; met to within one component.",
         )
+    tell_unfit("bn", "Re-estimate BatchNorm", is_switch)
     recalibrate = not tokens and st.toggle(
         "Re-estimate BatchNorm",
         key="bn",

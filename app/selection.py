@@ -20,6 +20,8 @@ from modhifi.specs import Budget, PruningSpec, Value
 from modhifi.study import STUDY_SCHEMA
 from modhifi.unlearning import unlearning_methods
 
+from .offered import check_data, check_model
+
 __all__ = [
     "DEFAULT",
     "Choice",
@@ -92,6 +94,11 @@ class LabelledData(_Selection):
     split: str | None = "test"
     samples: int | None = Field(default=None, ge=1)
 
+    def permitted(self) -> LabelledData:
+        """Itself; `UserError` if it names files that this server does not offer (`app.offered`)."""
+        check_data(self.data, self.root)
+        return self
+
     def named(self, label: str, usual: LabelledData) -> str:
         """``label``, followed by the data unless they are the ``usual`` ones."""
         if self == usual:
@@ -152,8 +159,15 @@ class Source(_Selection):
         seed = f", seed {self.seed}" if self.seed else ""
         return f"{Path(self.model).name}{weights} · {data}, {self.samples}{seed}"
 
+    def permitted(self) -> Source:
+        """Itself; `UserError` if it names files that this server does not offer (`app.offered`)."""
+        check_model(self.model, self.weights)
+        check_data(self.data, self.root)
+        return self
+
     def checked(self) -> Source:
-        """Itself if the files it names exist; otherwise `UserError`, before a job is started in vain."""
+        """Itself if the files it names are offered and exist; otherwise `UserError`, before a job is started in vain."""
+        self.permitted()
         weights = stat_of(self.weights) if self.weights else None
         if self.weights and (weights is None or stat.S_ISDIR(weights.st_mode)):
             raise UserError(f"no checkpoint at {self.weights}; give the path of a .safetensors, .pt, .pth or .th file")

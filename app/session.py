@@ -11,11 +11,11 @@ import streamlit as st
 import modhifi
 from modhifi.errors import user_error
 
+from .addresses import tell_unfit
 from .jobs import Job
 from .library import Library
 from .selection import DEFAULT, Source, distinct
 from .store import Point
-from .texts import plain
 
 __all__ = ["Session", "choose_group", "choose_plan", "choose_study", "current", "focus", "library", "owner", "studies"]
 
@@ -83,11 +83,7 @@ def choose_study() -> Session:
     """Draws the choice of the study (``?study=`` in the address), and analyses the default one on a first visit."""
     shared = library().of(owner())
     sources = studies(shared)
-    asked = st.query_params.get("study", "")
-    if asked and asked not in sources:
-        st.toast(
-            f"This server has no study “{plain(asked, 100)}”; showing the default one.", icon=":material/link_off:"
-        )
+    tell_unfit("study", "Study", sources)
     st.selectbox(
         "Study",
         list(sources),
@@ -108,9 +104,11 @@ def choose_group(study: modhifi.Study) -> None:
     """Draws the choice of the group in focus (``?group=`` in the address), the keyboard's equivalent of a click in a
     figure.
     """
+    names = [group.name for group in study.groups]
+    tell_unfit("group", "Group in focus", names)
     st.selectbox(
         "Group in focus",
-        [group.name for group in study.groups],
+        names,
         key="group",
         bind="query-params",
         help="The group that every page shows in detail, named after the layer that writes its components. A click "

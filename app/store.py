@@ -14,7 +14,6 @@ Contents of ``$MODHIFI_HOME`` (default ``~/.cache/modhifi``):
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import time
@@ -30,16 +29,13 @@ from modhifi.files import read_json, write_json
 from modhifi.plan import Plan
 from modhifi.specs import Value
 
+from .home import home
 from .selection import Choice, Forgetting, LabelledData, Source
 
 __all__ = ["BoundPoint", "Point", "Store", "home"]
 
 _Record = TypeVar("_Record", bound=BaseModel)
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,100}")
-
-
-def home() -> Path:
-    return Path(os.environ.get("MODHIFI_HOME") or Path.home() / ".cache" / "modhifi").expanduser()
 
 
 class Point(Value):

@@ -318,6 +318,7 @@ def forget_point(request: Forgetting, data: LabelledData, test: LabelledData) ->
 
 
 def _load(data: LabelledData, labels: bool = True) -> Data:
+    data.permitted()
     loaded = modhifi.load_data(data.data, root=data.root, split=data.split, samples=data.samples)
     if labels and loaded.labels is None and loaded.text is None:
         raise UserError(f"{data.data} has no labels; choose labelled images")

@@ -6,6 +6,7 @@ import streamlit as st
 
 from app import components as ui
 from app import figures
+from app.addresses import is_number, is_switch, tell_unfit
 from app.importance import (
     about,
     colour_choice,
@@ -23,6 +24,7 @@ session, study = ui.analysed()
 name = focus(study)
 left, right = st.columns([2, 1.2], gap="medium", vertical_alignment="bottom")
 with left:
+    tell_unfit("eta", "HiFi threshold", is_number(0.5, 0.99))
     eta = st.slider("HiFi threshold η", 0.5, 0.99, 0.8, 0.01, key="eta", bind="query-params", help=ui.FORMULAS["eta"])
 with right:
     compensate = ui.compensation("compensation")
@@ -82,6 +84,7 @@ with st.container(border=True):
     st.markdown("**Top-activating images**", help=ui.FORMULAS["exemplars"])
     component = component_in_focus(classes.components, name)
     show_exemplars(session, name, component)
+tell_unfit("outputs", "Show individual outputs", is_switch)
 if st.toggle("Show individual outputs", key="outputs", bind="query-params"):
     with st.container(border=True):
         st.markdown(f"**Outputs of {plain(view.consumer)}**", help=ui.FORMULAS["output"])

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from .. import __version__
 from ..progress import Progress
-from . import _analyze, _bound, _compare, _evaluate, _export, _models, _multimodal, _prune, _show, _unlearn
+from . import _analyze, _bound, _compare, _evaluate, _export, _models, _multimodal, _prune, _show, _ui, _unlearn
 from ._common import Parser
 from ._table import Answer
 
@@ -35,6 +35,7 @@ CALLS: dict[str, Call] = {
     "evaluate": _evaluate,
     "multimodal": _multimodal,
     "export": _export,
+    "ui": _ui,
 }
 
 

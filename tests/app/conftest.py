@@ -13,6 +13,7 @@ from app.store import Store
 from tests.few import few_digits
 
 st.config.set_option("runner.postScriptGC", False)  # as in .streamlit/config.toml, which tests of a page do not read
+st.config.set_option("server.address", "127.0.0.1")
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def test_an_address_of_a_study_that_is_not_here_says_so(filled: Path) -> None:
     app = AppTest.from_file(str(MAIN), default_timeout=60)
     app.query_params["study"] = "elsewhere · digits, 3"
     app.run()
-    assert any("no study “elsewhere" in toast.value for toast in app.toast)
+    assert any("Study: the address asks for “elsewhere" in toast.value for toast in app.toast)
     assert app.selectbox(key="study").value == DEFAULT.label
 
 

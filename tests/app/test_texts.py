@@ -123,4 +123,4 @@ def test_a_hostile_name_in_the_address_is_told_as_text(filled: Path) -> None:
     assert Store(filled).has_study(DEFAULT.id)
     (toast,) = app.toast
     inert(toast.value)
-    assert "no study" in toast.value
+    assert "which is not offered here" in toast.value
