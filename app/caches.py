@@ -43,6 +43,11 @@ class Caches:
         with self._lock:
             self._studies[source.id] = study
 
+    def forget(self, source: Source) -> None:
+        """Drops the study of ``source``."""
+        with self._lock:
+            self._studies.pop(source.id, None)
+
     def model(self, source: Source, progress: Progress) -> Model:
         """The network of ``source``, loaded if it is not in memory. Only for jobs, because loading is slow."""
         source.permitted()  # it may have been stored when the server was started otherwise

@@ -17,7 +17,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -193,6 +193,19 @@ class Jobs:
             job = self._jobs.get(key)
             if job is not None and job.state != "running":
                 del self._jobs[key]
+
+    def while_idle(self, words: Collection[str], action: Callable[[], None]) -> bool:
+        """Calls ``action`` while no job can be submitted, and drops the results of jobs with one of ``words`` in their key;
+        False, and nothing happens, if such a job runs or waits.
+        """
+        with self._lock:
+            found = [job for key, job in self._jobs.items() if not set(words).isdisjoint(key.split())]
+            if any(job.state == "running" for job in found):
+                return False
+            action()
+            for job in found:
+                del self._jobs[job.key]
+            return True
 
     def _drop_old(self) -> None:
         ended = [key for key, job in self._jobs.items() if job.state != "running"]

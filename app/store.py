@@ -119,6 +119,33 @@ class Store:
                 continue
         return {name: source for _, name, source in sorted(found, key=lambda entry: (-entry[0], entry[1]))}
 
+    def delete_study(self, study: str) -> None:
+        """Deletes a study and everything made from it."""
+        folder = self.folder(study)
+        (folder / "source.json").unlink(missing_ok=True)  # first, so that what is half deleted is not listed
+        if folder.is_dir():
+            shutil.rmtree(folder)
+
+    # Uploads
+
+    def uploaded(self) -> dict[str, int]:
+        """Every upload as ``DIGEST/NAME``, with its size in bytes."""
+        found = {}
+        for path in sorted(self.uploads.glob("[0-9a-f]*/[!.]*")):
+            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+            found[f"{path.parent.name}/{path.name}"] = sum(file.stat().st_size for file in files)
+        return found
+
+    def uses(self, source: Source, upload: str) -> bool:
+        """Whether the network or the samples come from this upload."""
+        folder = self.uploads / upload
+        return any(Path(path).is_relative_to(folder) for path in (source.weights, source.data, source.root) if path)
+
+    def delete_upload(self, upload: str) -> None:
+        if upload not in self.uploaded():
+            raise UserError(f"no upload {upload!r}; it may have been deleted already")
+        shutil.rmtree(self.uploads / upload.split("/")[0])
+
     # Measured plans
 
     def point_folder(self, study: str, point: str) -> Path:

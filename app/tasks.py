@@ -25,7 +25,7 @@ from modhifi.surgery import calibration_data
 from .caches import Caches
 from .jobs import Job, Jobs, Work
 from .queries import NO_STUDY, Queries, archive_path, exemplars_key
-from .selection import Choice, Forgetting, LabelledData, Source, digest
+from .selection import DEFAULT, Choice, Forgetting, LabelledData, Source, digest
 from .store import BoundPoint, Point, Store
 
 __all__ = ["Tasks", "forget_point", "prune_point"]
@@ -277,6 +277,28 @@ class Tasks:
         if not target.is_file():  # a new note has deleted it
             self.discard(key)
         return self._submit(key, f"Exporting {point.label}", source, work)
+
+    def delete_study(self, source: Source) -> None:
+        """Deletes a study. Raises `UserError` while a job uses it, and for the default one."""
+        if source == DEFAULT:
+            raise UserError("the default study cannot be deleted; delete others")
+
+        # Also what was made of it before its checkpoint was overwritten or deleted, which nothing shows any more.
+        names = {source.id, *(name for name, known in self._store.sources().items() if known == source)}
+
+        def delete() -> None:
+            for name in names:
+                self._store.delete_study(name)
+            self._caches.forget(source)
+
+        if not self._jobs.while_idle(names, delete):
+            raise UserError(f"a job uses {source.label}; cancel it or wait until it is done")
+
+    def delete_upload(self, upload: str) -> None:
+        """Deletes an upload. Raises `UserError` while a job uses a study that was made from it."""
+        users = [name for name, source in self._store.sources().items() if self._store.uses(source, upload)]
+        if not self._jobs.while_idle(users, lambda: self._store.delete_upload(upload)):
+            raise UserError(f"a job uses {upload.split('/')[-1]}; cancel it or wait until it is done")
 
     # For jobs only
 

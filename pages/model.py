@@ -8,6 +8,7 @@ from app import components as ui
 from app import figures, network
 from app.model_form import FORM_OPEN, model_form
 from app.session import current, focus
+from app.stored import stored
 from app.tables import groups_table, skipped_table
 from app.texts import plain
 from modhifi.specs import TokenSpec
@@ -16,6 +17,7 @@ session = current()
 # Collapsed unless the user opens it; submitting the form collapses it again.
 with st.expander("Choose another network or other images", key=FORM_OPEN, icon=":material/add:", on_change="rerun"):
     model_form(session.library)
+stored(session)
 session, study = ui.analysed()
 
 dense = study.dense

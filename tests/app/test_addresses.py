@@ -21,7 +21,7 @@ BOUND = {
     "prune": [
         "budget", "score", "multiple", "weighed-by", "remain", "bn", "compensate", "allocation", "against", "hand", "plan",
     ],
-    "forget": ["classes", "method", "target", "predicted", "plan"],
+    "forget": ["classes", "method", "target", "predicted"],
     "export": ["plan"],
     "modalities": ["fusion", "shown-4-early", "run"],
 }  # fmt: skip
