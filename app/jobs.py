@@ -30,6 +30,8 @@ State = Literal["running", "done", "error", "cancelled"]
 Work = Callable[[Progress], Any]
 
 _log = logging.getLogger(__name__)
+# Seconds that a cancelled job is given to stop by itself.
+_PATIENCE = 0.8
 _FAULT = "this is a bug, not a mistake in your input; see the server's log for details"
 
 
@@ -53,14 +55,17 @@ class Job:
     _step_started: float = field(default_factory=time.monotonic, repr=False)
     _owners: set[str] = field(default_factory=set, repr=False)
     _withdrawn: set[str] = field(default_factory=set, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
+    _left: threading.Event = field(default_factory=threading.Event, repr=False)
     _ended_event: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def cancel(self, owner: str | None = None) -> None:
         """Withdraws ``owner`` (None: everybody); nothing happens unless that owner asked for the job.
 
-        Without owners it stops: at once while it waits in the queue, otherwise at the next report of progress.
+        Without owners it stops: at once while it waits in the queue, otherwise at the next report of progress. If that does not
+        come within `_PATIENCE`, as in a large factorisation or the exporter of ONNX, the job is cancelled all the same: its
+        worker goes on until the next report, and what it computes is dropped.
         """
         with self._lock:
             if owner is not None and owner not in self._owners:
@@ -73,6 +78,10 @@ class Job:
             self._stop.set()
             if self.started is None:
                 self._end("cancelled")
+                return
+        abandon = threading.Timer(_PATIENCE, self._end, ("cancelled",))
+        abandon.daemon = True
+        abandon.start()
 
     def asked_by(self, owner: str) -> bool:
         """Whether this owner asked for the job, and has not withdrawn."""
@@ -100,6 +109,11 @@ class Job:
                 return False
             self.started = time.monotonic()
             return True
+
+    @property
+    def working(self) -> bool:
+        """Whether it waits, runs, or was cancelled and its worker has not come back from it."""
+        return self.state == "running" or (self.started is not None and not self._left.is_set())
 
     @property
     def stopping(self) -> bool:
@@ -136,10 +150,14 @@ class Job:
             self.step, self._step_started = what, time.monotonic()
         self.done, self.total = done, total
 
-    def _end(self, state: State) -> None:
-        self.ended = time.monotonic()
-        self.state = state  # after the result, so that a reader of the state finds it
-        self._ended_event.set()
+    def _end(self, state: State, result: Any = None, error: str | None = None) -> None:
+        """The first end counts."""
+        with self._lock:
+            if self._ended_event.is_set():
+                return
+            self.result, self.error, self.ended = result, error, time.monotonic()
+            self.state = state  # after the result, so that a reader of the state finds it
+            self._ended_event.set()
 
 
 class Jobs:
@@ -200,7 +218,7 @@ class Jobs:
         """
         with self._lock:
             found = [job for key, job in self._jobs.items() if not set(words).isdisjoint(key.split())]
-            if any(job.state == "running" for job in found):
+            if any(job.working for job in found):
                 return False
             action()
             for job in found:
@@ -221,20 +239,16 @@ class Jobs:
                 continue
             try:
                 job._report(0, 0, "starting")
-                job.result = work(job._report)
-                job._end("done")
+                job._end("done", work(job._report))
             except Cancelled:
                 job._end("cancelled")
             except BaseException as error:
                 known = user_error(error)
                 if known is None:
                     _log.exception("job %r failed", job.title)
-                job.error = (
-                    f"{job.title}: {type(error).__name__}: {_one_line(error)} ({_FAULT})"
-                    if known is None
-                    else str(known)
-                )
-                job._end("error")
+                fault = f"{job.title}: {type(error).__name__}: {_one_line(error)} ({_FAULT})"
+                job._end("error", error=fault if known is None else str(known))
+            job._left.set()
             # Otherwise this frame keeps the last network and its data in memory while the lane is idle.
             del job, work
             # Exports and some networks are cycles, which hold their weights; pages do not collect (see .streamlit/config.toml).

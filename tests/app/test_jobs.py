@@ -73,6 +73,28 @@ def test_cancel_stops_it_at_its_next_report_and_it_can_be_asked_for_again() -> N
     assert over(again).result == 3
 
 
+def test_a_job_that_does_not_hear_is_cancelled_all_the_same_and_its_result_dropped() -> None:
+    jobs = Jobs()
+    deaf, started = threading.Event(), threading.Event()
+
+    def work(progress: Progress) -> str:
+        started.set()
+        assert deaf.wait(60)
+        return "too late"
+
+    job = jobs.submit("k", "A job", "lane", work)
+    assert started.wait(60)
+    job.cancel()
+    assert over(job).state == "cancelled"
+    assert job.working, "its worker has not come back"
+    assert not jobs.while_idle(["k"], lambda: pytest.fail("what it works on was taken away"))
+    again = jobs.submit("k", "A job", "lane", lambda _: "in time")
+    assert again is not job
+    deaf.set()
+    assert over(again).result == "in time"
+    assert (job.state, job.result, job.working) == ("cancelled", None, False)
+
+
 def test_a_job_cancelled_while_it_waits_never_starts() -> None:
     jobs = Jobs()
     started = threading.Event()
