@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from ..errors import UserError, first_fault
 from ..files import FolderKind, atomic_folder, claim_folder, file_sha256, read_json
-from ..models import CausalLM, Model, architecture, fingerprint, read_checkpoint
+from ..models import CausalLM, Model, architecture, fill, fingerprint, read_checkpoint
 from ..plan import Plan
 from ..progress import Progress, silent
 from ..specs import InputSpec, Step, TokenSpec, Value
@@ -32,6 +32,8 @@ EXPORT_SCHEMA = 1
 # The architecture in the manifest of a language model, whose configuration is a file of its own.
 _LANGUAGE = "transformers"
 _MANIFEST = "manifest.json"
+# An input may be this many times as long as that of the architecture.
+_TIMES = 4
 
 
 def _listed(manifest: Any) -> list[str]:
@@ -136,7 +138,8 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
         raise UserError(f"{path} is damaged: {first_fault(error)}; export it again") from error
     plan = folder / "plan.json"
     if manifest.architecture == _LANGUAGE:
-        assert isinstance(manifest.input, TokenSpec)
+        if not isinstance(manifest.input, TokenSpec):
+            raise UserError(f"{path} is damaged: a language model takes tokens; export it again")
         module, tokenizer = read_language(folder, device)
         if fingerprint(module) != manifest.fingerprint:
             raise UserError(f"{folder} is damaged: it holds other weights than the manifest records; export it again")
@@ -155,12 +158,18 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
             f"only language models can be spread over devices, and {folder} takes images; choose one device"
         )
     state = read_checkpoint(folder / "model.safetensors")
-    net = architecture(manifest.architecture, state).eval()
+    net, usual = architecture(manifest.architecture, state)
+    net.eval()
+    # Tracing takes memory in proportion to the input, of whose size the weights know nothing.
+    if not isinstance(manifest.input, InputSpec) or max(manifest.input.size) > _TIMES * max(*usual.size, 224):
+        raise UserError(
+            f"{path} is damaged: {manifest.architecture} takes images of about {usual.size}; export it again"
+        )
     example = torch.randn(1, *manifest.input.shape, generator=torch.Generator().manual_seed(0))
     try:
         for step in manifest.steps:
             restructure(net, example, step)
-        net.load_state_dict(state)
+        fill(net, state, manifest.architecture, folder / "model.safetensors")
     except (RuntimeError, AttributeError, TypeError) as error:
         raise UserError(f"{folder} is damaged: its weights do not fit its manifest; export it again") from error
     if fingerprint(net) != manifest.fingerprint:

@@ -148,7 +148,7 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
             assert layer.bias is not None
             # A bias that the plan itself sets is already in place: ``.bias`` sorts before ``.shift``.
             layer.bias.add_(shift)
-        elif key in state and state[key].is_floating_point() and state[key].numel() == plan.tensors[key].numel():
+        elif key in state and state[key].is_floating_point() and _fits(plan.tensors[key], state[key]):
             state[key].data.copy_(plan.tensors[key].reshape(state[key].shape))
         elif key in state:
             if not state[key].is_floating_point():
@@ -158,6 +158,11 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
         else:
             raise UserError(f"the plan sets {key}, which this network does not have")
     return added
+
+
+def _fits(value: Tensor, own: Tensor) -> bool:
+    """Whether the value has the weight's shape, or that of the weight flattened to (outputs, inputs)."""
+    return value.shape == own.shape or (own.ndim > 2 and value.shape == own.flatten(1).shape)
 
 
 def _tensor(plan: Plan, name: str, like: Tensor) -> Tensor:

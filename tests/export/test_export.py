@@ -7,6 +7,7 @@ import re
 import numpy as np
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 
 import modhifi
@@ -93,9 +94,21 @@ def test_a_damaged_folder_is_refused(smaller: Model, tmp_path) -> None:
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="truncated"):
         modhifi.load_model(str(folder))
+    state = safetensors.torch.load(whole)
+    (scalar,) = [name for name in state if name == "bn1.num_batches_tracked"]
+    weights.write_bytes(safetensors.torch.save(state | {scalar: state[scalar].reshape(1)}))
+    with pytest.raises(UserError, match="with another shape"):
+        modhifi.load_model(str(folder))
     weights.write_bytes(whole)
     content = json.loads(manifest.read_text())
-    for change, message in [({"schema_version": 9}, "schema 9"), ({"classes": 3}, "damaged")]:
+    huge, tokens = content["input"] | {"size": [16384, 16384]}, {"context": 8, "vocabulary": 9, "head_counts": [1]}
+    for change, message in [
+        ({"schema_version": 9}, "schema 9"),
+        ({"classes": 3}, "damaged"),
+        ({"input": huge}, "takes images of about"),
+        ({"input": tokens}, "takes images of about"),
+        ({"architecture": "transformers"}, "a language model takes tokens"),
+    ]:
         manifest.write_text(json.dumps(content | change))
         with pytest.raises(UserError, match=message):
             modhifi.load_model(str(folder))
