@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: app test fuzz check lint docs default-model clean
+.PHONY: app test fuzz stress check lint docs default-model clean
 
 # PORT=8600 chooses the port; with CI set no browser is opened.
 app: $(VENV)/.app
@@ -22,6 +22,11 @@ test: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	MODHIFI_FUZZ_SECONDS=$(or $(SECONDS),600) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -s tests/fuzz \
 		-k for_a_while
+
+# Ten people, twenty moves each, and a server that is killed twice.
+stress: $(VENV)/.dev
+	bash tests/browser/install_chromium.sh
+	MODHIFI_SESSIONS=10 MODHIFI_MOVES=20 $(BIN)/python -m pytest tests/browser/test_sessions.py
 
 # Before every commit: lint, types, layers and the fast tests, in about a minute.
 check: lint

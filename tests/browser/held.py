@@ -14,7 +14,7 @@ from pathlib import Path
 GO = "MODHIFI_TEST_GO"
 """Names, in the environment, the file whose presence lets go."""
 
-_AT_ONCE = 64
+_AT_ONCE = 256
 
 
 def _register() -> None:
@@ -34,7 +34,8 @@ def _register() -> None:
                     time.sleep(0.02)
             return data.read(index)
 
-        return dataclasses.replace(data, spec=spec, read=read, source=spec)
+        # Four times the same few, so that an analysis has several batches.
+        return dataclasses.replace(data, spec=spec, read=read, source=spec, order=data.order * 4)
 
     register_source(DataSource("held", "digits that wait", lambda spec: spec == "held", held, example="held"))
 

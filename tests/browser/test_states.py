@@ -28,9 +28,9 @@ def test_cancel_half_way_and_start_another(visit: Callable[..., Visitor], server
     someone.press("Cancel")
     server.go.touch()
     someone.see("cancelled.")  # at the next report of progress
-    someone.ask_for(Images="digits", Samples="480")
+    someone.ask_for(Images="digits", Samples="96")
     someone.see("Not prunable")
-    assert someone.metric("Samples") == "480"
+    assert someone.metric("Samples") == "96"
     cancelled = someone.page.get_by_role("combobox", name="Study")
     cancelled.click()
     someone.page.get_by_role("option", name="504").click()
@@ -54,10 +54,27 @@ def test_reload_in_the_middle_finds_the_job_again(visit: Callable[..., Visitor],
     someone.press("Cancel")
     server.go.touch()
     someone.see("cancelled.")  # at the next report of progress
-    someone.ask_for(Images="digits", Samples="490")
+    someone.ask_for(Images="digits", Samples="100")
     someone.page.reload()
     someone.see("Not prunable")
-    assert someone.metric("Samples") == "490"
+    assert someone.metric("Samples") == "100"
+
+
+def test_one_of_two_who_asked_cancels_and_the_work_of_the_other_goes_on(
+    visit: Callable[..., Visitor], server: Server
+) -> None:
+    server.go.unlink(missing_ok=True)
+    one, other = visit().ready(), visit().ready()
+    for someone in (one, other):
+        someone.ask_for(Images="held", Samples="495")
+        someone.page.get_by_role("button", name="Cancel").wait_for()
+    one.press("Cancel")
+    one.see("Another session has asked for this.")
+    assert other.page.get_by_role("button", name="Cancel").is_enabled()
+    server.go.touch()
+    for someone in (other, one):
+        someone.see("Not prunable")
+        assert someone.metric("Samples") == "495"
 
 
 @pytest.mark.parametrize(
