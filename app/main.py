@@ -92,8 +92,10 @@ if "modhifi" not in sys.modules:  # takes seconds, on the first visit only; the 
         import modhifi  # noqa: F401
 use_threads()
 with right:
-    from app.session import choose_group, choose_study
+    from app.model_form import received
+    from app.session import choose_group, choose_study, library, owner
 
+    received(library().of(owner()))
     study = choose_study().study
 with middle:
     if study is not None:

@@ -18,7 +18,7 @@ from .library import Library
 from .offered import check_data, check_model
 from .selection import DEFAULT, Source, stat_of
 from .session import studies
-from .uploads import LARGEST, keep_checkpoint, keep_images
+from .uploads import LARGEST
 
 __all__ = ["FORM_OPEN", "MODELS", "model_form", "source_from"]
 
@@ -142,19 +142,38 @@ def model_form(library: Library) -> None:
         )
     if problem := st.session_state.get("form-problem"):
         ui.fault(problem)
+    if sent := st.session_state.get("form-sent"):
+        ui.job_card(sent[1])
 
 
 def _begin(library: Library) -> None:
     # An error stays visible until the form is submitted again.
     st.session_state.pop("form-problem", None)
+    names = ("model", "weights", "data", "root", "samples", "seed", "mean", "std", "classes")
+    fields = {name: st.session_state[f"form-{name}"] for name in names}
+    sent = [st.session_state.get(f"form-{name}") for name in ("checkpoint", "images")]
+    if any(sent):
+        job = library.tasks.receive(*sent)
+        st.session_state["form-sent"] = fields, job
+        job.wait(1.0)  # most uploads are kept before anybody could read the progress
+    else:
+        _analyse(library, fields)
+
+
+def received(library: Library) -> None:
+    """Starts the analysis once the uploads of the form have been kept; to be called before the page is drawn."""
+    fields, job = st.session_state.get("form-sent", ({}, None))
+    if job is None or job.state == "running":
+        return
+    del st.session_state["form-sent"]
+    if job.state == "done":
+        _analyse(library, fields | job.result)
+    elif job.error is not None:
+        st.session_state["form-problem"] = job.error
+
+
+def _analyse(library: Library, fields: dict[str, Any]) -> None:
     try:
-        names = ("model", "weights", "data", "root", "samples", "seed", "mean", "std", "classes")
-        fields = {name: st.session_state[f"form-{name}"] for name in names}
-        checkpoint, images = (st.session_state.get(f"form-{name}") for name in ("checkpoint", "images"))
-        if checkpoint is not None:
-            fields["weights"] = str(keep_checkpoint(library.store, checkpoint.name, checkpoint))
-        if images is not None:
-            fields |= {"data": str(keep_images(library.store, images.name, images)), "root": None}
         source = source_from(fields)
     except UserError as error:
         st.session_state["form-problem"] = str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import uuid
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from .jobs import Job, Jobs, Work
 from .queries import NO_STUDY, Queries, archive_path, exemplars_key
 from .selection import DEFAULT, Choice, Forgetting, LabelledData, Source, digest
 from .store import BoundPoint, Point, Store
+from .uploads import BinaryUpload, keep_checkpoint, keep_images
 
 __all__ = ["Tasks", "forget_point", "prune_point"]
 
@@ -62,6 +64,20 @@ class Tasks:
             self._queries.study(source)
         except UserError:
             shutil.rmtree(self._store.study_path(source.id))
+
+    def receive(self, checkpoint: BinaryUpload | None, images: BinaryUpload | None) -> Job:
+        """Keeps what was sent from the browser; the job's result are the fields of a `Source` that name it."""
+
+        def work(progress: Progress) -> dict[str, str | None]:
+            fields: dict[str, str | None] = {}
+            if checkpoint is not None:
+                fields["weights"] = str(keep_checkpoint(self._store, checkpoint.name, checkpoint, progress))
+            if images is not None:
+                fields |= {"data": str(keep_images(self._store, images.name, images, progress)), "root": None}
+            return fields
+
+        names = ", ".join(one.name for one in (checkpoint, images) if one is not None)
+        return self._jobs.submit(f"receive {uuid.uuid4().hex}", f"Receiving {names}", "uploads", work, self._owner)
 
     def derive(
         self, source: Source, compensate: Level, group: str | None = None, score: str | None = None

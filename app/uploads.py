@@ -22,7 +22,7 @@ from modhifi.progress import Progress, silent
 
 from .store import Store
 
-__all__ = ["LARGEST", "keep_checkpoint", "keep_images"]
+__all__ = ["LARGEST", "BinaryUpload", "keep_checkpoint", "keep_images"]
 
 LARGEST = 500
 """Megabytes of one file; the server refuses more (``maxUploadSize``)."""
@@ -34,6 +34,12 @@ _RATIO = 100
 _CHUNK = 1 << 20
 # Faults of the disk, not of the archive.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+class BinaryUpload(io.BytesIO):
+    """What Streamlit hands over: the content, and the name that the sender gave it."""
+
+    name: str
 
 
 def keep_checkpoint(store: Store, name: str, content: io.BytesIO, progress: Progress = silent) -> Path:

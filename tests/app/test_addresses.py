@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from app.library import Library
 from app.selection import DEFAULT, Choice, LabelledData
 from app.store import Store
+from tests.few import few_digits
 
 from .paging import MAIN, settled
 
@@ -41,8 +42,9 @@ def planned_home(analysed_home: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A cache with a measured plan, so that the choice of a plan is drawn."""
     root = tmp_path_factory.mktemp("planned") / "home"
     shutil.copytree(analysed_home, root)
-    job = Library(Store(root)).tasks.measure(DEFAULT, Choice(), LabelledData(samples=16))
-    assert job.wait(300)
+    with few_digits():
+        job = Library(Store(root)).tasks.measure(DEFAULT, Choice(), LabelledData(samples=16))
+        assert job.wait(300)
     assert job.state == "done", job.error
     return root
 
