@@ -288,7 +288,7 @@ def read_json(path: Path, what: str) -> Any:
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, RecursionError) as error:  # JSON, UTF-8, too many digits, too deep
-        raise UserError(f"{path} is damaged or not {what}: it does not parse as JSON") from error
+        raise UserError(f"{path} is damaged or not {what}: it does not parse as JSON; make it again") from error
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -311,7 +311,9 @@ def check_regular(path: Path, what: str, limit: int | None = None) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise UserError(f"{path} is not a regular file; copy its content into one and name that")
     if limit is not None and found.st_size > limit:
-        raise UserError(f"{path} is too large for {what}: {found.st_size >> 20} MiB, the limit is {limit >> 20} MiB")
+        raise UserError(
+            f"{path} is too large for {what}: {found.st_size >> 20} MiB, the limit is {limit >> 20} MiB; use a smaller one"
+        )
 
 
 def file_sha256(path: Path) -> str:

@@ -215,9 +215,11 @@ class Plan(BaseModel):
             with zipfile.ZipFile(path) as archive:
                 texts = [i for i in archive.infolist() if i.filename.endswith(".json") and "/" not in i.filename]
                 if len(texts) != 1:
-                    raise UserError(f"{path} is not a plan: it holds {len(texts)} JSON files instead of one")
+                    raise UserError(
+                        f"{path} is not a plan: it holds {len(texts)} JSON files instead of one; name a plan"
+                    )
                 if sum(i.file_size for i in archive.infolist()) > _LARGEST:
-                    raise UserError(f"{path} was not opened: it would unpack to more than 8 GiB")
+                    raise UserError(f"{path} was not opened: it would unpack to more than 8 GiB; make the plan again")
                 plan = cls._parse(json.loads(archive.read(texts[0])), path)
                 if plan.tensor_file is not None:
                     plan._decode(archive.read(plan.tensor_file.file), path)
@@ -232,7 +234,7 @@ class Plan(BaseModel):
     def _parse(cls, raw: Any, path: Path) -> Plan:
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if version is None:
-            raise UserError(f"{path} is not a plan: it has no schema_version")
+            raise UserError(f"{path} is not a plan: it has no schema_version; name a plan")
         if version != PLAN_SCHEMA:
             raise UserError(
                 f"{path} has plan schema {version!r:.40}, but this version reads {PLAN_SCHEMA}; make the plan again"
@@ -245,11 +247,13 @@ class Plan(BaseModel):
     def _decode(self, blob: bytes, path: Path) -> None:
         assert self.tensor_file is not None
         if hashlib.sha256(blob).hexdigest() != self.tensor_file.sha256:
-            raise UserError(f"the tensors in {path} are damaged or belong to another plan (sha256 differs)")
+            raise UserError(
+                f"the tensors in {path} are damaged or belong to another plan (sha256 differs); copy both files again"
+            )
         try:
             self._tensors = safetensors.torch.load(blob)
         except safetensors.SafetensorError as error:
-            raise UserError(f"the tensors in {path} are damaged: {error}") from error
+            raise UserError(f"the tensors in {path} are damaged: {error}; make the plan again") from error
 
 
 def _is_plan(path: Path) -> bool:

@@ -1,7 +1,10 @@
 """One line for whatever lies outside the program, and nothing for a fault of ours."""
 
+import ast
 import errno
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from safetensors import SafetensorError
 from modhifi import UserError
 from modhifi.errors import first_fault, user_error
 from modhifi.specs import DataRef
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @given(st.text(max_size=2000))
@@ -71,3 +76,22 @@ def test_the_first_fault_of_a_model() -> None:
         DataRef.model_validate({"spec": 1})
     assert first_fault(caught.value) == "spec: Input should be a valid string"
     assert first_fault(ValueError("two\nlines")) == "two lines"
+
+
+def test_every_message_says_how_to_mend_it() -> None:
+    """What is wrong; how to fix it. A message without a second half must itself be a rule that can be followed."""
+    rules = re.compile(
+        r"\b(must|choose|set|name|needs?|saved as|above|keeps|training needs)\b|_similar|--|\{(named|error)\}|first_fault"
+    )
+    silent = []
+    for room in ("modhifi", "app"):
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "UserError":
+                    message = ast.unparse(node.args[0])
+                    passed_on = not any(
+                        isinstance(part, ast.Constant) and str(part.value).count(" ") > 1 for part in ast.walk(node)
+                    )
+                    if ";" not in message and not rules.search(message) and not passed_on:
+                        silent.append(f"{path.relative_to(ROOT)}:{node.lineno}: {message}")
+    assert silent == []

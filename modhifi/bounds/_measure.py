@@ -155,7 +155,7 @@ def measure(
     data = windowed(data, net)
     edits = plan_edits(study, plan)
     if not edits:
-        raise UserError("the plan modifies no layer, so there is nothing to bound")
+        raise UserError("the plan modifies no layer, so there is nothing to bound; use another plan")
     order = [name for name in study.structure.readers if name in edits]
     calibration = _calibration(study, net, progress) if held_out else None
     if calibration is not None and all(getattr(data.ref, part) == getattr(study.data, part) for part in _SOURCE):

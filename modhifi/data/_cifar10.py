@@ -67,7 +67,8 @@ def cifar10(root: Path, split: str) -> Data:
     files = sorted([*root.glob(f"{part}.parquet"), *root.glob(f"{part}-*.parquet")])
     if not files:
         raise UserError(
-            f"{root} contains no CIFAR-10: neither a folder cifar-10-batches-py (torchvision's layout) nor {part}.parquet"
+            f"{root} contains no CIFAR-10; name a folder that contains cifar-10-batches-py (torchvision's layout) or"
+            f" {part}.parquet"
         )
     data = parquet(files, split, CIFAR10_CLASSES)
     return _as_cifar10(data.read, data.labels, data.source, root, split)

@@ -62,7 +62,9 @@ def folder(root: Path, split: str) -> Data:
         raise UserError(f"{base} contains both images and folders of images; keep one or the other")
     if not here and not below:
         kinds = ", ".join(sorted(SUFFIXES))
-        raise UserError(f"{base} contains no images ({kinds}), neither directly nor in class folders")
+        raise UserError(
+            f"{base} contains no images ({kinds}), neither directly nor in class folders; add some, or name another"
+        )
     paths = here or [path for path, _ in below]
     return Data(
         spec=str(root),

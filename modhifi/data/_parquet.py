@@ -48,9 +48,11 @@ def parquet(paths: Sequence[Path], split: str, classes: tuple[str, ...] | None =
     try:
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
-        raise UserError(f"{first}: the parquet files of split {split!r} have different columns") from error
+        raise UserError(
+            f"{first}: the parquet files of split {split!r} have different columns; save them alike"
+        ) from error
     if table.num_rows == 0:
-        raise UserError(f"{first} has no rows")
+        raise UserError(f"{first} has no rows; use another file")
     images = table.column(0)
     labels, names = None, None
     if table.num_columns == 2:
@@ -177,7 +179,9 @@ def _labels(column: Any, classes: tuple[str, ...] | None, path: str) -> tuple[Te
         index = {name: i for i, name in enumerate(names)}
         wrong = next((value for value in found.to_pylist() if value not in index), None)
         if wrong is not None:
-            raise UserError(f"{path} has the label {wrong!r}, which is not one of the classes {listed(names, 10)}")
+            raise UserError(
+                f"{path} has the label {wrong!r}, which is not one of the classes; correct it ({listed(names, 10)})"
+            )
         return torch.tensor([index[value] for value in column.to_pylist()]), names if classes else distinct(names)
     least, most = (pc.min_max(column)[key].as_py() for key in ("min", "max"))
     if least == most == -1:
@@ -186,6 +190,10 @@ def _labels(column: Any, classes: tuple[str, ...] | None, path: str) -> tuple[Te
         raise UserError(f"{path} has the label {least}; every row needs a class index from 0 up, or a class name")
     count = len(classes) if classes else MOST_CLASSES
     if most >= count:
-        named = f"only {count} classes are named; name them all" if classes else f"the limit is {count:,} classes"
+        named = (
+            f"only {count} classes are named; name them all"
+            if classes
+            else f"the limit is {count:,} classes; correct it"
+        )
         raise UserError(f"{path} has the label {most}, but {named}")
     return torch.tensor(column.to_pylist()), classes or tuple(str(i) for i in range(most + 1))

@@ -96,7 +96,9 @@ def predict(
     if features:
         name = classifier_of(model)
         if name is None:
-            raise UserError(f"{model.spec} has no linear classifier and so no penultimate features to probe")
+            raise UserError(
+                f"{model.spec} has no linear classifier and so no penultimate features; evaluate without the probe"
+            )
         handle = model.module.get_submodule(name).register_forward_pre_hook(
             lambda _, args: kept.append(args[0].detach().flatten(1).float().cpu())
         )

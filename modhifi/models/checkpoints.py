@@ -178,7 +178,9 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
                 f"{path} contains no state dict: a name is a {type(name).__name__}; save model.state_dict()"
             )
         if not isinstance(value, Tensor):
-            raise UserError(f"{path} contains no state dict: {name!r} is a {type(value).__name__}, not a tensor")
+            raise UserError(
+                f"{path} contains no state dict: {name!r} is a {type(value).__name__}, not a tensor; save model.state_dict()"
+            )
     return dict(content)
 
 

@@ -230,7 +230,7 @@ def _recordings(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
         try:
             table = pq.read_table(path, columns=["audio", "label"]).to_pylist()
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise UserError(f"{path} is damaged or has no columns audio and label") from error
+            raise UserError(f"{path} is damaged or has no columns audio and label; download it again") from error
         for row in table:
             audio = row["audio"] if isinstance(row["audio"], dict) else {}
             named = _NAME.fullmatch(str(audio.get("path")))
@@ -243,7 +243,7 @@ def _recordings(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
             rows[split].append((_waveform(audio.get("bytes"), f"{named[0]} of {path}"), row["label"]))
     for split, numbers in (("test", "0 to 4"), ("validation", "5 to 9"), ("train", "10 and above")):
         if not rows[split]:
-            raise UserError(f"{folder} has no recordings numbered {numbers}, which form the {split} split")
+            raise UserError(f"{folder} has no recordings numbered {numbers}, which form the {split} split; add some")
     return {
         split: (log_mel([sound for sound, _ in found]), torch.tensor([label for _, label in found]))
         for split, found in rows.items()
@@ -257,7 +257,7 @@ def _waveform(encoded: bytes | None, name: str) -> NDArray[np.float32]:
             form = (file.getnchannels(), file.getsampwidth(), file.getframerate())
             frames = file.readframes(file.getnframes())
     except (wave.Error, EOFError, TypeError) as error:
-        raise UserError(f"{name} is not a WAV file") from error
+        raise UserError(f"{name} is not a WAV file; convert it to one") from error
     if form != (1, 2, RATE) or not frames or len(frames) % 2:
         raise UserError(f"{name} must be a complete, non-empty 16-bit mono WAV file at {RATE} Hz")
     return np.frombuffer(frames, dtype="<i2").astype(np.float32) / np.float32(32768)

@@ -83,11 +83,13 @@ def analyze(
     if "none" in constants:
         constants = ()
     constant_samples = many if constant_samples is None else constant_samples
+    if constants and constant_samples < 2:
+        raise UserError(f"constants need at least 2 samples, not {constant_samples}; constants none skips them")
     if batch_size is None:
         batch_size = 128 if model.tokens is None else model.tokens.at_once
     drawn = windowed(data.take(samples, seed), model)
     if not len(drawn):
-        raise UserError(f"{data.spec} has no samples in its {data.split} split")
+        raise UserError(f"{data.spec} has no samples in its {data.split} split; choose another split or other data")
     key = _key(model, drawn, [seed, batch_size, ridge, list(constants), constant_samples])
     target = None if out is None else Path(out)
     known = None if target is None else _known(target, key)
@@ -106,7 +108,7 @@ def analyze(
         structure = verified(structure, model.module, model.example(2), progress=progress)
     if not structure.groups:
         reasons = "; ".join(f"{listed(names)}: {reason}" for reason, names in structure.skipped_by_reason.items())
-        raise UserError(f"{model.spec} has no components that can be removed ({reasons})")
+        raise UserError(f"{model.spec} has no components that can be removed ({reasons}); use another network")
     groups = {name: read_columns(structure, name) for name in structure.readers}
     drawn = _prepared(drawn, model, progress)
     numbers = share(len(drawn))

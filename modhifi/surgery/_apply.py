@@ -139,7 +139,7 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
                 layer = get_operator(net, name)
             except (TypeError, AttributeError) as error:
                 raise UserError(
-                    f"the plan sets {key}, but {name} is not a convolution or linear layer of this network"
+                    f"the plan sets {key}, but {name} is not a convolution or linear layer of this network; make it again"
                 ) from error
             shift = _tensor(plan, key, layer.weight.flatten(1)[:, 0])
             if layer.bias is None:
@@ -154,9 +154,9 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
             if not state[key].is_floating_point():
                 raise UserError(f"the plan sets {key}, which is no weight of this network; make the plan again")
             shapes = tuple(plan.tensors[key].shape), tuple(state[key].shape)
-            raise UserError(f"the plan's {key} has shape {shapes[0]}, but the network needs {shapes[1]}")
+            raise UserError(f"the plan's {key} has shape {shapes[0]}, but the network needs {shapes[1]}; make it again")
         else:
-            raise UserError(f"the plan sets {key}, which this network does not have")
+            raise UserError(f"the plan sets {key}, which this network does not have; make it again")
     return added
 
 
@@ -171,5 +171,6 @@ def _tensor(plan: Plan, name: str, like: Tensor) -> Tensor:
     if value is None:
         return like
     if value.shape != like.shape:
-        raise UserError(f"the plan's {name} has shape {tuple(value.shape)}, but the network needs {tuple(like.shape)}")
+        shapes = tuple(value.shape), tuple(like.shape)
+        raise UserError(f"the plan's {name} has shape {shapes[0]}, but the network needs {shapes[1]}; make it again")
     return value.to(like)

@@ -28,7 +28,7 @@ def restructure(module: nn.Module, example: Tensor, step: Step) -> None:
     sizes = {group.name: group.size for group in structure.groups}
     for name, keep in step.keep.items():
         if name not in sizes:
-            raise UserError(f"group {name} cannot be pruned: this network has no such group")
+            raise UserError(f"group {name} cannot be pruned: this network has no such group; export it again")
         if not keep or len(set(keep)) != len(keep) or not all(0 <= index < sizes[name] for index in keep):
             raise UserError(
                 f"group {name} has {sizes[name]} components; those to keep must be distinct indices below that"
