@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -97,8 +97,9 @@ def analyze(
         progress(1, 1, "opening the existing study")
         if process_rank() == 0:
             sweep(target)
-            for left in target.parent.glob(f".{glob.escape(target.name)}*.partial"):
-                left.unlink(missing_ok=True)
+            for left in target.parent.iterdir():
+                if re.fullmatch(rf"\.{re.escape(target.name)}(\.\d+)?\.partial", left.name):
+                    left.unlink(missing_ok=True)
         return known
     if target is not None and process_rank() == 0:
         claim_folder(target, FOLDER)

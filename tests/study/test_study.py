@@ -390,3 +390,14 @@ def test_a_large_constant_in_the_input_leaves_the_covariance_positive() -> None:
         moments = Moments(second / 960, rows.double().mean(0), 960, 10)
         stats = LayerStats(torch.randn(8, 96, generator=generator), moments, {})
         assert bool(torch.isfinite(inverse(stats.moment_and_weight(True, 1e-6)[0])).all())
+
+
+def test_opening_a_study_again_sweeps_what_its_analysis_left_and_nothing_else(
+    chain: Model, pictures: Data, tmp_path: Path
+) -> None:
+    """A process that died between saving the study and removing its sums."""
+    modhifi.analyze(chain, pictures, 16, constants=["none"], out=tmp_path / "st")
+    for name in (".st.partial", ".st.1.partial", ".study.partial", ".st.0123456789abcdef.tmp"):
+        (tmp_path / name).write_text("")
+    modhifi.analyze(chain, pictures, 16, constants=["none"], out=tmp_path / "st")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".study.partial", "st"]
