@@ -41,7 +41,7 @@ def test_one_method_without_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["train", "--method", "sgd"], "methods: "),
+        (["train", "--method", "sgd"], "methods.0: "),
         (["train", "--fusion", "early", "--method", "ogm-ge"], "late fusion"),
         (["train", "--seeds", "0"], "seeds: "),
         (["train", "--degrade", "left"], "MODALITY=SHARE"),
