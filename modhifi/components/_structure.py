@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..specs import Value
 
@@ -120,6 +120,19 @@ class Structure(Value):
     """The layers whose cost depends on a group, in forward order."""
     other: Cost
     """The cost of everything else, which no group changes."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = {group.name for group in self.groups}
+        if len(names) < len(self.groups):
+            raise ValueError("two groups have the same name")
+        for layer in self.layers:
+            for share in (*layer.in_shares, *layer.out_shares):
+                if share.group not in names:
+                    raise ValueError(
+                        f"the cost of {layer.name} depends on the group {share.group!r:.40}, which is missing"
+                    )
+        return self
 
     @cached_property
     def _by_name(self) -> dict[str, Group]:

@@ -53,11 +53,15 @@ def flip(content: bytes, rng: random.Random) -> Mutated:
     return bytes(changed), f"{kind} at {at} ({size})"
 
 
-def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    found = [path]
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in items:
-        found += _places(part, (*path, key))
+def _places(value: Any) -> list[tuple[Any, ...]]:
+    """The paths to all parts of a parsed JSON, which may be nested more deeply than Python calls may be."""
+    found, waiting = [], [((), value)]
+    while waiting:
+        path, part = waiting.pop(0)
+        found.append(path)
+        items = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+        # Far down, one place is like another.
+        waiting += [((*path, key), below) for key, below in items] if len(path) < 100 else []
     return found
 
 
