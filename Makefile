@@ -21,12 +21,12 @@ test: $(VENV)/.dev
 # Ten minutes of damaged files; the last line printed names a mutant that killed the process. SECONDS=60 for less.
 fuzz: $(VENV)/.dev
 	MODHIFI_FUZZ_SECONDS=$(or $(SECONDS),600) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -s tests/fuzz \
-		-k for_a_while
+		-k for_a_while --timeout=0
 
 # Ten people, twenty moves each, and a server that is killed twice.
 stress: $(VENV)/.dev
 	bash tests/browser/install_chromium.sh
-	MODHIFI_SESSIONS=10 MODHIFI_MOVES=20 $(BIN)/python -m pytest tests/browser/test_sessions.py
+	MODHIFI_SESSIONS=10 MODHIFI_MOVES=20 $(BIN)/python -m pytest tests/browser/test_sessions.py --timeout=0
 
 # Before every commit: lint, types, layers and the fast tests, in about a minute.
 check: lint
