@@ -9,7 +9,7 @@ import streamlit as st
 from pydantic import ValidationError
 
 from modhifi.data import sources
-from modhifi.errors import UserError
+from modhifi.errors import UserError, first_fault
 from modhifi.models import families
 from modhifi.shipped import TEXT_MODEL
 
@@ -200,8 +200,7 @@ def source_from(fields: dict[str, Any]) -> Source:
     try:
         return Source.model_validate({**texts, **read_as, **others}).checked()
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+        raise UserError(first_fault(error)) from error
 
 
 def _whole_path(text: str) -> str:

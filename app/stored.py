@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import streamlit as st
 
@@ -64,20 +65,20 @@ def _confirm(text: str, what: str, delete: Callable[..., None], *arguments: obje
 
 
 def _delete_study(session: Session, source: Source) -> None:
-    try:
-        session.library.tasks.delete_study(source)
-    except UserError as error:
-        st.session_state["stored-problem"] = str(error)
-        return
-    st.session_state["study-to-delete"] = None
-    if session.source == source:
+    if _deleted(session.library.tasks.delete_study, source, "study-to-delete") and session.source == source:
         st.session_state["study"] = DEFAULT.label
 
 
 def _delete_upload(session: Session, name: str) -> None:
+    _deleted(session.library.tasks.delete_upload, name, "upload-to-delete")
+
+
+def _deleted(delete: Callable[[Any], object], what: Source | str, choice: str) -> bool:
+    """Deletes, and clears the choice; false, with the reason on the page, if that is not possible now."""
     try:
-        session.library.tasks.delete_upload(name)
+        delete(what)
     except UserError as error:
         st.session_state["stored-problem"] = str(error)
-        return
-    st.session_state["upload-to-delete"] = None
+        return False
+    st.session_state[choice] = None
+    return True

@@ -8,6 +8,8 @@ from __future__ import annotations
 import html
 import re
 
+from modhifi.text import visible
+
 __all__ = ["chart_text", "chart_value", "plain"]
 
 LONGEST = 500
@@ -31,7 +33,7 @@ def plain(value: object, longest: int = LONGEST) -> str:
     Only for what Streamlit renders as Markdown (also labels and help); options of a selectbox are plain text already. Characters
     that cannot be seen, which could reverse or hide parts of a text, are shown as escapes.
     """
-    text = _visible(" ".join(str(value).split()))
+    text = visible(" ".join(str(value).split()))
     if len(text) > longest:
         text = f"{text[: longest - 1]}…"
     for pattern, parted in _FOUND_IN_TEXT:
@@ -45,13 +47,9 @@ def plain(value: object, longest: int = LONGEST) -> str:
 
 def chart_text(value: object) -> str:
     """The text for a Plotly figure, which would interpret tags, entities and ``%{…}``; different texts stay different."""
-    return html.escape(_visible(str(value)), quote=False).replace("%{", "&#37;{")
+    return html.escape(visible(str(value)), quote=False).replace("%{", "&#37;{")
 
 
 def chart_value(text: str) -> str:
     """What `chart_text` was given."""
     return html.unescape(text)
-
-
-def _visible(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

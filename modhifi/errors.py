@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from .text import visible
+
 __all__ = ["Cancelled", "UserError", "first_fault", "user_error"]
 
 _LONGEST = 300
@@ -104,10 +106,7 @@ def _cut(text: str, length: int) -> str:
 
 def _line(message: str) -> str:
     """One printable line; of a longer one the middle is left out, because the end says what to do."""
-    text = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
-        for c in " ".join(message.split())
-    )
+    text = visible(" ".join(message.split()))
     if len(text) <= _LONGEST:
         return text
     head = _LONGEST * 3 // 5

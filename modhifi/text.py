@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-__all__ = ["distinct", "duration", "listed", "number", "percent"]
+__all__ = ["distinct", "duration", "listed", "number", "percent", "visible"]
 
 
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
@@ -41,3 +41,8 @@ def duration(seconds: float) -> str:
         if seconds >= 1.5 * length:
             return f"{round(seconds / length)} {unit}"
     return f"{max(1, round(seconds))} s"
+
+
+def visible(text: str) -> str:
+    """The text with an escape in place of every character that cannot be seen, which could reverse or hide parts of it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
