@@ -41,7 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(asked: argparse.Namespace, progress: Progress) -> Answer:
     if asked.out is not None:
-        _claim(asked.out)
+        _claim(asked)
     study = Study.load(asked.study)
     model = reload(study.model, asked.weights, device=asked.device, progress=progress)
     found = modhifi.pruning.compare(
@@ -59,7 +59,7 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
         e = row.evaluation
         plan = None
         if asked.out is not None:
-            plan = str(row.plan.save(Path(asked.out) / f"{row.method.name}-{row.remain:g}.json"))
+            plan = str(row.plan.save(_plan_path(asked.out, row.method.name, row.remain)))
         rows.append(
             {
                 "method": row.method.name,
@@ -117,13 +117,20 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
     return value, table(head, [before, *cells])
 
 
-def _claim(out: str) -> None:
-    """Raises `UserError` before the work if plans cannot be written into this folder."""
-    folder = Path(out)
-    if not out or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"--out {out!r} is not a folder; name one, it is created if needed")
-    for file in folder.glob("*.json") if folder.is_dir() else ():
-        Plan.claim(file)
+def _plan_path(out: str, method: str, remain: float) -> Path:
+    return Path(out) / f"{method}-{remain:g}.json"
+
+
+def _claim(asked: argparse.Namespace) -> None:
+    """Raises `UserError` before the work if the plans cannot be written into the folder."""
+    folder = Path(asked.out)
+    if not asked.out or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"--out {asked.out!r} is not a folder; name one, it is created if needed")
+    methods = asked.methods or [*pruning_methods(), *pruning_methods(language=True)]
+    for remain in asked.flops or asked.params or asked.latency or ():
+        for path in (_plan_path(asked.out, method, remain) for method in methods):
+            if path.is_file():
+                Plan.claim(path)
     claim_parent(folder / "plan.json")
 
 

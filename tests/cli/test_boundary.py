@@ -96,12 +96,16 @@ def test_where_results_go_is_checked_before_the_work(
     (tmp_path / "file").write_text("precious")
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans" / "l2-0.5.json").write_text("{}")
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "package.json").write_text("{}")
     for name in ("pruning.compare", "multimodal._train.network", "export"):
         monkeypatch.setattr(f"modhifi.{name}", lambda *_, **__: pytest.fail("the work was begun"))
     compare = ["compare", study, "--flops", 0.5, "--out"]
     for out in ("", tmp_path / "file", tmp_path / "file" / "below"):
         refused(capsys, *compare, out)
     assert "not a plan and was not replaced" in refused(capsys, *compare, tmp_path / "plans")
+    with pytest.raises(pytest.fail.Exception, match="the work was begun"):  # nothing there is in its way
+        main([str(argument) for argument in (*compare, tmp_path / "others")])
     assert "is a file" in refused(capsys, "export", "nothing.json", "--out", tmp_path / "file")
     assert "contains other files" in refused(capsys, "multimodal", "train", "--out", tmp_path)
 
