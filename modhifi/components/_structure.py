@@ -13,6 +13,9 @@ from ..specs import Value
 
 __all__ = ["Consumer", "Cost", "Group", "Kind", "LayerCost", "Share", "Skipped", "Slice", "Structure"]
 
+# No layer has as many channels; products of two such numbers still fit into 64 bits.
+_MOST = 1 << 31
+
 Kind = Literal["channels", "stream", "neurons", "heads"]
 
 
@@ -22,8 +25,8 @@ class Slice(Value):
     """
 
     layer: str
-    width: int = Field(default=1, gt=0)
-    start: int = Field(default=0, ge=0)
+    width: int = Field(default=1, gt=0, le=_MOST)
+    start: int = Field(default=0, ge=0, le=_MOST)
     index: tuple[int, ...] | None = None
 
     def channels(self, size: int) -> np.ndarray:
@@ -38,8 +41,8 @@ class Consumer(Slice):
     ``pixels`` columns of the weight flattened to (outputs, inputs · pixels).
     """
 
-    pixels: int = Field(default=1, gt=0)
-    outputs: int = Field(gt=0)
+    pixels: int = Field(default=1, gt=0, le=_MOST)
+    outputs: int = Field(gt=0, le=_MOST)
     shift: str | None
     """What absorbs a constant change of the layer's output: the name of its ``….bias``, or of the ``….running_mean`` of the
     BatchNorm that follows it; None if a bias must be added."""
@@ -68,10 +71,10 @@ class Group(Value):
 
     name: str
     kind: Kind
-    size: int = Field(gt=0)
+    size: int = Field(gt=0, le=_MOST)
     producers: tuple[Slice, ...]
     through: tuple[Slice, ...]
-    consumers: tuple[Consumer, ...]
+    consumers: tuple[Consumer, ...] = Field(min_length=1)
 
 
 class Skipped(Value):

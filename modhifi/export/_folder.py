@@ -158,12 +158,17 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
             f"only language models can be spread over devices, and {folder} takes images; choose one device"
         )
     state = read_checkpoint(folder / "model.safetensors")
-    net, usual = architecture(manifest.architecture, state)
+    net, usual, classes = architecture(manifest.architecture, state)
     net.eval()
     # Tracing takes memory in proportion to the input, of whose size the weights know nothing.
     if not isinstance(manifest.input, InputSpec) or max(manifest.input.size) > _TIMES * max(*usual.size, 224):
         raise UserError(
             f"{path} is damaged: {manifest.architecture} takes images of about {usual.size}; export it again"
+        )
+    if len(manifest.classes) != len(classes):
+        raise UserError(
+            f"{path} is damaged: it names {len(manifest.classes)} classes, and the network has {len(classes)};"
+            " export it again"
         )
     example = torch.randn(1, *manifest.input.shape, generator=torch.Generator().manual_seed(0))
     try:

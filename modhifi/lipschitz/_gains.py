@@ -108,6 +108,11 @@ class Gains:
 
     @classmethod
     def of(cls, stacked: Tensor) -> Gains:
+        """From `stacked`. Raises `ValueError` for values that are no squared norms: they may come from a damaged file."""
+        if stacked.ndim != 2 or len(stacked) != 2 or not stacked.is_floating_point():
+            raise ValueError("its gains are not two rows of numbers")
+        if not bool((stacked.isfinite() & (stacked >= 0)).all()):
+            raise ValueError("its gains are not finite and positive")
         return cls(stacked[0], stacked[1])
 
 

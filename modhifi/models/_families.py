@@ -65,9 +65,9 @@ def family_of(spec: str) -> Family | None:
     return next((family for family in _FAMILIES.values() if family.matches(spec)), None)
 
 
-def architecture(spec: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, InputSpec]:
-    """The untrained network of ``spec`` with as many classes as ``state``, on the CPU, and its usual input. Nothing is
-    downloaded; ``state`` may come from a pruned version of the network.
+def architecture(spec: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, InputSpec, tuple[str, ...]]:
+    """The untrained network of ``spec`` with as many classes as ``state``, on the CPU, its usual input, and its classes.
+    Nothing is downloaded; ``state`` may come from a pruned version of the network.
 
     Raises `UserError` for an unknown spec, or a classifier in ``state`` that no network has.
     """
@@ -76,7 +76,7 @@ def architecture(spec: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, Inp
         raise UserError(
             f"unknown architecture {spec!r}; the manifest is from another version, so export the model again"
         )
-    return family.build(spec, state)[:2]
+    return family.build(spec, state)
 
 
 def _class_count(state: Mapping[str, Tensor], usual: int) -> int:

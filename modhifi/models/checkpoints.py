@@ -89,7 +89,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], what: str, path: str | 
     """Copies all of ``state`` into ``module``. ``what`` names the network in error messages.
 
     Raises `UserError` that lists the first missing keys, unexpected keys and mismatched shapes, or the first tensors with
-    values that are not finite; the module is then unchanged.
+    values that are not finite or with negative variances; the module is then unchanged.
     """
     own = module.state_dict()
     # A counter that inference never reads; checkpoints from before PyTorch 0.4.1 lack it.
@@ -118,6 +118,11 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], what: str, path: str | 
         raise UserError(
             f"{path} contains values that are not finite: {_list('tensors', broken)}; use another checkpoint"
         )
+    negative = [
+        name for name in own if name.endswith("running_var") and name in state and bool((state[name] < 0).any())
+    ]
+    if negative:
+        raise UserError(f"{path} contains negative variances: {_list('tensors', negative)}; use another checkpoint")
     module.load_state_dict(dict(state), strict=False)
 
 

@@ -42,6 +42,8 @@ class LayerStats:
         second, mean, weight = self.moments.second, self.moments.mean, self.weight
         if not all(value.is_floating_point() and value.isfinite().all() for value in (second, mean, weight)):
             raise ValueError("its moments or weights are not finite numbers")
+        if (second.dtype, mean.dtype, weight.dtype) != (torch.float32, torch.float64, torch.float32):
+            raise ValueError("its moments or weights are of another type")
         if weight.ndim != 2 or second.ndim != 2 or mean.shape != weight.shape[1:]:
             raise ValueError("its moments do not fit its weights")
         top = max((int(columns.max()) for columns in self.groups.values()), default=0)

@@ -105,6 +105,7 @@ def test_a_damaged_folder_is_refused(smaller: Model, tmp_path) -> None:
     for change, message in [
         ({"schema_version": 9}, "schema 9"),
         ({"classes": 3}, "damaged"),
+        ({"classes": content["classes"][:9]}, "names 9 classes, and the network has 10"),
         ({"input": huge}, "takes images of about"),
         ({"input": tokens}, "takes images of about"),
         ({"architecture": "transformers"}, "a language model takes tokens"),

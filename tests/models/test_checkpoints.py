@@ -138,6 +138,8 @@ def test_values_that_are_not_finite(state: dict[str, Tensor]) -> None:
     broken["linear.bias"][3] = float("nan")
     with pytest.raises(UserError, match=r"not finite.*linear\.bias"):
         fill(cifar_resnet(20), broken, "cifar10-resnet20", "f.pt")
+    with pytest.raises(UserError, match=r"negative variances.*bn1\.running_var"):
+        fill(cifar_resnet(20), state | {"bn1.running_var": -state["bn1.running_var"]}, "cifar10-resnet20", "f.pt")
 
 
 def test_counters_of_batch_normalisation_may_be_missing(state: dict[str, Tensor]) -> None:

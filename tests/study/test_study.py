@@ -1,15 +1,18 @@
 """A study on real activations: its tables against direct fits, its folder, and what it refuses."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import modhifi
 from modhifi import Cancelled, Data, Model, Study, UserError
 from modhifi.fidelity import inverse, subset_fidelity
+from modhifi.files import file_sha256
 from modhifi.layers import observed, patches
 from modhifi.lipschitz import Upper, directional
 from modhifi.statistics import Moments, _moments
@@ -135,11 +138,31 @@ def test_a_damaged_or_foreign_folder_is_refused(digits_study: Study, tmp_path) -
     with pytest.raises(UserError, match="other files"):
         digits_study.save(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
-    tensors = folder / "study.safetensors"
+    tensors, manifest = folder / "study.safetensors", json.loads((folder / "study.json").read_text())
+    whole = safetensors.torch.load_file(tensors)
+    gains = next(name for name in whole if name.startswith("gain/"))
+    for name, value in [
+        ("mean/linear", whole["mean/linear"].bfloat16()),
+        (gains, -whole[gains]),
+        (gains, whole[gains] * math.inf),
+        (gains, whole[gains].to(torch.complex64)),
+    ]:
+        safetensors.torch.save_file(whole | {name: value}, tensors)
+        about = manifest["tensors"] | {"sha256": file_sha256(tensors)}
+        (folder / "study.json").write_text(json.dumps(manifest | {"tensors": about}))
+        with pytest.raises(UserError, match="damaged"):
+            Study.load(folder)
+    safetensors.torch.save_file(whole, tensors)
+    for change in ({"pixels": 1 << 63}, None):
+        broken = json.loads(json.dumps(manifest))
+        of = broken["structure"]["groups"][0]["consumers"]
+        of[:] = [] if change is None else [one | change for one in of]
+        (folder / "study.json").write_text(json.dumps(broken))
+        with pytest.raises(UserError, match="damaged"):
+            Study.load(folder)
     tensors.write_bytes(tensors.read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged"):
         Study.load(folder)
-    manifest = json.loads((folder / "study.json").read_text())
     (folder / "study.json").write_text(json.dumps(manifest | {"schema_version": 99}))
     with pytest.raises(UserError, match="schema 99"):
         Study.load(folder)
