@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..layers import flat_weight, operate
+
 __all__ = ["Trace", "flop_counter", "trace", "width_of"]
 
 
@@ -105,10 +107,10 @@ def _watched(module: nn.Module, see: Callable[[str, nn.Module, Tensor, Tensor], 
 
 @torch.no_grad()
 def _behaves_as_plain(layer: nn.Module, x: Tensor, output: Tensor) -> bool:
-    """Whether the forward pass of a subclass gives the output of a plain convolution or linear layer."""
-    plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    """Whether the forward pass of a subclass gives what `operate` computes from its weight and bias."""
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
     try:
-        expected = plain.forward(layer, x)  # type: ignore[arg-type]
-    except (RuntimeError, TypeError):
+        expected = operate(layer, x, flat_weight(layer), layer.bias)
+    except (AttributeError, RuntimeError, TypeError):
         return False
     return expected.shape == output.shape and torch.allclose(expected, output, rtol=1e-5, atol=1e-6)

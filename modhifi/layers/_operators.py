@@ -3,7 +3,7 @@
 A weight is *flat* when it has shape (O, n): n = in_channels · kernel pixels for a convolution (channel-major, as
 `Tensor.flatten` gives it), n = in_features for a linear layer. A position is a pixel of the output or a token. A layer may
 receive each sample in several rows of its batch (Swin's windows), one sample after another: the positions of all these rows
-belong to the sample.
+belong to the sample. timm's Conv2dSame, which pads by the size of its input, is a Conv2d here.
 """
 
 from __future__ import annotations
@@ -55,7 +55,30 @@ def bias_of(layer: Operator) -> Tensor:
     return layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach()
 
 
+# Layers that pad as TensorFlow does, by the names of their classes, so that timm need not be imported.
+_SAME = frozenset({"timm.layers.conv2d_same.Conv2dSame"})
+
+
+def _pads_itself(kind: type) -> bool:
+    return any(f"{base.__module__}.{base.__qualname__}" in _SAME for base in kind.__mro__)
+
+
+def _same_padding(layer: nn.Conv2d, size: torch.Size) -> list[int]:
+    """TensorFlow's SAME padding for a map (…, H, W), in the order of `F.pad`: as much as makes ⌈size/stride⌉ outputs along each
+    axis, and where it is odd, one more at the end (TensorFlow's documentation of `tf.nn`, *Notes on padding*).
+    """
+    pads = []
+    for axis in (1, 0):
+        given, step = size[2 + axis], layer.stride[axis]
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+        total = max(0, (-(-given // step) - 1) * step + reach - given)
+        pads += [total // 2, total - total // 2]
+    return pads
+
+
 def _padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    if _pads_itself(type(layer)):
+        return F.pad(x, _same_padding(layer, x.shape))
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     # torch stores the padding of every mode, including "same", in this attribute, ready for F.pad.
     return F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)

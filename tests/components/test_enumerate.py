@@ -8,11 +8,12 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from modhifi import Model
-from modhifi.components import Structure, enumerate_components
+from modhifi.components import Cost, Structure, enumerate_components
 from modhifi.specs import Step
 from modhifi.surgery import remove, restructure, verified
 
@@ -263,6 +264,55 @@ def test_layers_that_run_twice_or_have_their_own_forward_are_left_whole() -> Non
     reasons = {skip.name: skip.reason for skip in structure.skipped}
     assert "custom forward pass" in reasons["own"]
     assert "more than once" in reasons["stem"]
+
+
+class _Same(nn.Module):
+    """Convolutions and pools that pad as TensorFlow does, with odd and even sizes between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = timm.layers.Conv2dSame(3, 8, 3, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.middle = timm.layers.Conv2dSame(8, 10, 4, stride=2)
+        self.depth = timm.layers.Conv2dSame(10, 10, 3, dilation=2, groups=10)
+        self.pools = nn.Sequential(MaxPool2dSame(3, 1), AvgPool2dSame(2, 2))
+        self.last = timm.layers.Conv2dSame(10, 6, 3, stride=2)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.middle(torch.relu(self.norm(self.stem(x)))))
+        return self.head(torch.relu(self.last(self.pools(self.depth(x)))).flatten(1))
+
+
+def test_padding_that_depends_on_the_size_is_no_reason_to_leave_a_layer_whole() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = _Same().eval().requires_grad_(False)
+        net.norm.running_mean.normal_()
+    example = torch.randn(2, 3, 25, 14)
+    structure = enumerate_components(net, example[:1])
+    assert [(group.name, group.size) for group in structure.groups] == [("stem", 8), ("middle", 10), ("last", 6)]
+    assert [part.layer for part in structure.group("middle").through] == ["depth"]
+    assert structure.skipped == ()
+    assert verified(structure, net, example).groups == structure.groups
+    assert (structure.cost().params, structure.cost().flops) == counted(net, example[:1])
+    # Without components 1 and 2 of the stem, and without those of the other groups that are not kept.
+    keep = {"stem": [0, 3, 4, 5, 6, 7], "middle": [9, 2, 4], "last": [1, 5]}
+    masked, small = copy.deepcopy(net).double(), copy.deepcopy(net).double()
+    masked.middle.weight[:, [1, 2]] = 0.0
+    masked.last.weight[:, [0, 1, 3, 5, 6, 7, 8]] = 0.0
+    masked.head.weight.unflatten(1, (6, 2))[:, [0, 2, 3, 4]] = 0.0
+    remove(small, structure, keep)
+    assert small.depth.groups == 3
+    torch.testing.assert_close(small(example.double()), masked(example.double()), atol=1e-12, rtol=1e-12)
+    counts = {name: len(kept) for name, kept in keep.items()}
+    assert (structure.cost(counts).params, structure.cost(counts).flops) == counted(small, example[:1].double())
+
+
+def test_all_multiply_accumulates_of_a_network_from_tensorflow_are_in_groups() -> None:
+    structure = _structure(timm.create_model("tf_efficientnet_lite0"), 64)
+    assert structure.skipped == ()
+    assert structure.other == Cost(params=0, flops=0)
 
 
 class _Shuffle(nn.Module):

@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import Conv2dSame
+from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor, nn
 
 import modhifi
@@ -42,6 +44,8 @@ def norm(channels: int) -> nn.BatchNorm2d:
         lambda: [nn.Softmax(1), nn.ZeroPad2d(2)],
         lambda: [nn.Mish(), nn.Flatten(2), nn.LayerNorm(36, elementwise_affine=False)],
         lambda: [nn.Conv2d(4, 4, 3, groups=2, dilation=2), nn.Hardsigmoid(), nn.ReLU6()],
+        lambda: [Conv2dSame(4, 4, 3, stride=2), nn.ReLU(), Conv2dSame(4, 4, 2, groups=4), AvgPool2dSame(3, 2)],
+        lambda: [MaxPool2dSame(3, 2), Conv2dSame(4, 3, 3, dilation=2)],
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1])

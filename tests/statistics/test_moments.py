@@ -59,6 +59,35 @@ def test_patches_times_weight_is_the_convolution(options: dict) -> None:
     torch.testing.assert_close(outputs_at(layer, layer(x), at), rows[at[0]] @ flat_weight(layer).T)
 
 
+@pytest.mark.parametrize("size", [(7, 9), (8, 6), (5, 8)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (3, 2), (4, 1), ((1, 5), 1), (1, 1), (2, 3)])
+def test_timm_convolutions_that_pad_by_the_size_of_their_input(
+    size: tuple[int, int], stride: int, kernel: int | tuple[int, int], dilation: int
+) -> None:
+    options = {"stride": stride, "dilation": dilation, "dtype": torch.float64}
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    layer = timm.layers.Conv2dSame(4, 5, kernel, **options)
+    expected = layer(x)
+    assert expected.shape[2:] == tuple(-(-extent // stride) for extent in size)
+    assert position_count(layer, x, 2) == expected[0, 0].numel()
+    rows = patches(layer, x)
+    found = (rows @ flat_weight(layer).T + layer.bias).reshape(2, -1, 5).transpose(1, 2).reshape(expected.shape)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(operate(layer, x, flat_weight(layer), layer.bias), expected)
+    at = torch.randint(expected[0, 0].numel(), (2, 3))
+    chosen = rows.reshape(2, -1, rows.shape[1])[torch.arange(2)[:, None], at].flatten(0, 1)
+    torch.testing.assert_close(patches(layer, x, at), chosen)
+    torch.testing.assert_close(outputs_at(layer, expected, at), chosen @ flat_weight(layer).T)
+    # Depthwise: each channel has a weight of its own for its part of the row.
+    layer = timm.layers.Conv2dSame(4, 4, kernel, groups=4, **options)
+    expected = layer(x)
+    weight = flat_weight(layer)
+    torch.testing.assert_close(operate(layer, x, weight, layer.bias), expected)
+    found = (patches(layer, x).reshape(-1, 4, weight.shape[1]) * weight).sum(2) + layer.bias
+    torch.testing.assert_close(found.reshape(2, -1, 4).transpose(1, 2).reshape(expected.shape), expected)
+
+
 def test_patches_of_tokens() -> None:
     layer = nn.Linear(6, 3)
     x = torch.randn(2, 5, 6)

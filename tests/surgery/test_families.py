@@ -28,6 +28,7 @@ FAMILIES = {
     "mobilenetv2_100": (64, {"channels": 20, "stream": 5}),
     "mobilenetv3_small_100": (64, {"channels": 23, "stream": 4}),
     "efficientnet_b0": (64, {"channels": 35, "stream": 5}),
+    "tf_efficientnet_lite0": (64, {"channels": 19, "stream": 5}),
     "densenet121": (64, {"channels": 120}),
     "convnext_tiny": (64, {"neurons": 18}),
     "regnety_004": (64, {"channels": 33, "stream": 4}),
