@@ -49,6 +49,9 @@ ui.numbers(
         ),
     ]
 )
+warning = study.sample_warning()
+if warning:
+    st.warning(plain(f"{warning}."), icon=":material/group_add:")
 blocks = network.read_map(study)
 with st.container(border=True):
     title, colour = st.columns([1, 1], vertical_alignment="center")

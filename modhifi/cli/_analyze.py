@@ -80,10 +80,12 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
         "params": study.dense.params,
         "flops": study.dense.flops,
         "seconds": study.seconds,
+        "samples_needed": study.samples_needed(),
     }
+    warning = study.sample_warning()
     text = (
         f"{study.model.spec}: {value['components']} components in {value['groups']} groups,"
         f" {len(study.skipped)} layers not prunable; {study.data.samples} {samples_of(study.model)} in"
-        f" {study.seconds:.1f} s\nwritten to {asked.out}"
+        f" {study.seconds:.1f} s\n" + (f"{warning}\n" if warning else "") + f"written to {asked.out}"
     )
     return value, text

@@ -47,6 +47,8 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
         "flops": study.dense.flops,
         "groups": rows,
         "skipped": [skip.model_dump() for skip in study.skipped],
+        "samples": study.data.samples,
+        "samples_needed": study.samples_needed(),
     }
     head = [
         "group",
@@ -77,7 +79,7 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
         ],
     )
     legend = (
-        f"HiFi set: components needed for fidelity {asked.eta:g}, lower means that more can be removed;"
+        f"HiFi set: components needed for fidelity {asked.eta:g} on unseen samples, lower means that more can be removed;"
         " Lipschitz ≥: largest gain seen, lower means less sensitive"
     )
     skipped = [
@@ -86,7 +88,8 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
         else f"not prunable, {len(names)} layers: {listed(names)}: {reason}"
         for reason, names in study.structure.skipped_by_reason.items()
     ]
-    return value, "\n".join([text, legend, *skipped])
+    warning = study.sample_warning()
+    return value, "\n".join([text, legend, *([warning] if warning else []), *skipped])
 
 
 def _show_sensitivity(study: Study) -> Answer:

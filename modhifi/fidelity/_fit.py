@@ -6,6 +6,7 @@ unlearning*).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from ._moments import factored
 
-__all__ = ["TAIL", "Limit", "fit_moments", "fit_rows"]
+__all__ = ["TAIL", "Averages", "Limit", "Sums", "fit_moments", "fit_rows"]
 
-# The ridge is the largest eigenvalue for which it and all smaller ones together hold at most this share of the input's energy:
-# directions that the input hardly ever takes do not change the weights.
+# The smallest ridge to try is the largest eigenvalue for which it and all smaller ones together hold at most this share of the
+# input's energy: directions that the input hardly ever takes do not change the weights.
 TAIL = 1e-4
+# Larger ones to choose from, relative to the mean eigenvalue.
+_RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 # How often a layer in front of a ReLU is refitted.
 _ROUNDS = 3
 
@@ -38,6 +41,69 @@ class Limit:
         return torch.where(self.free, within, target)
 
 
+@dataclass(frozen=True)
+class Averages:
+    """Of the input and the target of a layer over some rows: ``second`` = E[x xᵀ] (n, n), ``cross`` = E[y xᵀ] (O, n), the means
+    ``x`` (n,) and ``y`` (O,), all in the precision to solve in, and the ``count`` of rows.
+    """
+
+    second: Tensor
+    cross: Tensor
+    x: Tensor
+    y: Tensor
+    count: float
+
+    def about(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """``second`` and ``cross`` of x − ``x`` and y − ``y``."""
+        apart, beside = self.x - x, self.y - y
+        second = self.second - torch.outer(self.x, self.x) + torch.outer(apart, apart)
+        return second, self.cross - torch.outer(self.y, self.x) + torch.outer(beside, apart)
+
+    @classmethod
+    def of(cls, parts: Sequence[Averages]) -> Averages:
+        """Over the rows of all ``parts`` together."""
+        total = sum(part.count for part in parts)
+
+        def average(values: Sequence[Tensor]) -> Tensor:
+            first = values[0] * (parts[0].count / total)
+            for value, part in zip(values[1:], parts[1:], strict=True):
+                first += value * (part.count / total)
+            return first
+
+        return cls(
+            average([part.second for part in parts]),
+            average([part.cross for part in parts]),
+            average([part.x for part in parts]),
+            average([part.y for part in parts]),
+            total,
+        )
+
+
+class Sums:
+    """What `Averages` are taken of: batches of rows, added up in single precision."""
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
+        # MPS has no float64.
+        self.exact = torch.float32 if device.type == "mps" else torch.float64
+        self.second = torch.zeros(inputs, inputs, device=device)
+        self.cross = torch.zeros(outputs, inputs, device=device)
+        self.x = torch.zeros(inputs, dtype=self.exact, device=device)
+        self.y = torch.zeros(outputs, dtype=self.exact, device=device)
+        self.count = 0
+
+    def add(self, rows: Tensor, target: Tensor) -> None:
+        """Adds ``rows`` (r, n) and ``target`` (r, O), float32."""
+        self.second.addmm_(rows.T, rows)
+        self.cross.addmm_(target.T, rows)
+        self.x += rows.to(self.exact).sum(0)
+        self.y += target.to(self.exact).sum(0)
+        self.count += len(rows)
+
+    def averages(self) -> Averages:
+        second, cross = self.second.to(self.exact) / self.count, self.cross.to(self.exact) / self.count
+        return Averages(second, cross, self.x / self.count, self.y / self.count, self.count)
+
+
 def fit_rows(
     rows: Tensor,
     target: Tensor,
@@ -46,13 +112,15 @@ def fit_rows(
     centred: bool,
     limit: Limit | None = None,
     share: Tensor | None = None,
+    fold: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """``W' = argmin E‖y − W'x − b‖² + λ‖W' − W‖²`` from ``rows`` (r, n), ``target`` (r, O) and the weights ``own`` (O, n).
 
-    Returns W' (O, n) and b (O,), both float64, and λ relative to the mean eigenvalue of E[x xᵀ]. b is 0 unless ``centred``. λ
-    is the largest eigenvalue for which it and all smaller ones hold at most ``tail`` of the trace. With a ``limit``, fitting
-    alternates with moving the free targets to the fit. ``share`` (r,), positive, weights the rows in every expectation; equal
-    weights by default.
+    Returns W' (O, n) and b (O,), both float64, and λ relative to the mean eigenvalue of E[x xᵀ]. b is 0 unless ``centred``.
+    Without ``fold``, λ is the largest eigenvalue for which it and all smaller ones hold at most ``tail`` of the trace. With the
+    number of each row's fold, (r,) int64, it is that or a larger one, whichever has the smallest error on folds that the fit
+    has not seen. With a ``limit``, fitting alternates with moving the free targets to the fit. ``share`` (r,), positive, weights
+    the rows in every expectation; equal weights by default.
     """
     exact = torch.float32 if rows.device.type == "mps" else torch.float64
     each = rows.new_full((len(rows), 1), 1 / len(rows)) if share is None else (share / share.sum())[:, None].to(rows)
@@ -60,11 +128,21 @@ def fit_rows(
     def mean(values: Tensor) -> Tensor:
         return (values * each).to(exact).sum(0) if centred else values.new_zeros(values.shape[1], dtype=exact)
 
-    mean_x = mean(rows)
-    x = rows - mean_x.to(rows)
+    mean_x, mean_y = mean(rows), mean(target)
+    x, y = rows - mean_x.to(rows), target - mean_y.to(target)
     weighted = x * each
-    second = (weighted.T @ x).to(exact)
-    factor, ridge, relative = _regularised(second, tail)
+
+    def averages(chosen: Tensor) -> Averages:
+        some, weight, aim = x[chosen], weighted[chosen], y[chosen]
+        count = float(each[chosen].double().sum())
+        second, cross = (weight.T @ some).to(exact) / count, (aim.T @ weight).to(exact) / count
+        return Averages(
+            second, cross, weight.to(exact).sum(0) / count, (aim * each[chosen]).to(exact).sum(0) / count, count
+        )
+
+    folds = [] if fold is None else [averages(fold == number) for number in fold.unique()]
+    second = Averages.of(folds).second if len(folds) > 1 else (weighted.T @ x).to(exact)
+    factor, ridge, relative = _regularised(second, tail, folds, own, centred)
 
     def solved(target: Tensor) -> tuple[Tensor, Tensor]:
         mean_y = mean(target)
@@ -79,21 +157,46 @@ def fit_rows(
     return weight, constant, relative
 
 
-def fit_moments(second: Tensor, cross: Tensor, own: Tensor, tail: float) -> tuple[Tensor, float]:
-    """`fit_rows` from averages over the rows: ``second`` = E[x xᵀ] (n, n) and ``cross`` = E[y xᵀ] (O, n), both in the
-    precision to solve in. Returns W' (O, n) and λ relative to the mean eigenvalue. To fit a constant too, pass covariances.
-    """
-    factor, ridge, relative = _regularised(second.clone(), tail)
-    return torch.cholesky_solve((cross + ridge * own.to(cross)).T, factor).T, relative
+def fit_moments(folds: Sequence[Averages], own: Tensor, tail: float, centred: bool) -> tuple[Tensor, Tensor, float]:
+    """`fit_rows` from the averages of each fold instead of the rows."""
+    whole = Averages.of(folds)
+    x, y = (whole.x, whole.y) if centred else (torch.zeros_like(whole.x), torch.zeros_like(whole.y))
+    second, cross = whole.about(x, y)
+    factor, ridge, relative = _regularised(second, tail, folds, own, centred)
+    weight = torch.cholesky_solve((cross + ridge * own.to(cross)).T, factor).T
+    return weight, y - weight @ x, relative
 
 
-def _regularised(second: Tensor, tail: float) -> tuple[Tensor, float, float]:
+def _regularised(
+    second: Tensor, tail: float, folds: Sequence[Averages], own: Tensor, centred: bool
+) -> tuple[Tensor, float, float]:
     """The Cholesky factor of ``second`` + λI, λ, and λ relative to the mean eigenvalue; adds λI to ``second`` in place."""
-    ridge = max(_tail_eigenvalue(second, tail), 1e-12)
     mean = max(float(second.diagonal().mean()), 1e-12)
+    ridge = max(_tail_eigenvalue(second, tail), 1e-12)
+    if len(folds) > 1:
+        ridge = _chosen(folds, own, centred, [ridge, *(mean * larger for larger in _RIDGES if mean * larger > ridge)])
     second.diagonal().add_(ridge)
     factor, extra = factored(second)
     return factor, ridge + extra, (ridge + extra) / mean
+
+
+def _chosen(folds: Sequence[Averages], own: Tensor, centred: bool, ridges: Sequence[float]) -> float:
+    """The one of ``ridges`` whose fits to all folds but one have the smallest error on that one."""
+    errors = torch.zeros(len(ridges), dtype=torch.float64)
+    for number, judge in enumerate(folds):
+        train = Averages.of([one for index, one in enumerate(folds) if index != number])
+        x, y = (train.x, train.y) if centred else (torch.zeros_like(train.x), torch.zeros_like(train.y))
+        second, cross = train.about(x, y)
+        tested, wanted = judge.about(x, y)
+        for index, ridge in enumerate(ridges):
+            regular = second.clone()
+            regular.diagonal().add_(ridge)
+            factor, _ = factored(regular)
+            weight = torch.cholesky_solve((cross + ridge * own.to(cross)).T, factor).T
+            # E‖y − W'x‖² without E‖y‖², which no choice changes.
+            error = ((weight @ tested - 2.0 * wanted) * weight).sum()
+            errors[index] += judge.count * float(error)
+    return ridges[int(errors.argmin())]
 
 
 def _tail_eigenvalue(second: Tensor, tail: float) -> float:

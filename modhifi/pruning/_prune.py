@@ -133,7 +133,7 @@ def make_plan(
         progress(done, len(touched), "compensating")
         edit = edits[name] if in_sequence else study.edit(name, decided.keep, settings.level, centred)
         if not in_sequence:
-            ridges[name] = study.layers[name].ridge(centred, study.ridge)
+            ridges[name] = study.layers[name].ridge(centred, study.ridge_of(name, centred))
         kept = remaining_columns(study.structure, name, edit.weight, decided.keep)
         tensors[f"{name}.weight"] = edit.weight[:, kept].float()
         if centred:

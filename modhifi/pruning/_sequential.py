@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..fidelity import TAIL, Limit, fit_rows
 from ..layers import Edit, Route, bias_of, flat_weight, operate, patches, rows_at
 from ..progress import Progress, silent
-from ..statistics import Affine, Observed, Site, able, at_most, fit_in_sequence, observe
+from ..statistics import FOLDS, Affine, Observed, Site, able, at_most, fit_in_sequence, observe
 from ..study import Study
 from ..surgery import remaining_columns
 
@@ -51,8 +51,8 @@ def sequential(
         module: the original network; it is not changed.
         images: (N, 3, H, W). As many of them are used as fit into memory in one batch.
         centred: whether the lost mean is restored by a constant.
-        tail: chooses the ridge that pulls the weights towards the original ones: the eigenvalue of the input's second moment
-            below which this share of the energy lies.
+        tail: the smallest ridge that pulls the weights towards the original ones is the eigenvalue of the input's second moment
+            below which this share of the energy lies; larger ones are chosen where they are better on unseen samples.
         drift: whether a layer whose output is added to a residual stream (directly, or through BatchNorm or a LayerScale
             module) also corrects what the stream has lost so far.
         rectified: whether outputs that a ReLU cuts off need only stay below its threshold.
@@ -167,8 +167,12 @@ class _Run:
         else:
             target, limit = self._target(site)
             stays = remaining_columns(self.study.structure, name, own, self.keep)
-            rows = patches(layer, site.x, self.observed.positions[name])[:, stays]
-            weight, shift, self.ridges[name] = fit_rows(rows, target, own[:, stays], self.tail, self.centred, limit)
+            at = self.observed.positions[name]
+            rows = patches(layer, site.x, at)[:, stays]
+            fold = (torch.arange(len(at), device=rows.device) % FOLDS).repeat_interleave(at.shape[1])
+            weight, shift, self.ridges[name] = fit_rows(
+                rows, target, own[:, stays], self.tail, self.centred, limit, fold=fold
+            )
             new = torch.zeros(own.shape, dtype=weight.dtype, device=weight.device)
             new[:, stays] = weight
             edit = Edit(new, shift)

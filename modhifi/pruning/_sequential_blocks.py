@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..fidelity import TAIL, fit_moments
+from ..fidelity import TAIL, Sums, fit_moments
 from ..layers import Edit, bias_of
 from ..models import CausalLM, held
 from ..progress import Progress, silent
-from ..statistics import Stream, entered
+from ..statistics import FOLDS, Stream, entered
 from ..study import Study
 from ..surgery import remaining_columns
 
@@ -134,8 +134,8 @@ class _Pair:
             return bool((total - outputs[""]).abs().max() <= rounding)
         return False
 
-    def _rows(self, part: str, stays: Tensor, drift: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """The kept inputs (r, n) and the targets (r, O) of the layer, batch by batch."""
+    def _rows(self, part: str, stays: Tensor, drift: bool) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The number of the first sample, the kept inputs (r, n) and the targets (r, O) of the layer, batch by batch."""
         out = self.module.family.out
         bias = bias_of(self.layer(part)).float()
         for start in self.original.starts():
@@ -146,37 +146,23 @@ class _Pair:
                 target = target + states - changed
                 if part != out:  # the MLP's output is added to a stream that already holds attention's
                     target = target + outputs[out] - now[out]
-            yield inputs[part][:, stays], target
+            yield start, inputs[part][:, stays], target
 
     def fit(self, part: str, stays: Tensor, centred: bool, tail: float, drift: bool) -> tuple[Edit, float]:
         """Fits the layer, writes the weights into the copy, and returns the edit and its ridge."""
         layer = self.layer(part)
-        exact = torch.float32 if layer.weight.device.type == "mps" else torch.float64
-        second: Tensor | float = 0.0
-        cross: Tensor | float = 0.0
-        mean_x: Tensor | float = 0.0
-        mean_y: Tensor | float = 0.0
-        count = 0
-        for x, y in self._rows(part, stays, drift):
-            second, cross = second + x.T @ x, cross + y.T @ x
-            mean_x, mean_y = mean_x + x.to(exact).sum(0), mean_y + y.to(exact).sum(0)
-            count += len(x)
-        assert isinstance(second, Tensor)
-        assert isinstance(cross, Tensor)
-        assert isinstance(mean_x, Tensor)
-        assert isinstance(mean_y, Tensor)
-        second, cross, mean_x, mean_y = (
-            second.to(exact) / count,
-            cross.to(exact) / count,
-            mean_x / count,
-            mean_y / count,
-        )
-        if centred:
-            second, cross = second - torch.outer(mean_x, mean_x), cross - torch.outer(mean_y, mean_x)
-        weight, ridge = fit_moments(second, cross, layer.weight[:, stays], tail)
+        device = layer.weight.device
+        sums = [Sums(int(stays.sum()), layer.out_features, device) for _ in range(FOLDS)]
+        for start, x, y in self._rows(part, stays, drift):
+            tokens = self.original.states.shape[1]
+            number = start + torch.arange(len(x), device=x.device) // tokens
+            for fold, one in enumerate(sums):
+                mine = number % FOLDS == fold
+                one.add(x[mine], y[mine])
+        folds = [one.averages() for one in sums if one.count]
+        weight, shift, ridge = fit_moments(folds, layer.weight[:, stays], tail, centred)
         new = torch.zeros(layer.weight.shape, dtype=weight.dtype, device=weight.device)
         new[:, stays] = weight
-        shift = mean_y - weight @ mean_x if centred else torch.zeros_like(mean_y)
         layer.weight.copy_(new)
         if centred:
             layer.bias = nn.Parameter((bias_of(layer) + shift.to(layer.weight)), requires_grad=False)

@@ -1,7 +1,8 @@
 """The statistics stored for a layer's input, and the running sums behind them.
 
 Everything is a sum over rows (one row: what the layer's weight multiplies at one position of one sample), so that batches,
-processes and interrupted runs add up:
+processes and interrupted runs add up. Sums over the samples with an even and with an odd number are kept apart, as two folds:
+what is fitted on one is judged on the other.
 
 - *dense*: ``Σ x xᵀ`` and ``Σ x``, for layers with up to `MAX_INPUTS` inputs;
 - *contributions*: for wider layers ``Σ_o Σ A_i A_j``, the (C, C) Gram matrix of the components' contributions to all
@@ -22,10 +23,12 @@ from torch import Tensor
 from ..layers import Operator, flat_weight, outputs_at, patches, position_count
 from ._positions import draw, draw_size
 
-__all__ = ["MAX_INPUTS", "LayerSums", "Moments", "partition"]
+__all__ = ["FOLDS", "MAX_INPUTS", "LayerSums", "Moments", "partition"]
 
 # With more inputs than this, a dense second moment would take more than 512 MiB in float32.
 MAX_INPUTS = 11_585
+# Sample i belongs to fold i modulo this. Rows of one sample are alike, so a sample is never divided.
+FOLDS = 2
 # In smaller tiles, skipping the symmetric half would save less than the splitting costs.
 _TILE = 512
 # The class tables use one in this many positions.
@@ -34,15 +37,55 @@ _CLASS_POSITIONS = 64
 
 @dataclass
 class Moments:
-    """``second`` (n, n) float32 and ``mean`` (n,) float64 are averages over ``count`` rows; a sample has ``positions``.
+    """``seconds`` (F, n, n) float32 and ``means`` (F, n) float64 are averages over the ``counts`` rows of each fold; a sample has
+    ``positions`` rows to draw from. Folds without rows are omitted.
 
-    For a wide layer, ``second`` is the (C, C) matrix of contributions, over the parts given by `partition`.
+    For a wide layer, ``seconds`` are the (C, C) matrices of contributions, over the parts given by `partition`.
     """
 
-    second: Tensor
-    mean: Tensor
-    count: int
+    seconds: Tensor
+    means: Tensor
+    counts: tuple[int, ...]
     positions: int
+
+    @property
+    def count(self) -> int:
+        """The number of rows of all folds."""
+        return sum(self.counts)
+
+    @property
+    def shares(self) -> list[float]:
+        """The fraction of the rows that each fold holds."""
+        return [count / self.count for count in self.counts]
+
+    @property
+    def second(self) -> Tensor:
+        """(n, n) float32: the average over all folds."""
+        return self._average(self.seconds)
+
+    @property
+    def mean(self) -> Tensor:
+        """(n,) float64: the average over all folds."""
+        return self._average(self.means)
+
+    def _average(self, values: Tensor) -> Tensor:
+        total = values[0] * self.shares[0]
+        for value, share in zip(values[1:], self.shares[1:], strict=True):
+            total += value * share
+        return total
+
+    def without(self, fold: int) -> Moments:
+        """The moments of all folds but one. Raises `ValueError` if there is no other."""
+        others = [index for index in range(len(self.counts)) if index != fold]
+        if not others:
+            raise ValueError("there is only one fold")
+        counts = tuple(self.counts[index] for index in others)
+        return Moments(self.seconds[others], self.means[others], counts, self.positions)
+
+    def only(self, fold: int) -> Moments:
+        """The moments of one fold."""
+        one = slice(fold, fold + 1)
+        return Moments(self.seconds[one], self.means[one], self.counts[one], self.positions)
 
 
 def partition(inputs: int, groups: Mapping[str, Tensor]) -> Tensor:
@@ -91,9 +134,9 @@ class LayerSums:
             self.parts = [torch.nonzero(labels == part)[:, 0] for part in range(int(labels.max()) + 1)]
         size = len(self.parts) if self.wide else inputs
         self.sums: dict[str, Tensor] = {
-            "second": torch.zeros(size, size, dtype=torch.float32, device=device),
-            "mean": torch.zeros(inputs, dtype=exact, device=device),
-            "count": torch.zeros((), dtype=torch.int64, device=device),
+            "second": torch.zeros(FOLDS, size, size, dtype=torch.float32, device=device),
+            "mean": torch.zeros(FOLDS, inputs, dtype=exact, device=device),
+            "count": torch.zeros(FOLDS, dtype=torch.int64, device=device),
         }
         if classes:
             self.sums["class_energy"] = torch.zeros(classes, dtype=exact, device=device)
@@ -113,12 +156,21 @@ class LayerSums:
         if self.size < self.positions:
             at = draw(self.positions, self.size, self.name, samples, self.seed).to(x.device)
         rows = patches(layer, x, at).float()
-        if self.wide:
-            self._add_contributions(rows)
-        else:
-            _add_symmetric(self.sums["second"], rows)
-        self.sums["mean"] += rows.sum(0)
-        self.sums["count"] += rows.shape[0]
+        for fold in range(FOLDS):
+            mine = samples % FOLDS == fold
+            if not bool(mine.any()):
+                continue
+            part = (
+                rows
+                if bool(mine.all())
+                else rows.reshape(len(samples), self.size, -1)[mine.to(rows.device)].flatten(0, 1)
+            )
+            if self.wide:
+                self._add_contributions(self.sums["second"][fold], part)
+            else:
+                _add_symmetric(self.sums["second"][fold], part)
+            self.sums["mean"][fold] += part.sum(0)
+            self.sums["count"][fold] += part.shape[0]
         if self.classes:
             used = min(self.size, max(1, self.positions // _CLASS_POSITIONS))
             # Drawn positions come in random order, so the first of them will do; if all are used, some are drawn here.
@@ -131,12 +183,12 @@ class LayerSums:
             ]
             self._note(chosen, outputs_at(layer, y, where if at is None else at[:, :used]))
 
-    def _add_contributions(self, rows: Tensor) -> None:
+    def _add_contributions(self, total: Tensor, rows: Tensor) -> None:
         outputs = self.weight.shape[0]
         step = max(1, (1 << 26) // (len(self.parts) * outputs))
         for chunk in rows.split(step):
             each = torch.stack([chunk[:, part] @ self.weight[:, part].T for part in self.parts]).flatten(1)  # (C, r·O)
-            self.sums["second"].addmm_(each, each.T)
+            total.addmm_(each, each.T)
 
     def _note(self, rows: Tensor, outputs: Tensor) -> None:
         """Sums ``rows`` (B, p, n) and ``outputs`` (B·p, O) over some of the positions; `classify` assigns them to classes."""
@@ -164,17 +216,18 @@ class LayerSums:
         self.waiting = {}
 
     def result(self) -> Moments:
-        count = int(self.sums["count"])
-        if not count:
+        counts = [count for count in self.sums["count"].tolist() if count]
+        if not counts:
             raise RuntimeError(f"no forward pass reached {self.name}")
-        second = self.sums["second"]
+        seen = self.sums["count"] > 0
+        second, mean = self.sums["second"][seen], self.sums["mean"][seen].cpu().double()
         if not self.wide:
             lower = second.tril()
-            second = lower + lower.tril(-1).T
+            second = lower + lower.tril(-1).mT
         return Moments(
-            second=(second / count).cpu(),
-            mean=(self.sums["mean"].cpu().double() / count),
-            count=count,
+            seconds=(second / second.new_tensor(counts)[:, None, None]).cpu(),
+            means=mean / mean.new_tensor(counts)[:, None],
+            counts=tuple(counts),
             positions=self.positions,
         )
 

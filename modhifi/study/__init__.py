@@ -2,8 +2,9 @@
 
 from ._analyze import CLASS_SAMPLES, analyze
 from ._constants import CONSTANT_SAMPLES, CONSTANTS, estimate, usual
+from ._folder import STUDY_SCHEMA, read_columns
 from ._layer import LayerStats, Level
-from ._study import STUDY_SCHEMA, Study, read_columns
+from ._study import Study
 from ._tables import LEVELS, ORDERS, SCORES
 
 __all__ = [

@@ -20,13 +20,14 @@ from ..files import claim_folder, sweep, temporary
 from ..layers import flat_weight, get_operator
 from ..models import CausalLM, Model
 from ..progress import Progress, silent
-from ..statistics import Collected, Partial, collect, process_count, process_rank, share
+from ..statistics import FOLDS, Collected, Partial, collect, process_count, process_rank, share
 from ..surgery import verified
 from ..text import listed
 from ._blocks import derive_blocks
 from ._constants import estimate, usual
+from ._folder import FOLDER, STUDY_SCHEMA, read_columns
 from ._layer import LayerStats
-from ._study import FOLDER, STUDY_SCHEMA, Study, read_columns
+from ._study import Study
 
 __all__ = ["CLASS_SAMPLES", "analyze"]
 
@@ -90,6 +91,10 @@ def analyze(
     drawn = windowed(data.take(samples, seed), model)
     if not len(drawn):
         raise UserError(f"{data.spec} has no samples in its {data.split} split; choose another split or other data")
+    if len(drawn) < FOLDS:
+        raise UserError(
+            f"an analysis needs at least {FOLDS} samples: what is fitted on one is judged on another; use more"
+        )
     key = _key(model, drawn, [seed, batch_size, ridge, list(constants), constant_samples])
     target = None if out is None else Path(out)
     known = None if target is None else _known(target, key)
@@ -222,7 +227,7 @@ def _derive(
 ) -> Study:
     layers = {}
     for name, columns in groups.items():
-        if not bool(torch.isfinite(found.moments[name].second).all()):
+        if not bool(torch.isfinite(found.moments[name].seconds).all()):
             raise UserError(f"the input of {name} is not finite on this data; check the weights, --mean and --std")
         weight = flat_weight(get_operator(model.module, name)).cpu().float().clone()
         layers[name] = LayerStats(weight, found.moments[name], columns)

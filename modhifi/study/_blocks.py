@@ -14,8 +14,9 @@ from ..layers import flat_weight, get_operator
 from ..models import CausalLM, Model, onloaded
 from ..progress import Progress
 from ..statistics import collect_blocks
+from ._folder import layer_tensors, read_columns, read_layer
 from ._layer import LayerStats
-from ._study import Study, layer_tensors, read_columns, read_layer
+from ._study import Study
 
 __all__ = ["derive_blocks"]
 
@@ -46,7 +47,7 @@ def derive_blocks(
         if not keep:
             continue
         for name in moments:
-            if not bool(torch.isfinite(moments[name].second).all()):
+            if not bool(torch.isfinite(moments[name].seconds).all()):
                 raise UserError(f"the input of {name} is not finite on this data; check the weights and their dtype")
             layer = get_operator(net, name)
             with onloaded(layer):
@@ -60,6 +61,6 @@ def derive_blocks(
             file = folder / f"{name}.safetensors"
             safetensors.torch.save_file(layer_tensors(study.layers[name]), file)
             about = study.layers[name].moments
-            study.layers[name] = read_layer(file, about.count, about.positions, columns[name])
+            study.layers[name] = read_layer(file, about.counts, about.positions, columns[name])
             del about
         del moments  # free them before the next block is accumulated

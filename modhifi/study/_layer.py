@@ -9,13 +9,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..fidelity import centre, full_compensation, ridged, scalar_compensation
+from ..fidelity import (
+    Fold,
+    best_ridge,
+    full_compensation,
+    output_energy,
+    ridged,
+    scalar_compensation,
+    singleton_from_moments,
+)
 from ..layers import Edit
 from ..statistics import Moments, partition
 
 __all__ = ["LayerStats", "Level"]
 
 Level = Literal["none", "scalar", "full"]
+
+_ALIKE = 1e12
+# Ridges to choose from, relative to the mean eigenvalue.
+_RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
 
 @dataclass
@@ -35,22 +47,28 @@ class LayerStats:
     @property
     def wide(self) -> bool:
         """Whether contributions are stored instead of dense moments."""
-        return self.moments.second.shape[0] != self.weight.shape[1]
+        return self.moments.seconds.shape[1] != self.weight.shape[1]
 
     def check(self) -> None:
         """Raises `ValueError` if shapes or dtypes contradict each other, or a value is not finite: files are untrusted."""
-        second, mean, weight = self.moments.second, self.moments.mean, self.weight
+        second, mean, weight = self.moments.seconds, self.moments.means, self.weight
+        folds = len(self.moments.counts)
         if not all(value.is_floating_point() and value.isfinite().all() for value in (second, mean, weight)):
             raise ValueError("its moments or weights are not finite numbers")
         if (second.dtype, mean.dtype, weight.dtype) != (torch.float32, torch.float64, torch.float32):
             raise ValueError("its moments or weights are of another type")
-        if weight.ndim != 2 or second.ndim != 2 or mean.shape != weight.shape[1:]:
+        if (
+            weight.ndim != 2
+            or second.ndim != 3
+            or not 0 < folds == len(second)
+            or mean.shape != (folds, weight.shape[1])
+        ):
             raise ValueError("its moments do not fit its weights")
         top = max((int(columns.max()) for columns in self.groups.values()), default=0)
         if top >= weight.shape[1]:
             raise ValueError(f"a group owns column {top} of a layer that has {weight.shape[1]}")
         wide = int(self.parts().max()) + 1
-        if second.shape not in {(weight.shape[1],) * 2, (wide,) * 2}:
+        if second.shape[1:] not in {(weight.shape[1],) * 2, (wide,) * 2}:
             raise ValueError("its moments do not fit its weights")
 
     def parts(self) -> Tensor:
@@ -63,25 +81,81 @@ class LayerStats:
 
     def moment_and_weight(self, centred: bool, ridge: float) -> tuple[Tensor, Tensor]:
         """The second moment (centred: the covariance) plus ridge, (m, m), and the weights (O, m) that go with it, float64."""
-        raw, weight = self._moment(centred)
-        return ridged(raw, ridge, self._rounding()), weight
+        mean = self.moments.mean if centred else None
+        return ridged(self._about(self.moments, mean), ridge, self._rounding()), self._own_weight()
+
+    def folds(self, centred: bool, ridge: float) -> list[Fold]:
+        """For every fold the second moment of the others plus ridge, and its own, both (m, m) float64; centred, about the mean
+        of the others. Raises `ValueError` if there is only one fold.
+        """
+        floor = self._rounding()
+        return [Fold(ridged(train, ridge, floor), judge, share) for train, judge, share in self._split(centred)]
+
+    def best_ridge(self, centred: bool, least: float) -> float:
+        """The ridge relative to the mean eigenvalue, at least ``least``, with the smallest error on unseen samples if the
+        components keep half of their number: those with the highest fidelity alone.
+        """
+        second, weight = self.moment_and_weight(centred, least)
+        stays = torch.ones(len(second), dtype=torch.bool)
+        energy = output_energy(second, weight)
+        for group in self.groups:
+            columns = self.blocks(group)
+            alone = energy @ singleton_from_moments(second, weight, columns)
+            stays[columns[alone.argsort()[: len(columns) // 2]].reshape(-1)] = False
+        ridges = sorted({least, *(ridge for ridge in _RIDGES if ridge > least)})
+        return best_ridge(self._split(centred), weight, torch.nonzero(stays)[:, 0], ridges, self._rounding())
+
+    def independent(self) -> float:
+        """The number of independent Gaussian samples whose covariance would differ as much between the folds. With ``n`` of
+        them in two halves, ``E‖H_1 − H_2‖² = (tr² H + ‖H‖²)·4/n``; Frobenius norms, and ``‖H‖²`` is estimated by ⟨H_1, H_2⟩.
+        At most 10¹², which stands for folds that agree; 0 if there is only one.
+        """
+        if len(self.moments.counts) < 2:
+            return 0.0
+        parts = [self._about(self.moments.only(f), self.moments.means[f]) for f in range(2)]
+        spread = float((parts[0] - parts[1]).square().sum())
+        pooled = float((parts[0].diagonal() + parts[1].diagonal()).sum()) / 2
+        shares = self.moments.shares
+        between = 1 / shares[0] + 1 / shares[1]
+        above = (pooled**2 + max(0.0, float((parts[0] * parts[1]).sum()))) * between
+        return min(_ALIKE, above / spread) if spread > 0 else _ALIKE
 
     def ridge(self, centred: bool, ridge: float) -> float:
         """What `moment_and_weight` adds to the diagonal, relative to the mean eigenvalue: ``ridge`` or the rounding error of
         the moment, whichever is larger.
         """
-        mean = float(self._moment(centred)[0].diagonal().mean())
+        about = self._about(self.moments, self.moments.mean if centred else None)
+        mean = float(about.diagonal().mean())
         return max(ridge, self._rounding() / mean) if mean > 0 else ridge
 
-    def _moment(self, centred: bool) -> tuple[Tensor, Tensor]:
-        second, weight = self.moments.second.double(), self.weight.double()
-        if not self.wide:
-            return (centre(second, self.moments.mean) if centred else second), weight
-        if centred:
-            contributions = torch.zeros(len(second), weight.shape[0], dtype=torch.float64)
-            contributions.index_add_(0, self.parts(), (weight * self.moments.mean).T)
-            second = second - contributions @ contributions.T
-        return second, torch.ones(1, len(second), dtype=torch.float64)
+    def _own_weight(self) -> Tensor:
+        return torch.ones(1, self.moments.seconds.shape[1], dtype=torch.float64) if self.wide else self.weight.double()
+
+    def _split(self, centred: bool) -> list[tuple[Tensor, Tensor, float]]:
+        """For every fold the second moment of the others, its own, and its share; centred, about the mean of the others."""
+        found = []
+        for fold, share in enumerate(self.moments.shares):
+            others = self.moments.without(fold)
+            mean = others.mean if centred else None
+            found.append((self._about(others, mean), self._about(self.moments.only(fold), mean), share))
+        return found
+
+    def _about(self, moments: Moments, origin: Tensor | None) -> Tensor:
+        """(m, m) float64: ``E[(x − origin)(x − origin)ᵀ]``, of the input or, for a wide layer, of the contributions."""
+        second, mean = moments.second.double(), moments.mean
+        if origin is None:
+            return second
+        if self.wide:
+            mean, origin = self._contributions(mean), self._contributions(origin)
+        else:
+            mean, origin = mean[:, None], origin[:, None]
+        apart = mean - origin
+        return second - mean @ mean.T + apart @ apart.T
+
+    def _contributions(self, mean: Tensor) -> Tensor:
+        """(C, O) float64: each part's contribution to the mean output."""
+        found = torch.zeros(self.moments.seconds.shape[1], len(self.weight), dtype=torch.float64)
+        return found.index_add_(0, self.parts(), (self.weight.double() * mean).T)
 
     def _rounding(self) -> float:
         # The moments are float32 sums, so their eigenvalues are only accurate to about this much.

@@ -1,79 +1,43 @@
-"""`Study` and its folder: ``study.json`` (references, structure) and ``study.safetensors`` (moments, weights, tables)."""
+"""`Study`: what was collected and derived, and the questions that it answers."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..components import Cost, Group, Skipped, Structure
-from ..errors import UserError, first_fault
+from ..errors import UserError
 from ..fidelity import output_energy, singleton_from_moments
-from ..files import FolderKind, atomic_folder, file_sha256, read_json, recover, write_json
 from ..layers import Edit
 from ..lipschitz import Gains, Upper, estimators
 from ..progress import Progress, silent
-from ..specs import DataRef, ModelRef, TensorFile, TokenSpec, Value
-from ..statistics import Moments
+from ..specs import DataRef, ModelRef, TokenSpec
 from ..text import listed
+from ._folder import read_folder, write_folder
 from ._layer import LayerStats, Level
 from ._tables import (
     ORDERS,
     SCORES,
-    check_tables,
     energy_key,
     error_key,
+    independent_key,
     order_key,
     ranked,
+    ridge_key,
     score_key,
     tabulate,
     tabulate_order,
 )
 
-__all__ = ["FOLDER", "STUDY_SCHEMA", "Study", "layer_tensors", "read_columns", "read_layer"]
-
-STUDY_SCHEMA = 4
-_MANIFEST, _TENSORS = "study.json", "study.safetensors"
-
-
-def _listed(manifest: Any) -> list[str]:
-    """The files of a study, of this or another schema; see `FolderKind`."""
-    _ = manifest["schema_version"], manifest["structure"]
-    return [manifest["tensors"]["file"], *(f"{layer}.safetensors" for layer in manifest.get("bytes", ()))]
-
-
-# `prune` keeps the latencies that it measured beside the study.
-FOLDER = FolderKind("a study", _MANIFEST, _listed, extra=("latency.json",))
-
-
-class _Counted(Value):
-    count: int = Field(ge=1)
-    positions: int = Field(ge=1)
-
-
-class _Manifest(Value):
-    schema_version: int
-    model: ModelRef
-    data: DataRef
-    structure: Structure
-    layers: dict[str, _Counted]
-    gains: list[str]
-    certified: dict[str, Upper]
-    ridge: float = Field(ge=0)
-    seconds: float = Field(ge=0)
-    key: str
-    tensors: TensorFile
-    bytes: dict[str, int]
+__all__ = ["Study"]
 
 
 @dataclass
@@ -140,6 +104,7 @@ class Study:
         centred: bool | None = None,
         group: str | None = None,
         orders: Sequence[str] = ORDERS,
+        unseen: bool = True,
     ) -> list[str]:
         """The groups, or ``group`` alone, whose curves at this compensation level have not been derived yet."""
         centred = self.centred if centred is None else centred
@@ -148,7 +113,7 @@ class Study:
             one.name
             for one in groups
             if any(
-                error_key(one.name, c.layer, order, compensate, centred) not in self.tables
+                error_key(one.name, c.layer, order, compensate, centred, unseen) not in self.tables
                 for c in one.consumers
                 for order in orders
             )
@@ -161,13 +126,15 @@ class Study:
         group: str | None = None,
         orders: Sequence[str] = ORDERS,
         *,
+        unseen: bool = True,
         device: torch.device | None = None,
         progress: Progress = silent,
     ) -> None:
         """Derives the scores, orders and curves that are missing, for all groups or ``group`` alone.
 
         Raw moments and scalar compensation can take long for wide layers, so the dashboard derives them in the background.
-        ``orders`` may include scores added by `add_score`. ``device`` is where to compute, if it is a GPU.
+        ``orders`` may include scores added by `add_score`; ``unseen`` as in `errors`. ``device`` is where to compute, if it is
+        a GPU.
         """
         centred = self.centred if centred is None else centred
         what = "deriving scores and curves"
@@ -186,7 +153,7 @@ class Study:
         for done, (_, tables) in enumerate(found if wanted else (), 1):
             self.tables |= tables
             progress(done, len(wanted), what)
-        lacking = set(self.missing(compensate, centred, group, orders))
+        lacking = set(self.missing(compensate, centred, group, orders, unseen))
         readers = {
             name: [g.name for g, _ in read if g.name in lacking] for name, read in self.structure.readers.items()
         }
@@ -202,8 +169,9 @@ class Study:
                 self.layers[name],
                 index,
                 compensate,
-                self.ridge,
+                self.ridge_of(name, centred) if unseen else self.ridge,
                 centred,
+                unseen,
                 partial(progress, done, len(layers), what),
             )
         progress(len(layers), len(layers), what)
@@ -259,14 +227,58 @@ class Study:
         if not self.has_score(score):
             raise UserError(f"this study has no score {score!r}; choose one of {', '.join(SCORES)}")
 
-    def errors(self, group: str, layer: str, order: str, compensate: Level, centred: bool) -> np.ndarray:
+    def errors(
+        self, group: str, layer: str, order: str, compensate: Level, centred: bool, unseen: bool = True
+    ) -> np.ndarray:
         """(C + 1,) float64: ``E‖Y − Ŷ‖²`` of one sample at ``layer`` if the first 0…C components of ``group`` are kept, and all
         components of the other groups that the layer reads.
+
+        ``unseen``: the error on samples that the weights were not fitted to (`modhifi.fidelity.crossfitted_curve`); otherwise
+        that on the calibration samples, with the ridge of the study, as published. The two differ without limit where a layer
+        has more inputs than there are independent samples.
         """
-        key = error_key(group, layer, order, compensate, centred)
+        key = error_key(group, layer, order, compensate, centred, unseen)
         if key not in self.tables:
-            self.derive(compensate, centred, group, (order,))
+            self.derive(compensate, centred, group, (order,), unseen=unseen)
         return self.tables[key].numpy()
+
+    def ridge_of(self, layer: str, centred: bool) -> float:
+        """The ridge that `edit` adds to the moment of ``layer``, relative to its mean eigenvalue: that with the smallest error on
+        unseen samples, see `LayerStats.best_ridge`.
+        """
+        key = ridge_key(layer, centred)
+        if key not in self.tables:
+            self.tables[key] = torch.tensor([self.layers[layer].best_ridge(centred, self.ridge)], dtype=torch.float64)
+        return float(self.tables[key])
+
+    def independent(self, layer: str) -> float:
+        """How many independent samples the calibration data is worth at ``layer``; see `LayerStats.independent`."""
+        key = independent_key(layer)
+        if key not in self.tables:
+            self.tables[key] = torch.tensor([self.layers[layer].independent()], dtype=torch.float64)
+        return float(self.tables[key])
+
+    def samples_needed(self) -> dict[str, int]:
+        """Layer → the number of calibration samples that would be worth as many independent ones as it has inputs, for the
+        layers that have seen fewer. Their errors on unseen samples are large, and pruning leaves them nearly whole.
+        """
+        found = {}
+        for name, stats in self.layers.items():
+            inputs, worth = stats.moments.seconds.shape[1], self.independent(name)
+            if worth < inputs:
+                found[name] = math.ceil(self.data.samples * inputs / max(worth, 1.0))
+        return found
+
+    def sample_warning(self) -> str | None:
+        """`samples_needed` in one sentence; None if the samples do."""
+        needed = self.samples_needed()
+        if not needed:
+            return None
+        layers = f"{len(needed)} layers have" if len(needed) > 1 else "1 layer has"
+        return (
+            f"{layers} more inputs than independent samples were seen ({listed(list(needed))}), so that little can be said of"
+            f" what they need; about {max(needed.values()):,} samples would do"
+        )
 
     def energy(self, layer: str, centred: bool) -> float:
         """``E‖Y‖²`` (centred: the variance) of one sample at ``layer``, summed over outputs and positions."""
@@ -278,27 +290,41 @@ class Study:
         return float(self.tables[key])
 
     def curve(
-        self, group: str, order: str = "greedy", compensate: Level = "full", centred: bool | None = None
+        self,
+        group: str,
+        order: str = "greedy",
+        compensate: Level = "full",
+        centred: bool | None = None,
+        *,
+        unseen: bool = True,
     ) -> np.ndarray:
         """(C + 1,) float64: fidelity of the first 0…C components of the order, energy-weighted over all consumers. Other groups
         that the consumers read are kept, so the curve starts above 0 where there are any.
 
-        ``compensate``: ``scalar`` is Subset Fidelity as defined (ModHiFi, Def. 3.1), ``full`` allows any new weights, ``none``
-        leaves the weights unchanged and can be negative.
+        ``compensate``: ``scalar`` is Subset Fidelity (ModHiFi, Def. 3.1), ``full`` allows any new weights, ``none`` leaves the
+        weights unchanged. ``unseen`` as in `errors`: fidelity on unseen samples need not be monotone, and is negative where a
+        fit is worse than none. As published: ``compensate="scalar", centred=False, unseen=False``.
         """
         centred = self.centred if centred is None else centred
         consumers = self.group(group).consumers
-        error = sum(self.errors(group, consumer.layer, order, compensate, centred) for consumer in consumers)
+        error = sum(self.errors(group, consumer.layer, order, compensate, centred, unseen) for consumer in consumers)
         energy = sum(self.energy(consumer.layer, centred) for consumer in consumers)
         return np.asarray(1.0 - error / energy) if energy > 0 else np.ones_like(error)
 
     def hifi_size(
-        self, group: str, eta: float, order: str = "greedy", compensate: Level = "full", centred: bool | None = None
+        self,
+        group: str,
+        eta: float,
+        order: str = "greedy",
+        compensate: Level = "full",
+        centred: bool | None = None,
+        *,
+        unseen: bool = True,
     ) -> int:
-        """The smallest k for which the first k components of the order form a (k, η)-HiFi set (ModHiFi, Def. 3.4)."""
+        """The smallest k for which the first k components of the order form a (k, η)-HiFi set (ModHiFi, Def. 3.4), by `curve`."""
         if not 0 < eta <= 1:
             raise UserError(f"eta must be above 0 and at most 1, not {eta}")
-        reached = self.curve(group, order, compensate, centred) >= eta - 1e-12
+        reached = self.curve(group, order, compensate, centred, unseen=unseen) >= eta - 1e-12
         return int(reached.argmax())
 
     def output_fidelity(self, group: str, centred: bool | None = None) -> np.ndarray:
@@ -358,128 +384,13 @@ class Study:
         centred = self.centred if centred is None else centred
         stats = self.layers[layer]
         read = {group: torch.as_tensor(keep[group], dtype=torch.int64) for group in stats.groups if group in keep}
-        return stats.edit(read, compensate, centred, self.ridge)
-
-    # On disk --------------------------------------------------------------------------------------------------------
+        return stats.edit(read, compensate, centred, self.ridge_of(layer, centred))
 
     def save(self, path: str | Path) -> Path:
         """Writes the folder ``path`` atomically. Raises `UserError` if it holds other files."""
-        path = Path(path)
-        tensors = {f"table/{name}": table for name, table in self.tables.items()}
-        # Language models get one file per layer: together they may not fit into memory.
-        apart = isinstance(self.model.input, TokenSpec)
-        for name, stats in () if apart else self.layers.items():
-            tensors |= {f"{kind}/{name}": value for kind, value in layer_tensors(stats).items()}
-        for estimator, by_layer in self.gains.items():
-            tensors |= {f"gain/{estimator}/{name}": gains.stacked() for name, gains in by_layer.items()}
-        tensors |= {f"norm/{name}": norms for name, norms in self.norms.items()}
-        with atomic_folder(path, FOLDER) as folder:
-            # safetensors refuses tensors that share memory, and a table may be a view of another.
-            safetensors.torch.save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / _TENSORS)
-            for name, stats in self.layers.items() if apart else ():
-                safetensors.torch.save_file(layer_tensors(stats), folder / f"{name}.safetensors")
-            manifest = _Manifest(
-                schema_version=STUDY_SCHEMA,
-                model=self.model,
-                data=self.data,
-                structure=self.structure,
-                layers={
-                    name: _Counted(count=stats.moments.count, positions=stats.moments.positions)
-                    for name, stats in self.layers.items()
-                },
-                gains=list(self.gains),
-                certified=self.certified,
-                ridge=self.ridge,
-                seconds=self.seconds,
-                key=self.key,
-                tensors=TensorFile(file=_TENSORS, sha256=file_sha256(folder / _TENSORS)),
-                bytes={name: (folder / f"{name}.safetensors").stat().st_size for name in self.layers if apart},
-            )
-            write_json(folder / _MANIFEST, manifest.model_dump(mode="json"))
-        return path
+        return write_folder(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Study:
         """Reads the folder of a study. Raises `UserError` if it is missing, damaged or of another schema."""
-        path = Path(path)
-        recover(path)
-        if not path.is_dir():
-            raise UserError(
-                f"{path} is not the folder of a study; make one with: modhifi analyze MODEL --data DATA --out {path}"
-            )
-        if not (path / _MANIFEST).exists():
-            raise UserError(f"{path} is not a study: it has no {_MANIFEST}; make one with modhifi analyze")
-        raw = read_json(path / _MANIFEST, "a study")
-        version = raw.get("schema_version") if isinstance(raw, dict) else None
-        if version != STUDY_SCHEMA:
-            raise UserError(
-                f"{path} has study schema {version!r:.40}, but this version reads {STUDY_SCHEMA}; analyze again"
-            )
-        try:
-            manifest = _Manifest.model_validate(raw)
-            if file_sha256(path / _TENSORS) != manifest.tensors.sha256:
-                raise UserError(f"{path} is damaged: the sha256 of {_TENSORS} differs; analyze again")
-            return cls._from(manifest, safetensors.torch.load_file(path / _TENSORS), path)
-        except UserError:
-            raise
-        except (OSError, LookupError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-            # Whatever a manifest or tensors of other types, shapes or names may raise.
-            raise UserError(f"{path} is damaged ({first_fault(error)}); analyze again") from error
-
-    @classmethod
-    def _from(cls, manifest: _Manifest, tensors: dict[str, Tensor], path: Path) -> Study:
-        structure = manifest.structure
-        if not structure.groups:
-            raise ValueError("it has no groups")
-        layers = {}
-        for name in structure.readers:
-            columns, about, file = read_columns(structure, name), manifest.layers[name], path / f"{name}.safetensors"
-            size = manifest.bytes.get(name)
-            if size is None:
-                kinds = {kind: tensors[f"{kind}/{name}"] for kind in ("weight", "second", "mean")}
-                layers[name] = LayerStats(
-                    kinds["weight"], Moments(kinds["second"], kinds["mean"], about.count, about.positions), columns
-                )
-            elif file.parent != path or file.stat().st_size != size:
-                raise ValueError(f"{file.name} is truncated")
-            else:
-                layers[name] = read_layer(file, about.count, about.positions, columns)
-            layers[name].check()
-        gains = {
-            estimator: {name: Gains.of(tensors[f"gain/{estimator}/{name}"]) for name in structure.readers}
-            for estimator in manifest.gains
-        }
-        tables = {k.removeprefix("table/"): v for k, v in tensors.items() if k.startswith("table/")}
-        check_tables(tables, structure)
-        return cls(
-            model=manifest.model,
-            data=manifest.data,
-            structure=structure,
-            layers=layers,
-            gains=gains,
-            tables=tables,
-            ridge=manifest.ridge,
-            seconds=manifest.seconds,
-            key=manifest.key,
-            certified=dict(manifest.certified),
-            norms={k.removeprefix("norm/"): v for k, v in tensors.items() if k.startswith("norm/")},
-        )
-
-
-def layer_tensors(stats: LayerStats) -> dict[str, Tensor]:
-    """The tensors of one layer that are saved."""
-    values = {"weight": stats.weight, "second": stats.moments.second, "mean": stats.moments.mean}
-    return {kind: value.contiguous() for kind, value in values.items()}
-
-
-def read_layer(file: Path, count: int, positions: int, columns: Mapping[str, Tensor]) -> LayerStats:
-    """Reads a layer from the file of its `layer_tensors`, which stays memory-mapped: tensors that are not used take no
-    memory.
-    """
-    kinds = safetensors.torch.load_file(file)
-    return LayerStats(kinds["weight"], Moments(kinds["second"], kinds["mean"], count, positions), columns)
-
-
-def read_columns(structure: Structure, layer: str) -> dict[str, Tensor]:
-    """Group → (C, k) columns of its components, for each group that ``layer`` reads."""
-    return {group.name: torch.from_numpy(consumer.columns(group.size)) for group, consumer in structure.readers[layer]}
+        return cls(**read_folder(path))

@@ -1,8 +1,9 @@
 """Tables derived from the moments of a group, so that later queries are look-ups.
 
 For each basis (raw or centred second moment) there are the scores of the components and the orders they imply, and for each
-order and compensation level the error of every consumer at every size. `modhifi.analyze` derives the tables that the defaults
-need; the rest are derived on first use.
+order and compensation level the error of every consumer at every size, on unseen samples (`modhifi.fidelity.crossfitted_curve`)
+and, where asked for, on the same samples. `modhifi.analyze` derives the tables that the defaults need; the rest are derived on
+first use.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from ..components import Group, Structure
 from ..fidelity import (
+    Fold,
+    crossfitted_curve,
     eliminate,
     error_curve,
     inverse,
@@ -22,6 +25,7 @@ from ..fidelity import (
     own_part,
     removal_cost,
     row_sum,
+    scalar_curve,
     singleton_from_moments,
 )
 from ._layer import LayerStats, Level
@@ -33,8 +37,10 @@ __all__ = [
     "check_tables",
     "energy_key",
     "error_key",
+    "independent_key",
     "order_key",
     "ranked",
+    "ridge_key",
     "score_key",
     "tabulate",
     "tabulate_order",
@@ -52,12 +58,22 @@ def order_key(group: str, order: str, centred: bool) -> str:
     return f"order/{order}/{_basis(centred)}/{group}"
 
 
-def error_key(group: str, layer: str, order: str, compensate: Level, centred: bool) -> str:
-    return f"error/{order}/{compensate}/{_basis(centred)}/{group}@{layer}"
+def error_key(group: str, layer: str, order: str, compensate: Level, centred: bool, unseen: bool = True) -> str:
+    # Without compensation nothing is fitted, and there is no difference.
+    kind = "error" if unseen or compensate == "none" else "same"
+    return f"{kind}/{order}/{compensate}/{_basis(centred)}/{group}@{layer}"
 
 
 def score_key(group: str, score: str, centred: bool) -> str:
     return f"score/{score}/{_basis(centred)}/{group}"
+
+
+def ridge_key(layer: str, centred: bool) -> str:
+    return f"ridge/{_basis(centred)}/{layer}"
+
+
+def independent_key(layer: str) -> str:
+    return f"independent/{layer}"
 
 
 def energy_key(layer: str, centred: bool) -> str:
@@ -92,8 +108,13 @@ def tabulate(
         stats = layers[name]
         second, weight = (value.to(where) for value in stats.moment_and_weight(centred, ridge))
         second = second * stats.moments.positions  # errors per sample, so that costs of consumers add up
-        inverted = inverse(second, check)
         energy = output_energy(second, weight)
+        chosen = stats.best_ridge(centred, ridge)
+        check()
+        regular = stats.moment_and_weight(centred, chosen)[0].to(where) * stats.moments.positions
+        inverted = inverse(regular, check)
+        del regular
+        folds = _per_sample(stats, centred, chosen, where)
         for group in wanted:
             columns = stats.blocks(group.name).to(where)
             # Only the part of the matrices that belongs to the group is needed from here on.
@@ -102,29 +123,44 @@ def tabulate(
                 weight=own_weight,
                 second=own_second,
                 inverted=own_inverse,
+                folds=[fold.own_part(columns) for fold in folds],
                 block=columns.shape[1],
+                ridge=chosen,
                 energy=float(energy.sum()),
                 explained=(energy @ singleton_from_moments(second, weight, columns)).cpu(),
                 row_sum=row_sum(second, weight, columns).cpu(),
             )
             waiting.setdefault(group.name, {})[name] = part
-        del second, inverted
+        del second, inverted, folds
+        independent = {independent_key(name): torch.tensor([stats.independent()], dtype=torch.float64)}
         for group in wanted:
             if len(waiting[group.name]) == len(group.consumers):
-                yield group, _finish(group.name, waiting.pop(group.name), centred, check)
+                yield group, independent | _finish(group.name, waiting.pop(group.name), centred, check)
+                independent = {}
+
+
+def _per_sample(stats: LayerStats, centred: bool, ridge: float, where: torch.device) -> list[Fold]:
+    """The folds of a layer, with moments of one sample instead of one position."""
+    positions = stats.moments.positions
+    return [
+        Fold(fold.train.to(where) * positions, fold.judge.to(where) * positions, fold.share)
+        for fold in stats.folds(centred, ridge)
+    ]
 
 
 @dataclass
 class _Part:
-    """A group as one of its consumers reads it: the ``weight``, ``second`` moment of one sample and its inverse, restricted to
-    the group's components; the ``energy`` of the whole output; how much of it each component alone explains, (C,); and the
-    `row_sum` of each, (C,).
+    """A group as one of its consumers reads it: the ``weight``, ``second`` moment of one sample, the inverse of the same with
+    the layer's ``ridge``, and the ``folds``, restricted to the group's components; the ``energy`` of the whole output; how much
+    of it each component alone explains, (C,); and the `row_sum` of each, (C,).
     """
 
     weight: Tensor
     second: Tensor
     inverted: Tensor
+    folds: list[Fold]
     block: int
+    ridge: float
     energy: float
     explained: Tensor
     row_sum: Tensor
@@ -141,6 +177,7 @@ def _finish(group: str, parts: Mapping[str, _Part], centred: bool, check: Callab
         "removal-cost": removal_cost(layers).cpu(),
     }
     found = {energy_key(layer, centred): lost.new_tensor([part.energy]).cpu() for layer, part in parts.items()}
+    found |= {ridge_key(layer, centred): lost.new_tensor([part.ridge]).cpu() for layer, part in parts.items()}
     for name, score in scores.items():
         found[score_key(group, name, centred)] = score / energy if energy > 0 else torch.zeros_like(score)
         order = greedy.cpu() if name == "greedy" else ranked(found[score_key(group, name, centred)])
@@ -149,11 +186,11 @@ def _finish(group: str, parts: Mapping[str, _Part], centred: bool, check: Callab
         index = found[order_key(group, order_name, centred)]
         for layer, part in parts.items():
             there = index.to(part.weight.device)
-            for level in LEVELS:
-                if level != "scalar":
-                    check()
-                    error = error_curve(part.second, part.weight, part.block, there, level, part.inverted)
-                    found[error_key(group, layer, order_name, level, centred)] = error.cpu()
+            check()
+            none = error_curve(part.second, part.weight, part.block, there, "none")
+            full = crossfitted_curve(part.folds, part.weight, part.block, there, check)
+            found[error_key(group, layer, order_name, "none", centred)] = none.cpu()
+            found[error_key(group, layer, order_name, "full", centred)] = full.cpu()
     return found
 
 
@@ -169,21 +206,29 @@ def tabulate_order(
     level: Level,
     ridge: float,
     centred: bool,
+    unseen: bool,
     check: Callable[[], object],
 ) -> dict[str, Tensor]:
-    """The error curves of one layer at one compensation level, for the orders given per group in ``orders[group][order]``, (C,)
-    int64. The scalar level costs O(O·C³).
+    """The error curves of one layer at one compensation level, on ``unseen`` or the same samples, for the orders given per
+    group in ``orders[group][order]``, (C,) int64. The scalar level costs O(O·C³). ``ridge``: of the fit that is judged.
     """
+    found = {}
     second, weight = stats.moment_and_weight(centred, ridge)
     second = second * stats.moments.positions
-    inverted = inverse(second, check) if level == "full" else None
-    return {
-        error_key(group, layer, name, level, centred): error_curve(
-            second, weight, stats.blocks(group), index, level, inverted, check
-        )
-        for group, known in orders.items()
-        for name, index in known.items()
-    }
+    judged = unseen and level != "none"
+    folds = _per_sample(stats, centred, ridge, torch.device("cpu")) if judged else []
+    inverted = inverse(second, check) if level == "full" and not judged else None
+    for group, known in orders.items():
+        columns = stats.blocks(group)
+        for name, index in known.items():
+            if not judged:
+                curve = error_curve(second, weight, columns, index, level, inverted, check)
+            elif level == "scalar":
+                curve = scalar_curve(folds, weight, columns, index, check)
+            else:
+                curve = crossfitted_curve(folds, weight, columns, index, check)
+            found[error_key(group, layer, name, level, centred, unseen)] = curve
+    return found
 
 
 def check_tables(tables: Mapping[str, Tensor], structure: Structure) -> None:
@@ -197,22 +242,26 @@ def check_tables(tables: Mapping[str, Tensor], structure: Structure) -> None:
             raise ValueError(f"the table class/{name} does not fit its group")
     for key, table in tables.items():
         kind, _, rest = key.partition("/")
-        if kind in ("score", "error", "energy", "class") and table.dtype not in (torch.float32, torch.float64):
+        if kind in ("score", "error", "same", "energy", "ridge", "independent", "class") and table.dtype not in (
+            torch.float32,
+            torch.float64,
+        ):
             raise ValueError(f"the table {key} is of another type")
         if not bool(table.isfinite().all()):
             raise ValueError(f"the table {key} is not finite")
-        if kind == "energy" and table.numel() != 1:
+        if kind in ("energy", "ridge", "independent") and (table.numel() != 1 or float(table) < 0):
             raise ValueError(f"the table {key} is no single number")
-        if kind not in ("order", "score", "error"):
+        if kind not in ("order", "score", "error", "same"):
             continue
-        owner = rest.split("/", 2 if kind != "error" else 3)[-1]
-        group = owner.rpartition("@")[0] if kind == "error" else owner
+        curve = kind in ("error", "same")
+        owner = rest.split("/", 3 if curve else 2)[-1]
+        group = owner.rpartition("@")[0] if curve else owner
         if group not in sizes:
             continue  # it has been left whole since
-        fits = table.shape == (sizes[group] + (kind == "error"),)
+        fits = table.shape == (sizes[group] + curve,)
         if kind == "order":
             fits = fits and table.dtype == torch.int64 and bool((table.sort().values == torch.arange(len(table))).all())
         if not fits:
             raise ValueError(f"the table {key} does not fit its group")
-        if kind == "error" and bool((table < 0).any()):
+        if curve and bool((table < 0).any()):
             raise ValueError(f"the table {key} has a negative error")

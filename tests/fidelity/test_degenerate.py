@@ -13,6 +13,7 @@ from torch import Tensor
 import modhifi
 from modhifi import Data, Model
 from modhifi.fidelity import (
+    Averages,
     aggregate_gram,
     eliminate,
     error_curve,
@@ -74,7 +75,9 @@ def test_an_input_that_is_zero_keeps_the_weights_that_remain() -> None:
     fitted, constant, _ = fit_rows(rows, target, weight.float(), 1e-4, centred=True)
     assert torch.allclose(fitted, weight.float().double())
     assert not constant.any()
-    assert torch.allclose(fit_moments(torch.zeros(6, 6).double(), torch.zeros(3, 6).double(), weight, 1e-4)[0], weight)
+    zero = [torch.zeros(shape, dtype=torch.float64) for shape in ((6, 6), (3, 6), (6,), (3,))]
+    for folds in ([Averages(*zero, 9)], [Averages(*zero, 4), Averages(*zero, 5)]):
+        assert torch.allclose(fit_moments(folds, weight, 1e-4, True)[0], weight)
 
 
 def test_a_negative_eigenvalue_beyond_the_ridge_is_lifted() -> None:

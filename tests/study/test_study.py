@@ -11,7 +11,7 @@ import torch
 
 import modhifi
 from modhifi import Cancelled, Data, Model, Study, UserError
-from modhifi.fidelity import inverse, subset_fidelity
+from modhifi.fidelity import crossfitted_error, inverse, subset_fidelity
 from modhifi.files import file_sha256
 from modhifi.layers import observed, patches
 from modhifi.lipschitz import Upper, directional
@@ -57,7 +57,9 @@ def test_fidelity_on_real_activations_against_a_least_squares_fit(
     columns = np.concatenate([np.arange(i * 9, i * 9 + 9) for i in keep])
     fitted, *_ = np.linalg.lstsq(x[:, columns], y, rcond=None)
     full = 1 - ((y - x[:, columns] @ fitted) ** 2).sum() / (y**2).sum()
-    assert digits_study.curve(group, "greedy", "full", centred=False)[len(keep)] == pytest.approx(full, abs=0.02)
+    assert digits_study.curve(group, "greedy", "full", centred=False, unseen=False)[len(keep)] == pytest.approx(
+        full, abs=0.02
+    )
 
     gram = np.einsum("noi,noj->oij", parts, parts) / len(x)
     assert subset_fidelity(torch.from_numpy(gram), list(range(len(keep)))).shape == (len(w),)
@@ -67,9 +69,10 @@ def test_curves_begin_at_zero_end_at_one_and_rise(digits_study: Study) -> None:
     for group in digits_study.groups:
         for order in ("greedy", "fidelity"):
             for centred in (False, True):
-                scalar = digits_study.curve(group.name, order, "scalar", centred)
-                full = digits_study.curve(group.name, order, "full", centred)
-                none = digits_study.curve(group.name, order, "none", centred)
+                scalar, full, none = (
+                    digits_study.curve(group.name, order, level, centred, unseen=False)
+                    for level in ("scalar", "full", "none")
+                )
                 # A group that is all its consumers read starts from nothing.
                 if all(len(digits_study.structure.readers[c.layer]) == 1 for c in group.consumers):
                     assert scalar[0] == pytest.approx(0, abs=1e-9)
@@ -103,9 +106,10 @@ def test_an_edit_makes_the_error_that_the_curve_says(digits_study: Study) -> Non
     keep = digits_study.order(group.name, "greedy", centred=True)[:10].tolist()
     for consumer in group.consumers:
         for level in ("scalar", "full"):
-            edit = digits_study.edit(consumer.layer, {group.name: keep}, level)
-            expected = digits_study.errors(group.name, consumer.layer, "greedy", level, True)[10]
-            assert digits_study.layers[consumer.layer].error(edit) == pytest.approx(expected, rel=1e-3)
+            stats = digits_study.layers[consumer.layer]
+            edit = stats.edit({group.name: torch.tensor(keep)}, level, True, digits_study.ridge)
+            expected = digits_study.errors(group.name, consumer.layer, "greedy", level, True, unseen=False)[10]
+            assert stats.error(edit) == pytest.approx(expected, rel=1e-3)
 
 
 def test_saved_and_loaded_is_the_same(digits_study: Study, tmp_path) -> None:
@@ -264,17 +268,31 @@ def test_a_layer_that_reads_two_groups_is_refitted_on_what_stays_of_both(
     w, mean = stats.weight.double().numpy(), stats.moments.mean.numpy()
     covariance = stats.moments.second.double().numpy() - np.outer(mean, mean)
     floor = 4 * np.finfo(np.float32).eps * np.linalg.norm(stats.moments.second.double().numpy())
-    covariance += np.eye(len(mean)) * max(1e-6 * np.trace(covariance) / len(mean), floor)
+    ridge = digits_study.ridge_of(layer, True)
+    covariance += np.eye(len(mean)) * max(ridge * np.trace(covariance) / len(mean), floor)
     fitted = np.linalg.solve(covariance[np.ix_(columns, columns)], (w @ covariance[:, columns]).T).T
     np.testing.assert_allclose(edit.weight[:, columns], fitted, rtol=1e-4, atol=1e-6)
     assert not edit.weight[:, np.setdiff1d(np.arange(288), columns)].any()
     np.testing.assert_allclose(edit.shift, (w - edit.weight.numpy()) @ mean, rtol=1e-6, atol=1e-8)
     # One group alone: its error is the one of the table, in which the other stays whole.
     alone = {"conv1": digits_study.order("conv1")[:7].tolist()}
-    expected = digits_study.errors("conv1", layer, "greedy", "full", True)[7]
-    assert digits_study.layers[layer].error(digits_study.edit(layer, alone, "full")) == pytest.approx(
-        expected, rel=1e-2
-    )
+    expected = digits_study.errors("conv1", layer, "greedy", "full", True, unseen=False)[7]
+    refitted = stats.edit({"conv1": torch.tensor(alone["conv1"])}, "full", True, digits_study.ridge)
+    assert stats.error(refitted) == pytest.approx(expected, rel=1e-2)
+    # On unseen samples, by a fit of its own on each half.
+    total = 0.0
+    halves = [(stats.moments.seconds[f].double().numpy(), stats.moments.means[f].numpy()) for f in (0, 1)]
+    gone = np.concatenate([np.arange((8 + c) * 9, (8 + c) * 9 + 9) for c in range(16) if c not in alone["conv1"]])
+    stays = np.setdiff1d(np.arange(288), gone)
+    for (second, own), (other, about) in (halves, halves[::-1]):
+        train = other - np.outer(about, about)
+        train = train + np.eye(288) * max(ridge * np.trace(train) / 288, floor)
+        new = np.linalg.solve(train[np.ix_(stays, stays)], (w @ train[:, stays]).T).T
+        delta = w.copy()
+        delta[:, stays] -= new
+        judge = second - np.outer(own, own) + np.outer(own - about, own - about)
+        total += np.trace(delta @ judge @ delta.T) / 2 * stats.moments.positions
+    assert digits_study.errors("conv1", layer, "greedy", "full", True)[7] == pytest.approx(total, rel=1e-6)
     scalar = digits_study.edit(layer, keep, "scalar").weight
     ratio = (scalar / stats.weight).reshape(32, 32, 9)[:, channels]
     torch.testing.assert_close(ratio, ratio[..., :1].expand_as(ratio), rtol=1e-4, atol=1e-6)
@@ -302,8 +320,8 @@ def test_a_wide_layer_gets_one_scalar_a_component(
         keep = order[:size]
         delta, *_ = np.linalg.lstsq(flat[:, keep], target, rcond=None)
         error = ((target - flat[:, keep] @ delta) ** 2).sum() / len(x)
-        assert study.errors("b", "c", "greedy", "full", True)[size] == pytest.approx(error, rel=1e-3)
-        edit = study.edit("c", {"b": keep}, "full")
+        assert study.errors("b", "c", "greedy", "full", True, unseen=False)[size] == pytest.approx(error, rel=1e-3)
+        edit = stats.edit({"b": torch.tensor(keep)}, "full", True, study.ridge)
         np.testing.assert_allclose(
             (edit.weight / w).reshape(7, 5, 16)[:, keep].numpy(),
             np.broadcast_to(delta[None, :, None], (7, size, 16)),
@@ -313,6 +331,19 @@ def test_a_wide_layer_gets_one_scalar_a_component(
         with torch.no_grad():
             lost = x @ (edit.weight - w).T + edit.shift
         assert float(lost.square().sum(1).mean()) == pytest.approx(error, rel=1e-2)
+        # On unseen samples: the scalars of one half, on the other.
+        halves, unseen = [x[0::2], x[1::2]], 0.0
+        for one, other in (halves, halves[::-1]):
+            parts = [
+                torch.stack([half[:, i * 16 : i * 16 + 16] @ w[:, i * 16 : i * 16 + 16].T for i in range(5)], 2)
+                - (other.mean(0).reshape(5, 16)[None] * w.reshape(7, 5, 16)).sum(2)
+                for half in (other, one)
+            ]
+            fitted, judged = (part.reshape(-1, 5).numpy() for part in parts)
+            delta, *_ = np.linalg.lstsq(fitted[:, keep], fitted.sum(1), rcond=None)
+            unseen += np.square(judged.sum(1) - judged[:, keep] @ delta).sum() / len(x)
+        found = crossfitted_error(stats.folds(True, study.ridge), torch.ones(1, 5), stats.blocks("b"), keep)
+        assert found * stats.moments.positions == pytest.approx(unseen, rel=0.01)
     again = Study.load(tmp_path / "study")
     assert again.layers["c"].wide
     plan = modhifi.prune(again, overrides={"b": 3}, compensate="full")
@@ -410,7 +441,7 @@ def test_a_large_constant_in_the_input_leaves_the_covariance_positive() -> None:
         second = torch.zeros(96, 96)
         for batch in rows.split(60):
             second.addmm_(batch.T, batch)
-        moments = Moments(second / 960, rows.double().mean(0), 960, 10)
+        moments = Moments((second / 960)[None], rows.double().mean(0)[None], (960,), 10)
         stats = LayerStats(torch.randn(8, 96, generator=generator), moments, {})
         assert bool(torch.isfinite(inverse(stats.moment_and_weight(True, 1e-6)[0])).all())
 
