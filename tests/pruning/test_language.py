@@ -160,6 +160,27 @@ def test_published_score_is_the_norm_of_cholesky_rows(language: Make, prose: Dat
         assert not rest or values[kept].min() >= values[rest].max()
 
 
+def refit(
+    x: torch.Tensor, y: torch.Tensor, own: torch.Tensor, pull: float, centred: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Least squares with rows added that pull towards ``own``: (O, n) and (O,)."""
+    mean_x, mean_y = x.mean(0) * centred, y.mean(0) * centred
+    extra = (pull * len(x)) ** 0.5 * torch.eye(x.shape[1], dtype=x.dtype)
+    left, right = torch.cat([x - mean_x, extra]), torch.cat([y - mean_y, extra @ own.T])
+    weight = torch.linalg.lstsq(left, right, driver="gelsd").solution.T
+    return weight, mean_y - weight @ mean_x
+
+
+def unseen(x: torch.Tensor, y: torch.Tensor, own: torch.Tensor, windows: int, pull: float, centred: bool) -> float:
+    """The squared error of fits to the even windows on the odd ones, and the other way round."""
+    odd = torch.arange(windows).repeat_interleave(len(x) // windows) % 2 == 1
+    total = 0.0
+    for half in (odd, ~odd):
+        weight, constant = refit(x[half], y[half], own, pull, centred)
+        total += float((y[~half] - x[~half] @ weight.T - constant).square().sum())
+    return total
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("drift", [True, False])
 def test_sequential_is_the_fit_to_what_the_changed_blocks_give(
@@ -171,7 +192,9 @@ def test_sequential_is_the_fit_to_what_the_changed_blocks_give(
     data = windowed(prose.take(24), model)
     rows = torch.cat([rows for rows, _ in data.batches(model.input)])
     batches = (part for part, _ in data.batches(model.input, 9))
-    edits, _ = sequential_blocks(study, keep, model.module, batches, 24, centred=study.centred, tail=0.0, drift=drift)
+    edits, ridges = sequential_blocks(
+        study, keep, model.module, batches, 24, centred=study.centred, tail=0.0, drift=drift
+    )
     assert list(edits) == list(study.structure.readers)
     # The same in double precision on the network whole, one layer after the other.
     original, changed = language(family), language(family)
@@ -208,14 +231,14 @@ def test_sequential_is_the_fit_to_what_the_changed_blocks_give(
         layer = get_operator(changed.module, name)
         bias = 0.0 if layer.bias is None else layer.bias.detach()
         target = y - bias + (stream - now if drift else 0.0)
-        x = x[:, stays]
-        if study.centred:
-            x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
-        fitted = torch.linalg.lstsq(x, target, driver="gelsd").solution.T
-        weight = torch.zeros_like(layer.weight)
-        weight[:, stays] = fitted[:, : len(stays)]
-        now_made = x @ torch.cat([edit.weight[:, stays].double(), edit.shift.double()[:, None]], 1)[:, : x.shape[1]].T
-        assert torch.allclose(now_made, x @ fitted.T, rtol=1e-2, atol=2e-3 * float(target.abs().max()))
+        x, own = x[:, stays], layer.weight.detach()[:, stays]
+        mean = float((x.var(0, correction=0) if study.centred else x.square().mean(0)).mean())
+        pull, others = ridges[name] * mean, [mean * r for r in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)]
+        errors = [unseen(x, target, own, 24, each, study.centred) for each in (pull, *others)]
+        assert errors[0] <= min(errors) * (1 + 1e-6)
+        weight, constant = refit(x, target, own, pull, study.centred)
+        now_made = x @ edit.weight[:, stays].double().T + edit.shift.double()
+        assert torch.allclose(now_made, x @ weight.T + constant, rtol=1e-2, atol=2e-3 * float(target.abs().max()))
         layer.weight.data.copy_(edit.weight)
         if layer.bias is not None:
             layer.bias.data.add_(edit.shift)
