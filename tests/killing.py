@@ -6,20 +6,24 @@ that has already computed gradients could not.
 prints one JSON object per point: the command, whether there was an earlier result, the number of the operation, what it was,
 the state that was left (``old``, ``new``, ``absent`` or what is wrong with it) and the names left over after the next call.
 Operation 0 is a disk that is full.
+
+What a killed process leaves is what is on the disk at that moment. So each command runs once and the folder is copied before
+each operation; one process per command is really killed, in the middle, and has to leave what was copied there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
-import itertools
 import json
 import os
+import re
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,10 +109,12 @@ def _trained(path: Path) -> object:
 
 
 class _Counter:
-    """Ends the process before the operation of this number that changes something in ``folder``."""
+    """Counts the operations that change something in ``folder``. Before each of them it copies the folder to ``copies``, and
+    before the operation of number ``last`` it ends the process.
+    """
 
-    def __init__(self, folder: Path, last: int, report: int) -> None:
-        self.folder, self.last, self.report, self.seen = str(folder), last, report, 0
+    def __init__(self, folder: Path, last: int, copies: Path | None) -> None:
+        self.folder, self.last, self.copies, self.seen = str(folder), last, copies, 0
 
     def __call__(self, event: str, given: tuple[Any, ...]) -> None:
         if event == "open":
@@ -121,11 +127,17 @@ class _Counter:
         elif event in _CHANGES and any(str(one).startswith(self.folder) for one in given):
             self.count(f"{event} {given[0]}")
 
-    def count(self, what: str) -> None:
+    def count(self, what: str) -> Path | None:
+        """Where the folder was copied to, if it was."""
         self.seen += 1
         if self.seen == self.last:
-            os.write(self.report, what.encode())
             os._exit(9)
+        if self.copies is None:
+            return None
+        place = self.copies / str(self.seen)
+        shutil.copytree(self.folder, place, symlinks=True)
+        place.with_suffix(".what").write_text(what)
+        return place
 
 
 def _half_written(counter: _Counter) -> None:
@@ -135,10 +147,12 @@ def _half_written(counter: _Counter) -> None:
     def save(tensors: Any, file: Any, *rest: Any, **more: Any) -> None:
         counter.count(f"write {file}")
         whole(tensors, file, *rest, **more)
-        content = Path(file).read_bytes()
+        half = Path(file).stat().st_size // 2
         if counter.seen + 1 == counter.last:
-            os.truncate(file, len(content) // 2)
-        counter.count(f"write half of {file}")
+            os.truncate(file, half)
+        place = counter.count(f"write half of {file}")
+        if place is not None and str(file).startswith(counter.folder):
+            os.truncate(place / Path(file).relative_to(counter.folder), half)
 
     safetensors.torch.save_file = save
     for name in ("modhifi.multimodal._train", "modhifi.export._formats"):
@@ -146,15 +160,17 @@ def _half_written(counter: _Counter) -> None:
             sys.modules[name].save_file = save  # type: ignore[attr-defined]
 
 
-def _run(arguments: list[str], folder: Path, last: int = 0, room: int | None = None) -> tuple[int, str]:
-    """The exit status of the command in a process of its own, and the operation before which it was killed; if it is not to be
-    killed, the modules that it imported; if no file may have more than ``room`` bytes, what it said.
+def _run(
+    arguments: list[str], folder: Path, last: int = 0, copies: Path | None = None, room: int | None = None
+) -> tuple[int, str]:
+    """The exit status of the command in a process of its own, killed before the operation ``last``, and the modules that it
+    imported; if no file may have more than ``room`` bytes, what it said.
     """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - ends with the process
-        counter = _Counter(folder, last, writing)
+        counter = _Counter(folder, last, copies)
         _half_written(counter)
         sys.addaudithook(counter)
         status = 70
@@ -163,10 +179,8 @@ def _run(arguments: list[str], folder: Path, last: int = 0, room: int | None = N
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         with contextlib.suppress(BaseException):
             status = main(arguments)
-        if isinstance(sys.stderr, io.StringIO):
-            os.write(writing, sys.stderr.getvalue().encode())
-        elif not last:
-            os.write(writing, " ".join(sys.modules).encode())
+        said = sys.stderr.getvalue() if isinstance(sys.stderr, io.StringIO) else " ".join(sys.modules)
+        os.write(writing, said.encode())
         os._exit(status)
     os.close(writing)
     with os.fdopen(reading) as pipe:
@@ -184,60 +198,89 @@ def _state(case: Case, path: Path, old: object, new: object) -> str:
     return "old" if found == old else "new" if found == new else f"neither: {found}"
 
 
-def _points(case: Case, work: Path, earlier: bool) -> Iterator[dict[str, object]]:
-    whole = work / "whole"
+def _tree(place: Path) -> dict[str, bytes | None]:
+    """Every file's content (folders: None) by its path, with the random part of temporary names taken out."""
+    return {
+        re.sub(r"\.[0-9a-f]{16}\.", ".*.", path.relative_to(place).as_posix()): path.read_bytes()
+        if path.is_file()
+        else None
+        for path in sorted(place.rglob("*"))
+    }
+
+
+def _whole(case: Case, work: Path) -> None:
+    """Both variants, from beginning to end."""
     for variant in (0, 1):
-        out = whole / str(variant) / case.result
+        out = work / str(variant) / case.result
         out.parent.mkdir(parents=True)
         status, modules = _run(case.arguments(out, variant), work)
         assert status == 0, case.name
         for module in modules.split():  # once, instead of in every process
             with contextlib.suppress(Exception):
                 importlib.import_module(module)
+    gc.freeze()  # memory that no process writes to is not copied
+
+
+def _points(case: Case, work: Path, whole: Path, earlier: bool) -> Iterator[dict[str, object]]:
     old, new = (case.read(whole / str(variant) / case.result) for variant in (0, 1))
     assert old != new, "the two variants cannot be told apart"
     expected = sorted(path.name for path in (whole / "1").iterdir())
-    for last in itertools.count(0):
-        place = work / f"{last}"
+    place, copies = work / "place", work / "copies"
+
+    def begin() -> None:
+        shutil.rmtree(place, ignore_errors=True)
         if earlier:
             shutil.copytree(whole / "0", place)
         else:
             place.mkdir()
-        if not last:
-            status, what = _run(case.arguments(place / case.result, 1), place, room=_ROOM)
-            names = sorted(path.name for path in place.iterdir())
-            yield {
-                "command": case.name,
-                "result": case.result,
-                "earlier": earlier,
-                "operation": 0,
-                "what": what,
-                "status": status,
-                "left": _state(case, place / case.result, old, new),
-                "debris": sorted(set(names) - {path.name for path in (whole / "0").iterdir()}),
-            }
-            shutil.rmtree(place)
-            continue
-        status, what = _run(case.arguments(place / case.result, 1), place, last)
-        left = _state(case, place / case.result, old, new)
-        names = sorted(path.name for path in place.iterdir())
-        if left != "new" or names != expected:  # otherwise there is nothing that the next call could put right
-            again, _ = _run(case.arguments(place / case.result, 1), place)
-            assert again == 0, case.name
-        yield {
+
+    def point(operation: int, what: str, status: int) -> dict[str, object]:
+        return {
             "command": case.name,
             "result": case.result,
             "earlier": earlier,
-            "operation": last,
-            "what": what.replace(str(place), ""),
+            "operation": operation,
+            "what": what,
             "status": status,
-            "left": left,
-            "after": _state(case, place / case.result, old, new),
-            "debris": sorted({path.name for path in place.iterdir()} - set(expected)),
+            "left": _state(case, place / case.result, old, new),
         }
+
+    def beyond(usual: Iterable[str]) -> list[str]:
+        return sorted({path.name for path in place.iterdir()} - set(usual))
+
+    begin()
+    status, what = _run(case.arguments(place / case.result, 1), place, room=_ROOM)
+    yield point(0, what, status) | {"debris": beyond(path.name for path in (whole / "0").iterdir())}
+
+    begin()
+    copies.mkdir()
+    status, _ = _run(case.arguments(place / case.result, 1), place, copies=copies)
+    assert (status, beyond(expected)) == (0, []), case.name
+    last = len(list(copies.glob("*.what")))
+    middle = last // 2 + 1
+    begin()
+    assert _run(case.arguments(place / case.result, 1), place, last=middle)[0] == 9, case.name
+    left, copied = (
+        {name: content and len(content) for name, content in _tree(there).items()}
+        for there in (place, copies / str(middle))
+    )
+    # Seconds that are written down may take a byte more or less.
+    alike = left.keys() == copied.keys() and all(abs((left[n] or 0) - (copied[n] or 0)) < 16 for n in left)
+    assert alike, f"{case.name}: a killed process leaves {left}, copied were {copied}"
+
+    seen: dict[object, dict[str, object]] = {}
+    for operation in range(1, last + 1):
         shutil.rmtree(place)
-        if status != 9:
-            return
+        (copies / str(operation)).rename(place)
+        same = tuple(_tree(place).items())
+        found = point(operation, (copies / f"{operation}.what").read_text().replace(str(place), ""), 9)
+        if same not in seen:
+            # Where the result is whole and alone there is nothing that the next call could put right.
+            if found["left"] != "new" or beyond(expected):
+                again, _ = _run(case.arguments(place / case.result, 1), place)
+                assert again == 0, case.name
+            seen[same] = {"after": _state(case, place / case.result, old, new), "debris": beyond(expected)}
+        yield found | seen[same]
 
 
 def kill(folder: Path) -> None:
@@ -249,10 +292,14 @@ def kill(folder: Path) -> None:
         f"prune {folder / 'study'} --flops 0.6 --constants none --compensate full --out {folder / '1.json'}",
     ):
         assert _run(line.split(), folder)[0] == 0, line
-    for number, (case, earlier) in enumerate(itertools.product(_cases(folder), (True, False))):
-        for point in _points(case, folder / f"work{number}", earlier):
-            sys.stdout.write(json.dumps(point) + "\n")
-        shutil.rmtree(folder / f"work{number}")
+    for number, case in enumerate(_cases(folder)):
+        _whole(case, folder / f"whole{number}")
+        for earlier in (True, False):
+            work = folder / f"work{number}"
+            work.mkdir()
+            for point in _points(case, work, folder / f"whole{number}", earlier):
+                sys.stdout.write(json.dumps(point) + "\n")
+            shutil.rmtree(work)
 
 
 if __name__ == "__main__":
