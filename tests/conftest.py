@@ -1,5 +1,6 @@
 """What tests of several rooms share."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(path in (item.path, *item.path.parents) for path in fast):
             item.add_marker("fast")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_is_not_garbage() -> None:
+    """Modules that were imported are left out when memory is collected, which every job of the dashboard does at its end: with all
+    of them looked at, that takes longer than most tests.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
