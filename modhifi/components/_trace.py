@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 from ..layers import flat_weight, operate
 
@@ -39,6 +42,8 @@ class Trace:
 @contextlib.contextmanager
 def flop_counter() -> Iterator[FlopCounterMode]:
     """Counts the operations run inside the context, two per multiply-accumulate; gradients are off."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one
+
     # torch's fast path for multi-head attention is a single operation that the counter does not know.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
