@@ -37,7 +37,7 @@ def test_only_what_is_in_no_hifi_set_goes(digits_study: Study, digits_model: Mod
 def test_the_budget_is_met_and_the_plan_can_be_carried_out(
     digits_study: Study, digits_model: Model, digits_test: Data
 ) -> None:
-    plan = published(digits_study, flops=0.8, model=digits_model)
+    plan = published(digits_study, flops=0.8, step=0.4, model=digits_model)
     smaller = modhifi.apply(plan, digits_model)
     found = modhifi.evaluate(smaller, digits_test, latency=False)
     assert found.flops == plan.predicted["flops"] <= 0.8 * digits_study.dense.flops
