@@ -46,8 +46,9 @@ def enumerate_components(module: nn.Module, example: Tensor) -> Structure:
     """
     if isinstance(module, CausalLM):
         return language_structure(module, example.shape[1])
-    net = copy.deepcopy(module).cpu().eval()
-    example = example.detach().cpu()
+    # Which channels belong together does not depend on the dtype; the CPU lacks some operations in half precision.
+    net = copy.deepcopy(module).cpu().eval().float()
+    example = example.detach().cpu().float()
     seen = trace(net, example)
     try:
         graph = _dependency_graph(net, example)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor, nn
 
 from ..errors import UserError, first_fault
 from ..files import FolderKind, atomic_folder, claim_folder, file_sha256, read_json
@@ -34,6 +35,7 @@ _LANGUAGE = "transformers"
 _MANIFEST = "manifest.json"
 # An input may be this many times as long as that of the architecture.
 _TIMES = 4
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _listed(manifest: Any) -> list[str]:
@@ -71,6 +73,7 @@ def export(
         out: a new or empty folder, or one written by an earlier export.
         formats: ``safetensors`` (always written, and the only format for language models), ``onnx``, ``pt2`` (`torch.export`).
             ONNX and pt2 files take batches of any size; each is run once, and its output must match the network's to 1e-4.
+            ONNX files compute in float32; weights in float16 or bfloat16 are widened, which changes none of them.
         progress: see `modhifi.progress`.
 
     Raises:
@@ -174,6 +177,7 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
     try:
         for step in manifest.steps:
             restructure(net, example, step)
+        _set_dtypes(net, state)
         fill(net, state, manifest.architecture, folder / "model.safetensors")
     except (RuntimeError, AttributeError, TypeError) as error:
         raise UserError(f"{folder} is damaged: its weights do not fit its manifest; export it again") from error
@@ -192,3 +196,10 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
         architecture=manifest.architecture,
         steps=tuple(manifest.steps),
     )
+
+
+def _set_dtypes(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Gives every weight of ``net`` the dtype that it has in ``state``, if networks compute in it."""
+    for name, value in net.state_dict(keep_vars=True).items():
+        if value.is_floating_point() and name in state and state[name].dtype in _DTYPES:
+            value.data = value.data.to(state[name].dtype)

@@ -6,6 +6,7 @@ A new format is one new file that calls `register_format`, and one line that imp
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -92,6 +93,11 @@ def _write_onnx(net: nn.Module, model: Model, target: Path) -> None:
     import onnxruntime
 
     example = _example(model)
+    dtype = next(net.parameters()).dtype
+    if dtype == torch.float64:
+        raise UserError(f"{model.spec} computes in float64, for which ONNX has no convolution; omit onnx")
+    if dtype != torch.float32:  # runtimes lack half precision on the CPU, and single precision holds the same weights
+        net = copy.deepcopy(net).float()
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(

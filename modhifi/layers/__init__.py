@@ -1,5 +1,5 @@
 """Working with layers: operators as matrices, edits and hooks, replaying a network from a layer on, and the route of a layer's
-output to the addition or activation that follows it.
+output to the addition or activation that follows it. `widened` has a network compute in single precision.
 """
 
 from ._operators import (
@@ -20,7 +20,7 @@ from ._operators import (
 )
 from ._replay import Replay, batched
 from ._routes import Route, followed, rows_at
-from ._substitute import substituted
+from ._substitute import substituted, widened
 
 __all__ = [
     "Change",
@@ -43,4 +43,5 @@ __all__ = [
     "position_count",
     "rows_at",
     "substituted",
+    "widened",
 ]

@@ -138,7 +138,9 @@ def patches(layer: Operator, x: Tensor, at: Tensor | None = None) -> Tensor:
 
 
 def outputs_at(layer: Operator, y: Tensor, at: Tensor | None = None) -> Tensor:
-    """``W x`` at the positions of `patches`, (B·p, O), from the layer's output ``y``, without its bias."""
+    """``W x`` at the positions of `patches`, (B·p, O), from the layer's output ``y``, without its bias; float32, or float64 if
+    ``y`` is.
+    """
     bias = None if layer.bias is None else layer.bias.detach()
     if isinstance(layer, nn.Linear):
         rows = y.reshape(y.shape[0] if at is None else len(at), -1, y.shape[-1])  # (samples, P, O)
@@ -149,6 +151,7 @@ def outputs_at(layer: Operator, y: Tensor, at: Tensor | None = None) -> Tensor:
             maps = maps.unflatten(0, (len(at), -1)).transpose(1, 2).flatten(2)
         chosen = (maps if at is None else maps.gather(2, at[:, None].expand(-1, maps.shape[1], -1))).transpose(1, 2)
     found = chosen.reshape(-1, chosen.shape[2])
+    found = found.to(torch.promote_types(found.dtype, torch.float32))
     return found if bias is None else found - bias
 
 

@@ -1,4 +1,4 @@
-"""Temporary replacement of module methods."""
+"""Temporary replacement of module methods, and of weights by wider ones."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-__all__ = ["substituted"]
+__all__ = ["substituted", "widened"]
 
 
 @contextlib.contextmanager
@@ -28,3 +29,62 @@ def substituted(methods: Iterable[tuple[nn.Module, str, Callable[..., Any]]]) ->
                 del module.__dict__[name]
             else:
                 module.__dict__[name] = own
+
+
+def widened(net: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Inside the context, ``net`` computes in single precision where its weights are stored in less (float16, bfloat16), so
+    that what two networks with the same weights give differs by no more than single precision rounds. Its output is then
+    float32; wider weights compute as they are.
+
+    The weights are widened module by module, while each one runs: no more of them than one layer's are held twice. (A module
+    that has parameters of its own beside those of its children holds all of these; it may use them without calling them.)
+    """
+
+    def wide(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with _swapped(module):
+                return forward(*map(_widened, args), **{name: _widened(value) for name, value in kwargs.items()})
+
+        return run
+
+    return substituted((module, "forward", wide(module, module.forward)) for module in _owners(net))
+
+
+def _is_narrow(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dtype.itemsize < torch.float32.itemsize
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if _is_narrow(value) else value
+
+
+def _own(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """The narrow parameters and buffers of the module itself: the table that holds each, its name in there, its value."""
+    for table in (module._parameters, module._buffers):
+        yield from ((table, name, value) for name, value in table.items() if value is not None and _is_narrow(value))
+
+
+def _owners(net: nn.Module) -> list[nn.Module]:
+    """The outermost modules with narrow parameters or buffers of their own, each once."""
+    found: dict[int, nn.Module] = {}
+    waiting = [net]
+    while waiting:
+        module = waiting.pop()
+        if next(_own(module), None) is not None:
+            found[id(module)] = module
+        else:
+            waiting += module.children()
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def _swapped(module: nn.Module) -> Iterator[None]:
+    before = [entry for part in module.modules() for entry in _own(part)]
+    try:
+        for table, name, value in before:
+            wide = value.detach().float()
+            table[name] = nn.Parameter(wide, requires_grad=False) if isinstance(value, nn.Parameter) else wide
+        yield
+    finally:
+        for table, name, value in before:
+            table[name] = value

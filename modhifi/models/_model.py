@@ -18,8 +18,9 @@ __all__ = ["Model", "fingerprint"]
 
 @dataclass
 class Model:
-    """``module`` is a plain `torch.nn.Module` in evaluation mode that maps (B, 3, H, W) float32 to (B, classes) logits. A
-    language model (`modhifi.models.CausalLM`) maps (B, T) int64 tokens to (B, T, vocabulary) logits and has no classes.
+    """``module`` is a plain `torch.nn.Module` in evaluation mode that maps (B, 3, H, W) float32 to (B, classes) logits. If its
+    weights have another dtype, it gets a hook that casts its input to theirs; its logits then have that dtype. A language model
+    (`modhifi.models.CausalLM`) maps (B, T) int64 tokens to (B, T, vocabulary) logits and has no classes.
     """
 
     spec: str
@@ -41,6 +42,10 @@ class Model:
 
     def __post_init__(self) -> None:
         self.architecture = self.architecture or self.spec
+        dtype = next((value.dtype for value in self.module.parameters()), torch.float32)
+        hooked = _cast_input in self.module._forward_pre_hooks.values()
+        if isinstance(self.input, InputSpec) and dtype != torch.float32 and not hooked:
+            self.module.register_forward_pre_hook(_cast_input)
 
     @property
     def device(self) -> torch.device:
@@ -64,6 +69,11 @@ class Model:
     def example(self, batch: int = 1) -> Tensor:
         """A fixed random input on the model's device, for tracing and timing; see the ``example`` of `input`."""
         return self.input.example(batch).to(self.device)
+
+
+def _cast_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(module.parameters()).dtype
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..evaluation import measure_latency
 from ..layers import Edit
@@ -119,7 +120,7 @@ def make_plan(
             edits, ridges = sequential(
                 study,
                 decided.keep,
-                net.module,
+                _computing_wide(net.module),
                 torch.cat([batch for batch, _ in data.batches(net.input)]),
                 centred=centred,
                 drift=settings.drift,
@@ -159,6 +160,14 @@ def make_plan(
         net = net or reload(study.model, device=device)
         plan = plan.with_tensors(tensors | recalibrated(plan, net, progress=progress))
     return plan
+
+
+def _computing_wide(module: nn.Module) -> nn.Module:
+    """``module`` itself, or a copy in single precision if its weights have less: layers are fitted to what they would give
+    without rounding, and the fitted weights alone are rounded to the network's dtype, when the plan is applied.
+    """
+    narrow = any(p.is_floating_point() and p.dtype.itemsize < torch.float32.itemsize for p in module.parameters())
+    return copy.deepcopy(module).float() if narrow else module
 
 
 def _added_biases(study: Study, decided: Allocation, tensors: Mapping[str, Tensor]) -> int:

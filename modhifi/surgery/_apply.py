@@ -1,5 +1,6 @@
 """Applies a plan in two steps that are checked against each other: *masked*, the original shape with the new weights and zeros
-for removed components, then *removed*, with the zeros cut out by torch-pruning's functions. Both must give the same output.
+for removed components, then *removed*, with the zeros cut out by torch-pruning's functions. Both must give the same output in
+single precision, whatever precision the weights are stored in.
 
 Names of a plan's tensors, all in the coordinates of the original network: ``L.weight`` (O, columns kept) is the new flat weight
 of consumer L; ``L.shift`` (O,) a constant added to the output of layer L; any other entry of the network's state, such as
@@ -20,7 +21,7 @@ from ..models import Model, fingerprint
 from ..plan import Plan
 from ..specs import Step
 from ._remove import add_bias, remaining_columns, remove
-from ._verify import answer, distance, tolerance
+from ._verify import TOLERANCE, answer, distance
 
 __all__ = ["apply"]
 
@@ -61,7 +62,7 @@ def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
         before = answer(net, example)
         remove(net, structure, keep)
         off = distance(before, answer(net, example))
-        if off > tolerance(net):
+        if off > TOLERANCE:
             raise RuntimeError(
                 f"the pruned network differs from the masked one by {off:.3g}: the tracer misread its structure; please"
                 " report this network"
@@ -118,19 +119,19 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
         touched.add(f"{name}.weight")
         if f"{name}.shift" in plan.tensors:
             touched.add(f"{name}.shift")
-            shift = _tensor(plan, f"{name}.shift", flat[:, 0])
+            shift = _shift(plan, f"{name}.shift", len(flat))
             takes = read[0][1].shift
             if takes is None:
                 add_bias(layer)
                 added.append(name)
                 assert layer.bias is not None
-                layer.bias.copy_(shift)
+                _add(layer.bias, shift)
             elif takes.endswith(".bias"):
                 assert layer.bias is not None
-                layer.bias.add_(shift)
+                _add(layer.bias, shift)
             else:
                 # BatchNorm subtracts its running mean, so lowering the mean adds the shift.
-                net.get_buffer(takes).sub_(shift)
+                _add(net.get_buffer(takes), -shift)
     state = net.state_dict(keep_vars=True)
     for key in sorted(set(plan.tensors) - touched):
         name, _, what = key.rpartition(".")
@@ -141,13 +142,13 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
                 raise UserError(
                     f"the plan sets {key}, but {name} is not a convolution or linear layer of this network; make it again"
                 ) from error
-            shift = _tensor(plan, key, layer.weight.flatten(1)[:, 0])
+            shift = _shift(plan, key, len(layer.weight))
             if layer.bias is None:
                 add_bias(layer)
                 added.append(name)
             assert layer.bias is not None
             # A bias that the plan itself sets is already in place: ``.bias`` sorts before ``.shift``.
-            layer.bias.add_(shift)
+            _add(layer.bias, shift)
         elif key in state and state[key].is_floating_point() and _fits(plan.tensors[key], state[key]):
             state[key].data.copy_(plan.tensors[key].reshape(state[key].shape))
         elif key in state:
@@ -168,9 +169,21 @@ def _fits(value: Tensor, own: Tensor) -> bool:
 def _tensor(plan: Plan, name: str, like: Tensor) -> Tensor:
     """The plan's tensor with the dtype and device of ``like``, or ``like`` itself if the plan has none."""
     value = plan.tensors.get(name)
-    if value is None:
-        return like
-    if value.shape != like.shape:
-        shapes = tuple(value.shape), tuple(like.shape)
+    return like if value is None else _checked(value, name, like.shape).to(like)
+
+
+def _shift(plan: Plan, name: str, outputs: int) -> Tensor:
+    """The plan's shift (outputs,), as the plan has it."""
+    return _checked(plan.tensors[name], name, torch.Size([outputs]))
+
+
+def _checked(value: Tensor, name: str, shape: torch.Size) -> Tensor:
+    if value.shape != shape:
+        shapes = tuple(value.shape), tuple(shape)
         raise UserError(f"the plan's {name} has shape {shapes[0]}, but the network needs {shapes[1]}; make it again")
-    return value.to(like)
+    return value
+
+
+def _add(target: Tensor, value: Tensor) -> None:
+    """Adds in place and rounds only the sum to the dtype of ``target``. On the CPU: MPS has no float64."""
+    target.copy_((target.cpu().double() + value.cpu().double()).to(target.dtype))

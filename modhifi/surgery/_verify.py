@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from ..components import Group, Structure
 from ..errors import UserError
-from ..layers import get_operator
+from ..layers import get_operator, widened
 from ..progress import Progress, silent
 from ._remove import remaining_columns, remove
 
-__all__ = ["answer", "difference", "distance", "tolerance", "verified"]
+__all__ = ["TOLERANCE", "answer", "difference", "distance", "verified"]
 
-# The removed and the masked network may differ by rounding only. Relative to the largest logit, for float32.
+# The removed and the masked network may differ by the rounding of single precision only. Relative to the largest logit.
 TOLERANCE = 1e-3
+# A network of tokens is run on this many of each window: enough for every head and neuron, and few logits.
+_TOKENS = 64
 
 
 @torch.inference_mode(False)
@@ -76,8 +78,14 @@ def difference(masked: nn.Module, removed: nn.Module, example: Tensor) -> float:
 
 
 def answer(net: nn.Module, example: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return net(example).float()  # type: ignore[no-any-return]
+    """The output for ``example``, float32 or wider: weights in half precision compute in single precision, since their own
+    rounding would hide what the comparison looks for. Of tokens (B, T), only the first `_TOKENS` are run.
+    """
+    if not example.is_floating_point():
+        example = example[:, :_TOKENS]
+    with torch.inference_mode(), widened(net):
+        output: Tensor = net(example)
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def distance(before: Tensor, after: Tensor) -> float:
@@ -86,9 +94,3 @@ def distance(before: Tensor, after: Tensor) -> float:
         raise UserError("the network's output is not finite; check its weights, --mean and --std")
     off = float((before - after).abs().max()) / max(1e-6, float(before.abs().max()))
     return off if math.isfinite(off) else math.inf
-
-
-def tolerance(net: nn.Module) -> float:
-    """`TOLERANCE` for weights in single precision, scaled up with the rounding error of coarser dtypes."""
-    coarseness = torch.finfo(next(net.parameters()).dtype).eps / torch.finfo(torch.float32).eps
-    return min(0.05, TOLERANCE * max(1.0, coarseness))
