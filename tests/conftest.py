@@ -54,8 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def imported_is_not_garbage() -> None:
-    """Modules that were imported are left out when memory is collected, which every job of the dashboard does at its end: with all
-    of them looked at, that takes longer than most tests.
+    """Modules that were imported are left out when memory is collected, which every job of the dashboard does at its end: with
+    all of them looked at, that takes longer than most tests.
     """
     gc.collect()
     gc.freeze()
