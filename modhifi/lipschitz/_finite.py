@@ -16,6 +16,8 @@ from ._gains import Gains
 
 __all__ = ["directional", "moved_by", "pairs", "random"]
 
+_NEVER = 1e30
+
 Shape = Callable[[int], Change]
 """Maps the number of samples in a batch to the change that is made to it."""
 
@@ -91,6 +93,21 @@ def moved_by(
     return _run(module, _fixed(module, edits), images, batch_size, progress, keep=True)
 
 
+def flipping(logits: Tensor, difference: Tensor) -> Tensor:
+    """(2, B) float64: the smallest multiple of ``difference`` (B, K), and of its opposite, that makes another logit as large as
+    the largest of ``logits`` (B, K); 10³⁰ if none does.
+    """
+    logits, difference = logits.double(), difference.double()
+    top = logits.argmax(1, keepdim=True)
+    behind = logits.gather(1, top) - logits
+    found = []
+    for sign in (1.0, -1.0):
+        gained = sign * (difference - difference.gather(1, top))
+        multiple = torch.where(gained > 0, behind / torch.where(gained > 0, gained, 1.0), _NEVER)
+        found.append(multiple.scatter(1, top, _NEVER).amin(1).clamp(max=_NEVER))
+    return torch.stack(found)
+
+
 def _fixed(module: nn.Module, edits: Mapping[str, Edit]) -> dict[str, Shape]:
     def always(change: Change) -> Shape:
         return lambda _: change
@@ -116,6 +133,7 @@ def _run(
     local: dict[str, list[Tensor]] = {name: [] for name in shapes}
     reached: dict[str, list[Tensor]] = {name: [] for name in shapes}
     moved: dict[str, list[Tensor]] = {name: [] for name in shapes}
+    flips: dict[str, list[Tensor]] = {name: [] for name in shapes}
 
     def see(name: str, difference: Tensor) -> None:
         # A layer may see a sample in several rows of its batch.
@@ -133,6 +151,8 @@ def _run(
                 with replay.at(name), changed(module, {name: shape(samples)}, see):
                     difference = (module(batch) - replay.output).flatten(1)
                 reached[name].append(difference.cpu().double().square().sum(1))
+                if replay.output.ndim == 2 and replay.output.shape[1] > 1:
+                    flips[name].append(flipping(replay.output, difference).cpu())
                 if keep:
                     moved[name].append(difference.cpu())
         progress(total, total, "estimating Lipschitz constants")
@@ -140,6 +160,7 @@ def _run(
         name: Gains(
             torch.cat(local[name]) if local[name] else torch.zeros(0),
             torch.cat(reached[name]) if reached[name] else torch.zeros(0, dtype=torch.float64),
+            torch.cat(flips[name], 1) if flips[name] else None,
         )
         for name in shapes
     }

@@ -47,10 +47,14 @@ class Gains:
     """For each sample, the squared norm of an error at the layer's output, ``local`` (N,), and of what ``reached`` the
     network's output, (N,). Samples without a local error carry no information and are omitted; if none remain, every gain is
     0.
+
+    ``flips`` (2, N), where the output is a row of logits: the multiple of what reached it, and of its opposite, at which the
+    largest logit is no longer the same, to first order; at most 10³⁰. None elsewhere.
     """
 
     local: Tensor
     reached: Tensor
+    flips: Tensor | None = None
 
     @cached_property
     def ratios(self) -> Array:
@@ -71,6 +75,17 @@ class Gains:
         """√(Σ reached / Σ local): times the root-mean-square local error, it gives the root-mean-square error at the output."""
         below = float(self.local.double().sum())
         return math.sqrt(float(self.reached[self.local > 0].double().sum()) / below) if below > 0 else 0.0
+
+    @cached_property
+    def critical(self) -> Array | None:
+        """Ascending: the root-mean-square errors at the output at which one sample's answer changes, if its error grows in
+        proportion to what was seen, in either direction. None where that is not known.
+        """
+        seen = self.local > 0
+        if self.flips is None or not bool(seen.any()):
+            return None
+        size = self.reached[seen].double().mean().sqrt()
+        return np.sort((self.flips[:, seen].double() * size).flatten().cpu().numpy())
 
     def quantile(self, q: float = 0.9) -> float:
         """The gain that a fraction ``q`` of the samples does not exceed."""
@@ -103,17 +118,18 @@ class Gains:
         )
 
     def stacked(self) -> Tensor:
-        """(2, N) float64, as stored in a study."""
-        return torch.stack([self.local.double(), self.reached.double()]).cpu()
+        """(2, N) float64, as stored in a study; (4, N) with ``flips``."""
+        rows = torch.stack([self.local.double(), self.reached.double()]).cpu()
+        return rows if self.flips is None else torch.cat([rows, self.flips.double().cpu()])
 
     @classmethod
     def of(cls, stacked: Tensor) -> Gains:
         """From `stacked`. Raises `ValueError` for values that are no squared norms: they may come from a damaged file."""
-        if stacked.ndim != 2 or len(stacked) != 2 or not stacked.is_floating_point():
-            raise ValueError("its gains are not two rows of numbers")
+        if stacked.ndim != 2 or len(stacked) not in (2, 4) or not stacked.is_floating_point():
+            raise ValueError("its gains are not two or four rows of numbers")
         if not bool((stacked.isfinite() & (stacked >= 0)).all()):
             raise ValueError("its gains are not finite and positive")
-        return cls(stacked[0], stacked[1])
+        return cls(stacked[0], stacked[1], stacked[2:] if len(stacked) > 2 else None)
 
 
 def _all_below(count: int, sizes: NDArray[np.int64]) -> Array:

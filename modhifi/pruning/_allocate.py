@@ -33,6 +33,7 @@ from ..specs import BUDGETS, AllocationRule, PruningFields, PruningSpec, TokenSp
 from ..study import Study
 from ._latency import ALIGNED, LatencyLedger, LatencyTable
 from ._ledger import CostLedger, Ledger
+from ._predict import Outcome, outcome
 
 __all__ = ["Allocation", "allocate", "asked_for", "smallest_cost", "usual_allocation"]
 
@@ -59,6 +60,8 @@ class Allocation:
     """The settings of the decision, with every default filled in."""
     milliseconds: float | None = None
     """Predicted latency of one forward pass; None without a latency table."""
+    outcome: Outcome | None = None
+    """Predicted relative error of the output and agreement; None if the study has no directional constants."""
 
 
 def asked_for(spec: PruningSpec | None, fields: PruningFields) -> PruningSpec:
@@ -336,6 +339,7 @@ def _predict(study: Study, counts: dict[str, int], settings: Settings, latencies
     bounded_by = "directional" if settings.constants == "none" else settings.constants
     known = bounded_by in study.estimators
     by_layer: dict[str, float] = {}
+    amplitudes: dict[str, dict[str, float]] = {}
     total_error = total_energy = 0.0
     for group in study.groups:
         kept = counts[group.name]
@@ -345,6 +349,7 @@ def _predict(study: Study, counts: dict[str, int], settings: Settings, latencies
         for layer, errors in _layer_errors(study, group.name, settings):
             error += float(errors[kept])
             energy += study.energy(layer, settings.centred)
+            amplitudes.setdefault(group.name, {})[layer] = math.sqrt(float(errors[kept]))
             by_layer[layer] = by_layer.get(layer, 0.0) + math.sqrt(float(errors[kept]))
         fidelity[group.name] = 1.0 - error / energy if energy > 0 else 1.0
         total_error, total_energy = total_error + error, total_energy + energy
@@ -359,4 +364,5 @@ def _predict(study: Study, counts: dict[str, int], settings: Settings, latencies
         else math.nan,
         settings=settings,
         milliseconds=None if latencies is None else latencies.milliseconds(study.structure, counts),
+        outcome=outcome(study, amplitudes),
     )

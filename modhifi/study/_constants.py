@@ -6,15 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
+from torch import Tensor, nn
 
 from ..data import Data
 from ..errors import UserError
-from ..layers import Edit
+from ..layers import Edit, batched
 from ..lipschitz import Gains, Sample, Upper, estimators, smallest_norms
 from ..models import Model
 from ..progress import Progress, prefixed, silent
 from ..specs import InputSpec, TokenSpec
 from ._study import Study
+from ._tables import VARIANCE
 
 __all__ = ["CONSTANTS", "CONSTANT_SAMPLES", "estimate", "usual"]
 
@@ -68,7 +70,22 @@ def estimate(
             else:
                 gains[name] = dict(cast(Mapping[str, Gains], found))
     norms = study.norms or smallest_norms(model.module, inputs)
+    study.tables[VARIANCE] = _variance(model.module, inputs)
     study.gains, study.certified, study.norms = gains, upper, norms
+
+
+@torch.no_grad()
+def _variance(module: nn.Module, inputs: Tensor) -> Tensor:
+    """(1,) float64: ``E‖f − E f‖²`` of one sample's output; of a language model, summed over the tokens of a window, whose mean
+    is taken over all tokens.
+    """
+    square, total, rows = 0.0, torch.zeros(()), 0
+    for batch in batched(module, inputs, None):
+        answer = module(batch)
+        flat = answer.reshape(-1, answer.shape[-1]).double()
+        square, total, rows = square + float(flat.square().sum()), total.to(flat) + flat.sum(0), rows + len(flat)
+    spread = (square - float(total.square().sum()) / rows) / len(inputs)
+    return torch.tensor([max(0.0, spread)], dtype=torch.float64)
 
 
 class _Halves(Mapping[str, Edit]):

@@ -26,6 +26,7 @@ from ._layer import LayerStats, Level
 from ._tables import (
     ORDERS,
     SCORES,
+    VARIANCE,
     energy_key,
     error_key,
     independent_key,
@@ -340,6 +341,11 @@ class Study:
         """
         self.group(group)
         return self.tables["classes"].numpy(), self.tables[f"class/{group}"].numpy()
+
+    @property
+    def variance(self) -> float | None:
+        """``E‖f − E f‖²``: the variance of one sample's output, summed over logits (and tokens); None without constants."""
+        return float(self.tables[VARIANCE]) if VARIANCE in self.tables else None
 
     @property
     def estimators(self) -> tuple[str, ...]:

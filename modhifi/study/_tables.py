@@ -34,6 +34,7 @@ __all__ = [
     "LEVELS",
     "ORDERS",
     "SCORES",
+    "VARIANCE",
     "check_tables",
     "energy_key",
     "error_key",
@@ -51,6 +52,8 @@ __all__ = [
 SCORES = ("greedy", "fidelity", "row-sum", "removal-cost")
 # Orders whose curves are derived together with the scores.
 ORDERS = ("greedy", "fidelity")
+# The variance of the network's output.
+VARIANCE = "answers/variance"
 LEVELS: tuple[Level, ...] = ("none", "scalar", "full")
 
 
@@ -242,14 +245,23 @@ def check_tables(tables: Mapping[str, Tensor], structure: Structure) -> None:
             raise ValueError(f"the table class/{name} does not fit its group")
     for key, table in tables.items():
         kind, _, rest = key.partition("/")
-        if kind in ("score", "error", "same", "energy", "ridge", "independent", "class") and table.dtype not in (
+        if kind in (
+            "score",
+            "error",
+            "same",
+            "energy",
+            "ridge",
+            "independent",
+            "answers",
+            "class",
+        ) and table.dtype not in (
             torch.float32,
             torch.float64,
         ):
             raise ValueError(f"the table {key} is of another type")
         if not bool(table.isfinite().all()):
             raise ValueError(f"the table {key} is not finite")
-        if kind in ("energy", "ridge", "independent") and (table.numel() != 1 or float(table) < 0):
+        if kind in ("energy", "ridge", "independent", "answers") and (table.numel() != 1 or float(table) < 0):
             raise ValueError(f"the table {key} is no single number")
         if kind not in ("order", "score", "error", "same"):
             continue
