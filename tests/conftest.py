@@ -1,6 +1,8 @@
 """What tests of several rooms share."""
 
+import fcntl
 import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import modhifi
 from modhifi import Data, Model, Study
 from modhifi.models import fingerprint
 from modhifi.specs import InputSpec
+from tests.few import few_digits
 
 # Files (a folder stands for all of its files) whose tests build small things only; `make check` runs them before every commit.
 FAST = (
@@ -54,8 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def imported_is_not_garbage() -> None:
-    """Modules that were imported are left out when memory is collected, which every job of the dashboard does at its end: with
-    all of them looked at, that takes longer than most tests.
+    """What was imported is left out when memory is collected, as every job of the dashboard does at its end: to look at all of
+    it takes longer than most tests.
     """
     gc.collect()
     gc.freeze()
@@ -85,6 +88,28 @@ def digits_study(digits_model: Model) -> Study:
 @pytest.fixture(scope="session")
 def digits_test() -> Data:
     return modhifi.load_data("digits", split="test")
+
+
+@pytest.fixture(scope="session")
+def default_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the dashboard with the default study of few digits, made once for all processes that run tests. To be copied."""
+    from app.library import Library
+    from app.selection import DEFAULT
+    from app.store import Store
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    root, done = folder / "default_home", folder / "default_home.done"
+    with (folder / "default_home.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            with few_digits():
+                job = Library(Store(root)).tasks.analyse(DEFAULT)
+                assert job.wait(300)
+            assert job.state == "done", job.error
+            done.touch()
+    return root
 
 
 class Chain(nn.Module):

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-CALIBRATION, TEST = 128, 100
+CALIBRATION, TEST = 96, 60
 
 
 @contextlib.contextmanager
 def few_digits() -> Iterator[None]:
-    """Within the context there are 128 calibration images and 100 test images; the others are for training."""
+    """Within the context there are 96 calibration images and 60 test images; the others are for training."""
     from modhifi.data import _digits
 
     before = _digits.CALIBRATION_SIZE, _digits.TEST_SIZE

@@ -15,7 +15,7 @@ def test_bounds_are_measured_and_kept(filled: Path) -> None:
     press(app, "Measure")
     app = finish(app, "bounds")
     said = words(app)
-    for part in ("times the measured error; every point", "Layer by layer", "128 calibration samples instead"):
+    for part in ("times the measured error; every point", "Layer by layer", "96 calibration samples instead"):
         assert part in said
     slack, layers, plans, _ = (frame.value for frame in app.dataframe)
     assert list(slack["Granularity"]) == ["layer", "block", "stage"]

@@ -39,7 +39,7 @@ def test_importance_says_what_a_group_is_and_what_it_knows_of_each_class(filled:
     assert "16 channels of a residual stream, read by layer1.0.conv1, layer1.1.conv1, layer1.2.conv1 and 7 more." in (
         words(app)
     )
-    assert "All 10 classes, as predicted for the 128 calibration images." in words(app)
+    assert "All 10 classes, as predicted for the 96 calibration images." in words(app)
 
 
 def test_scalar_is_derived_for_the_group_in_focus_alone(filled: Path) -> None:

@@ -83,16 +83,15 @@ def hostile(filled: Path) -> Source:
     return source
 
 
-@pytest.mark.parametrize("name", ["model", "importance", "bounds", "prune", "forget"])
-def test_pages_of_a_study_with_hostile_classes(hostile: Source, name: str) -> None:
-    app = open_page(name, study=f"{hostile.label}")
-    assert app.selectbox(key="study").value == hostile.label
-    inert(words(app))
-    if name == "forget":
-        (pills,) = [one for one in app.button_group if one.key == "classes"]
-        pills.set_value([MARKUP])
-        app = settled(app)
+def test_pages_of_a_study_with_hostile_classes(hostile: Source) -> None:
+    for name in ("model", "importance", "bounds", "prune", "forget"):
+        app = open_page(name, study=f"{hostile.label}")
+        assert app.selectbox(key="study").value == hostile.label
         inert(words(app))
+    (pills,) = [one for one in app.button_group if one.key == "classes"]
+    pills.set_value([MARKUP])
+    app = settled(app)
+    inert(words(app))
 
 
 def inert(shown: str) -> None:

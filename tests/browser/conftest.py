@@ -67,10 +67,12 @@ def serving(
     assert "Traceback" not in log.read_text(), log.read_text()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """With an empty cache and few digits."""
-    with serving(tmp_path_factory.mktemp("elsewhere"), [str(ROOT / "tests" / "few.py")]) as found:
+@pytest.fixture(scope="session")
+def server(default_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With the default study of few digits, and images that can be held."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(default_home, folder / "home")
+    with serving(folder, [str(Path(__file__).with_name("held.py"))]) as found:
         yield found
 
 

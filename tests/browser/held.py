@@ -34,8 +34,8 @@ def _register() -> None:
                     time.sleep(0.02)
             return data.read(index)
 
-        # Four times the same few, so that an analysis has several batches.
-        return dataclasses.replace(data, spec=spec, read=read, source=spec, order=data.order * 4)
+        # Six times the same few, so that an analysis has several batches.
+        return dataclasses.replace(data, spec=spec, read=read, source=spec, order=data.order * 6)
 
     register_source(DataSource("held", "digits that wait", lambda spec: spec == "held", held, example="held"))
 

@@ -5,6 +5,7 @@
 
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ SESSIONS, MOVES = int(os.environ.get("MODHIFI_SESSIONS", 2)), int(os.environ.get
 PAGES = ["Model", "Importance", "Bounds", "Prune", "Forget", "Modalities", "Export"]
 
 
-def test_sessions_survive_one_another_and_the_server(chromium: Browser, tmp_path: Path) -> None:
+def test_sessions_survive_one_another_and_the_server(chromium: Browser, default_home: Path, tmp_path: Path) -> None:
+    shutil.copytree(default_home, tmp_path / "home")
     chance = random.Random(0)
     kept: dict[str, bytes] = {}
     for life in range(3):
