@@ -236,12 +236,15 @@ def compensation(key: str, levels: Sequence[str] = ("scalar", "full"), default: 
     return choice("Compensation", options, key, default, FORMULAS["compensation"])
 
 
-def labelled_data(session: Session, key: str, label: str, split: str) -> LabelledData:
-    """Draws the choice of labelled images or text in a popover; the default is the study's own source."""
+def labelled_data(session: Session, key: str, label: str, split: str, needed: bool = True) -> LabelledData:
+    """Draws the choice of images or text in a popover; the default is the study's own source. ``needed``: whether images
+    need labels.
+    """
     default = session.source.labelled
     key = f"{key}-{session.source.digest}"  # every study has data of its own
     with st.popover(label, icon=":material/label:"):
-        st.caption("Labelled images, or text for a language model. The default is the study's own source.")
+        what = "Labelled images" if needed else "Images, with labels or without"
+        st.caption(f"{what}, or text for a language model. The default is the study's own source.")
         data = st.text_input("Data", default.data, key=f"{key}-data", persist_state="session")
         root = st.text_input("Folder or file", default.root or "", key=f"{key}-root", persist_state="session")
         part = st.text_input("Split", split, key=f"{key}-split", persist_state="session")

@@ -65,6 +65,12 @@ FORMULAS = {
     "networks' rounds, combined. Smaller differences are noise.",
     "timed": "When the row was timed. Milliseconds from different times also differ by the load of the machine.",
     "accuracy": "Higher is better. Share of test images whose predicted class is the label.",
+    "agreement": "Higher is better. Share of test images (text: tokens) for which the modified network gives the same "
+    "first answer as the original one. Needs no labels.",
+    "relative_error": "Lower is better; no unit. Root-mean-square difference of the logits from the original network's, "
+    "over their own spread: 0 is no difference, 1 is as bad as always giving the mean answer. Needs no labels.",
+    "kl": "Lower is better; in nats. Mean Kullback-Leibler divergence of the modified network's softmax from the "
+    "original one's. Needs no labels.",
     "prefill": "Higher is faster. Tokens per second when a whole window is processed at once.",
     "decode": "Higher is faster. Tokens per second when they are generated one at a time, with the key-value cache.",
     # Forget

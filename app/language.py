@@ -14,7 +14,7 @@ from modhifi.specs import TokenSpec
 from .formulas import FORMULAS
 from .latency import relative_latency
 from .store import Point
-from .tables import Columns, timed
+from .tables import Columns, closeness, closeness_columns, timed
 
 __all__ = ["is_language", "points_table"]
 
@@ -39,6 +39,7 @@ def _row(plan: str, point: Point, when: str, note: str) -> dict[str, Any]:
         "Plan": plan,
         "Perplexity": e[f"perplexity{when}"],
         "× original": e[f"perplexity{when}"] / e["perplexity_before"],
+        **closeness(e, bool(when)),
         "Parameters": 100 * e[f"params{when}"] / e["params_before"],
         "FLOPs": 100 * e[f"flops{when}"] / e["flops_before"],
         "Prefill": share("prefill"),
@@ -62,6 +63,7 @@ def points_table(points: Sequence[Point]) -> tuple[pd.DataFrame, Columns]:
     return pd.DataFrame(rows), {
         "Perplexity": number(format="%.3f", help="Lower is better; 1 is the minimum."),
         "× original": number(format="%.3f", help="Lower is better: perplexity over that of the original model."),
+        **closeness_columns(),
         "Parameters": number(format="%.1f%%", help=FORMULAS["params"]),
         "FLOPs": number(format="%.1f%%", help=FORMULAS["flops"]),
         "Prefill": number(format="%.1f%%", help=f"{FORMULAS['prefill']} {same_run}"),

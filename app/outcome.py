@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from .components import FORMULAS, Number, compact, numbers, percent
+from .components import FORMULAS, Number, compact, numbers, percent, rounded
 from .latency import relative_latency
 from .store import Point
 
@@ -24,7 +24,8 @@ def result_row(point: Point) -> None:
 def _classifier_numbers(kind: str, e: Mapping[str, Any]) -> list[Number]:
     same_shape = e["flops"] == e["flops_before"]
     text = f"{FORMULAS['accuracy']} {e['samples']} images; original network: {percent(e['accuracy_before'], 2)}."
-    row = [accuracy_number("Accuracy", e, "accuracy", text, "up", 2)]
+    row = [] if e["accuracy"] is None else [accuracy_number("Accuracy", e, "accuracy", text, "up", 2)]
+    row += _closeness_numbers(e) if kind == "prune" else []
     if kind == "unlearn":
         row.append(accuracy_number("Forget accuracy", e, "forget_accuracy", FORMULAS["forget_accuracy"], "down"))
         row.append(accuracy_number("Retain accuracy", e, "retain_accuracy", FORMULAS["retain_accuracy"], "up"))
@@ -33,6 +34,20 @@ def _classifier_numbers(kind: str, e: Mapping[str, Any]) -> list[Number]:
         row.append(_change_number("Parameters", e, "params", compact(e["params"]), FORMULAS["params"]))
     latency = latency_number(e)
     return row if latency is None else [*row, latency]
+
+
+def _closeness_numbers(e: Mapping[str, Any]) -> list[Number]:
+    """How close the answers are to the original network's; [] for plans measured by earlier versions."""
+    if e.get("agreement") is None:
+        return []
+    seen = e.get("calibration_samples")
+    note = f"{seen:,} calibration samples among them" if seen else None
+    text = f"{FORMULAS['agreement']} {e['samples']:,} samples."
+    row = [Number("Agreement", percent(e["agreement"], 2), text, note=note)]
+    for title, name in (("Relative error", "relative_error"), ("KL divergence", "kl")):
+        if e.get(name) is not None:
+            row.append(Number(title, rounded(e[name]), FORMULAS[name], note="nats" if name == "kl" else None))
+    return row
 
 
 def latency_number(e: Mapping[str, Any]) -> Number | None:
@@ -59,6 +74,7 @@ def _language_numbers(e: Mapping[str, Any]) -> list[Number]:
     )
     row = [
         _change_number("Perplexity", e, "perplexity", f"{e['perplexity']:.3f}", text, "down"),
+        *_closeness_numbers(e),
         _change_number("Parameters", e, "params", compact(e["params"]), FORMULAS["params"], "down"),
         _change_number("FLOPs", e, "flops", compact(e["flops"]), FORMULAS["flops"], "down"),
     ]

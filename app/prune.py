@@ -29,7 +29,7 @@ from modhifi.specs import BUDGETS, PruningSpec
 from . import components as ui
 from . import language
 from .addresses import is_number, is_switch, tell_unfit
-from .figures import Measure, TradeOff
+from .figures import ACCURACY, AGREEMENT, PERPLEXITY, Measure, TradeOff
 from .manual import manual_counts, manual_popover
 from .selection import LABELS, Choice, LabelledData
 from .session import Session, choose_plan, current
@@ -43,6 +43,7 @@ __all__ = [
     "axis_choice",
     "compare_controls",
     "measured",
+    "quality",
     "note_on",
     "point_from_click",
     "prune_controls",
@@ -190,7 +191,7 @@ def prune_controls(session: Session, study: modhifi.Study, area: DeltaGenerator)
             problem = str(error)
     with st.container(horizontal=True):
         manual_popover(study, allocation.counts if allocation else {}, history)
-        data = ui.labelled_data(session, "test", "Test data", "test")
+        data = ui.labelled_data(session, "test", "Test data", "test", needed=False)
     for title, counts in (("Fixed", fixed), ("Minimum", minimum)):
         if counts:
             st.caption(f"{title}: " + ", ".join(f"{plain(name)} keeps {count}" for name, count in counts.items()))
@@ -205,8 +206,8 @@ def prune_controls(session: Session, study: modhifi.Study, area: DeltaGenerator)
         on_click=_measure,
         args=(session, request),
         key="measure",
-        help="Applies the plan to a copy and runs the test data through both networks: accuracy or perplexity, and "
-        "latency.",
+        help="Applies the plan to a copy and runs the test data through both networks: accuracy or perplexity, how "
+        "often their answers agree, and latency. Images need no labels; without, accuracy is left out.",
     )
     return request
 
@@ -276,15 +277,25 @@ def axis_choice(study: modhifi.Study) -> str:
     return chosen
 
 
+def quality(points: Sequence[Point], text: bool) -> Measure:
+    """What these plans are compared by: perplexity of a ``text``, accuracy, or agreement if some were measured without labels."""
+    if text:
+        return PERPLEXITY
+    return AGREEMENT if any(point.evaluation.get("accuracy") is None for point in points) else ACCURACY
+
+
 def measured(points: Sequence[Point], measure: Measure, axis: str = "flops") -> list[TradeOff]:
-    """Data of `figures.trade_off`; ``axis`` is the field of a cost in an evaluation."""
+    """Data of `figures.trade_off`, for the plans that have the measure; ``axis`` is the field of a cost in an evaluation."""
     found = []
     for point in points:
         e = point.evaluation
+        quality = measure.of(e)
+        if quality is None:
+            continue
         value, before = e.get(axis), e.get(f"{axis}_before")
         share = None if value is None or not before else value / before
         cost = "" if value is None else f" ({value:.2f} ms)" if axis == "latency_ms" else f" ({ui.compact(value)})"
-        found.append(TradeOff(point.id, point.label, share, measure.of(e), cost))
+        found.append(TradeOff(point.id, point.label, share, quality, cost))
     return found
 
 

@@ -16,7 +16,7 @@ from . import figures
 from .commands import commands
 from .forget import relearning_curves
 from .library import Library
-from .prune import measured
+from .prune import measured, quality
 from .selection import Source
 from .store import BoundPoint, Point
 
@@ -51,8 +51,9 @@ def charts(plan: Plan, point: Point, points: Sequence[Point], bounds: Sequence[B
     found: dict[str, go.Figure] = {}
     text = result.get("perplexity") is not None
     if point.kind == "prune":
-        measure = figures.PERPLEXITY if text else figures.ACCURACY
-        same = measured([one for one in points if one.kind == "prune"], measure)
+        others = [one for one in points if one.kind == "prune"]
+        measure = quality([*others, point], text)
+        same = measured(others, measure)
         found[f"{measure.name.capitalize()} against FLOPs, all measured plans"] = figures.trade_off(
             same, measure.of(result, "_before"), None, point.id, measure=measure
         )
@@ -67,7 +68,7 @@ def charts(plan: Plan, point: Point, points: Sequence[Point], bounds: Sequence[B
         unit = unlearning_methods()[point.forgetting.method].strength
         found["Search for the strength"] = figures.forgetting_curve(point.curve, point.strength or 0.0, unit)
         found["Relearning"] = figures.relearning(result["relearning_steps"], relearning_curves(point))
-    if text:
+    if text or result.get("accuracy") is None:
         return found
     found["Accuracy of each class"] = figures.per_class(result["per_class"], point.forget)
     for title, name in (

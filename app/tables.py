@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,8 @@ from .texts import plain
 __all__ = [
     "Columns",
     "bounds_table",
+    "closeness",
+    "closeness_columns",
     "constants_table",
     "groups_table",
     "layers_table",
@@ -196,16 +198,42 @@ def timed(point: Point) -> datetime:
     return datetime.fromtimestamp(point.made)
 
 
+def closeness(e: Mapping[str, Any], original: bool) -> dict[str, float | None]:
+    """The columns that say how close the answers are to the original network's; it agrees with itself. None in plans that were
+    measured by earlier versions.
+    """
+    if original:
+        return {"Agreement": 100.0, "Relative error": 0.0, "KL": 0.0}
+    agreement = e.get("agreement")
+    return {
+        "Agreement": None if agreement is None else 100 * agreement,
+        "Relative error": e.get("relative_error"),
+        "KL": e.get("kl"),
+    }
+
+
+def closeness_columns() -> Columns:
+    """How `closeness` is shown."""
+    number = st.column_config.NumberColumn
+    return {
+        "Agreement": number(format="%.2f%%", help=FORMULAS["agreement"]),
+        "Relative error": number(format="%.4f", help=FORMULAS["relative_error"]),
+        "KL": number("KL, nats", format="%.4f", help=FORMULAS["kl"]),
+    }
+
+
 def _row(plan: str, point: Point, original: bool) -> dict[str, Any]:
     """One row: the modified network, or the ``original`` as measured in the same run."""
     e, when = point.evaluation, "_before" if original else ""
     latency = relative_latency(e)
     if original and latency is not None:
         latency = Relative(1.0, 0.0)  # relative to itself
+    accuracy, before = e[f"accuracy{when}"], e["accuracy_before"]
     return {
         "Plan": plan,
-        "Accuracy": 100 * e[f"accuracy{when}"],
-        "Change": 100 * (e[f"accuracy{when}"] - e["accuracy_before"]),
+        "Accuracy": None if accuracy is None else 100 * accuracy,
+        "Change": None if accuracy is None or before is None else 100 * (accuracy - before),
+        **closeness(e, original),
         "FLOPs": 100 * e[f"flops{when}"] / e["flops_before"],
         "Parameters": 100 * e[f"params{when}"] / e["params_before"],
         "Latency": None if latency is None else 100 * latency.share,
@@ -229,6 +257,7 @@ def points_table(points: Sequence[Point]) -> tuple[pd.DataFrame, Columns]:
         "Change": number(
             "Change, points", format="%+.2f", help="Higher is better. Accuracy minus that of the original network."
         ),
+        **closeness_columns(),
         "FLOPs": number(format="%.1f%%", help=f"{FORMULAS['flops']} In per cent of the original network's."),
         "Parameters": number(format="%.1f%%", help=f"{FORMULAS['params']} In per cent of the original network's."),
         "Latency": number(format="%.1f%%", help=FORMULAS["relative_latency"]),

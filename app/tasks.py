@@ -176,7 +176,8 @@ class Tasks:
     ) -> Point:
         """Applies a plan, measures it on ``test`` and stores both; ``request``: what asked for the plan."""
         changed = modhifi.apply(plan, model)
-        evaluation = modhifi.evaluate(changed, _load(test), baseline=model, progress=progress)
+        images = _load(test, labels=plan.kind == "unlearn")
+        evaluation = modhifi.evaluate(changed, images, baseline=model, progress=progress)
         point = Point(
             kind=plan.kind,
             label=test.named(label, source.labelled),

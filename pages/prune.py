@@ -5,7 +5,7 @@ import streamlit as st
 from app import components as ui
 from app import figures, language
 from app.outcome import result_row
-from app.prune import AXES, axis_choice, compare_controls, measured, note_on, point_from_click, prune_controls
+from app.prune import AXES, axis_choice, compare_controls, measured, note_on, point_from_click, prune_controls, quality
 from app.tables import points_table
 from modhifi.pruning import SHARES
 
@@ -80,7 +80,7 @@ with right:
         asked = {"flops": flops, "params": params} if plan else {}
         if plan is not None and plan.milliseconds is not None and request.dense_ms:
             asked["latency_ms"] = plan.milliseconds / request.dense_ms
-        measure = figures.PERPLEXITY if tokens else figures.ACCURACY
+        measure = quality(pruned, tokens)
         ui.chart(
             figures.trade_off(
                 measured(pruned, measure, axis),

@@ -1,6 +1,6 @@
 """Figures by page: pure functions from a table to a Plotly figure. ``from app import figures`` gathers all of them."""
 
-from ._base import ACCURACY, BLUE, GREY, ORANGE, PERPLEXITY, Array, Measure, short_names, shorten
+from ._base import ACCURACY, AGREEMENT, BLUE, GREY, ORANGE, PERPLEXITY, Array, Measure, short_names, shorten
 from .bounds import Series, bound_scatter, constants, growth, tightness
 from .forget import class_specific, confusion, forgetting_curve, per_class, relearning
 from .importance import Strip, by_class, curves, outputs, overview, singletons
@@ -10,6 +10,7 @@ from .prune import TradeOff, allocation, sensitivity, trade_off
 
 __all__ = [
     "ACCURACY",
+    "AGREEMENT",
     "BLUE",
     "GREY",
     "ORANGE",

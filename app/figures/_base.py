@@ -51,11 +51,14 @@ class Measure:
     most: float | None
     margin: float
 
-    def of(self, evaluation: Mapping[str, Any], when: str = "") -> float:
-        """The value in the measure's unit; ``when`` is ``_before`` for the original network."""
-        return self.times * float(evaluation[self.name + when])
+    def of(self, evaluation: Mapping[str, Any], when: str = "") -> float | None:
+        """The value in the measure's unit, None if it was not measured; ``when`` is ``_before`` for the original network."""
+        # The original network agrees with itself.
+        value = 1.0 if when and self.name == "agreement" else evaluation.get(self.name + when)
+        return None if value is None else self.times * float(value)
 
 
+AGREEMENT = Measure("agreement", 100.0, "%", 2, 0.0, 100.0, 1.0)
 ACCURACY = Measure("accuracy", 100.0, "%", 2, 0.0, 100.0, 1.0)
 PERPLEXITY = Measure("perplexity", 1.0, "", 3, 1.0, None, 0.05)
 

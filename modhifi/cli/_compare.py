@@ -66,7 +66,11 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
                 "title": row.method.title,
                 "labels": row.method.needs_labels,
                 "remain": row.remain,
-                **({"accuracy": e.accuracy} if e.perplexity is None else {"perplexity": e.perplexity}),
+                "agreement": e.agreement,
+                "relative_error": e.relative_error,
+                "kl": e.kl,
+                **({"accuracy": e.accuracy} if e.accuracy is not None and e.perplexity is None else {}),
+                **({} if e.perplexity is None else {"perplexity": e.perplexity}),
                 "flops": e.flops,
                 "params": e.params,
                 "latency_ms": e.latency_ms,
@@ -75,13 +79,16 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
             }
         )
     dense = found.dense
+    language = dense.perplexity is not None
+    labelled = dense.accuracy is not None and not language
     value = {
         "model": study.model.spec,
         "samples": dense.samples,
+        **({"accuracy_before": dense.accuracy} if labelled else {}),
         **(
-            {"accuracy_before": dense.accuracy}
-            if dense.perplexity is None
-            else {"perplexity_before": dense.perplexity, "context": dense.context, "stride": dense.stride}
+            {"perplexity_before": dense.perplexity, "context": dense.context, "stride": dense.stride}
+            if language
+            else {}
         ),
         "flops_before": dense.flops,
         "params_before": dense.params,
@@ -89,19 +96,25 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
         "device": dense.device,
         "rows": rows,
     }
-    language = dense.perplexity is not None
 
     def quality(found: dict[str, Any]) -> list[str]:
         """The quality, and a bar that is full at the best possible value (perplexity: that of the original)."""
         if language:
             return [number(found["perplexity"], 3), _bar(min(1.0, (dense.perplexity or 0.0) / found["perplexity"]))]
-        return [percent(found["accuracy"]), _bar(found["accuracy"])]
+        return [percent(found["accuracy"]), _bar(found["accuracy"])] if labelled else []
 
-    ranked = sorted(rows, key=lambda row: (-row["remain"], row["perplexity"] if language else -row["accuracy"]))
+    def place(row: dict[str, Any]) -> tuple[float, float]:
+        """Sorts by budget, then by the best quality known."""
+        if language:
+            return -row["remain"], row["perplexity"]
+        return -row["remain"], -row["accuracy" if labelled else "agreement"]
+
+    ranked = sorted(rows, key=place)
     cells = [
         [
             row["title"],
             *quality(row),
+            percent(row["agreement"]),
             f"{row['flops'] / dense.flops:.1%}",
             f"{row['params'] / dense.params:.1%}",
             f"{row['latency_ms']:.2f}",
@@ -110,10 +123,19 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
         for row in ranked
     ]
     original = quality({"accuracy": dense.accuracy, "perplexity": dense.perplexity})
-    before = ["original", *original, "100%", "100%", f"{dense.latency_ms:.2f}", ""]
+    before = ["original", *original, "", "100%", "100%", f"{dense.latency_ms:.2f}", ""]
     counted = f"{dense.samples} windows" if language else f"{dense.samples} images"
     judged = "perplexity (lower is better)" if language else "accuracy (higher is better)"
-    head = [counted, judged, "", "FLOPs", "parameters", "latency, ms", "planning, s"]
+    same = "same answer as the original (higher is better)"
+    head = [
+        counted,
+        *([judged, ""] if language or labelled else []),
+        same,
+        "FLOPs",
+        "parameters",
+        "latency, ms",
+        "planning, s",
+    ]
     return value, table(head, [before, *cells])
 
 

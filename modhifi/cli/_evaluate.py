@@ -12,7 +12,7 @@ from ..text import number, percent
 from ._common import data_arguments, moved_weights, named_data, plan_and_models, positive
 from ._table import Answer, table
 
-HELP = "Measure accuracy or perplexity, size, FLOPs and latency before and after a plan."
+HELP = "Measure accuracy or perplexity, closeness to the original network, size, FLOPs and latency before and after a plan."
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,8 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
 
 
 def _evaluation_text(e: Evaluation) -> str:
-    quality = [["accuracy (higher is better)", percent(e.accuracy_before), percent(e.accuracy)]]
+    labelled = e.accuracy is not None
+    quality = [["accuracy (higher is better)", percent(e.accuracy_before), percent(e.accuracy)]] if labelled else []
     counted = "images"
     if e.perplexity is not None:
         counted = f"windows of {e.context} tokens, stride {e.stride}"
@@ -57,6 +58,9 @@ def _evaluation_text(e: Evaluation) -> str:
         ]
     rows = [
         *quality,
+        ["same answer as the original (higher is better)", "", percent(e.agreement)],
+        ["relative error of the logits (lower is better)", "", number(e.relative_error, 4)],
+        ["KL divergence from the original, nats (lower is better)", "", number(e.kl, 4)],
         ["parameters", number(e.params_before), number(e.params)],
         ["FLOPs (MACs)", number(e.flops_before), number(e.flops)],
         ["bytes of the weights", number(e.bytes_before), number(e.bytes)],
@@ -70,6 +74,11 @@ def _evaluation_text(e: Evaluation) -> str:
         [f"accuracy on class {name}", percent(row.before), percent(row.after)] for name, row in e.per_class.items()
     ]
     text = table([f"{e.samples} {counted}", "original", "modified"], rows)
+    if e.calibration_samples:
+        text += (
+            f"\n{number(e.calibration_samples)} of these {e.samples} samples are among those that the plan was made from;"
+            " on others it may do worse"
+        )
     return text if e.forget is None else f"{text}\n\n{_forgetting_text(e)}"
 
 

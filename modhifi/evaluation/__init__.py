@@ -1,6 +1,7 @@
-"""Evaluation: accuracy, cost and forgetting of a modified network, measured beside the original network."""
+"""Evaluation: accuracy, closeness, cost and forgetting of a modified network, measured beside the original network."""
 
-from ._accuracy import Prediction, classifier_of, match_labels, predict
+from ._accuracy import Prediction, classifier_of, logits_of, match_labels, predict
+from ._closeness import Closeness, calibration_samples
 from ._cost import Timing, count_cost, measure_latency, ratio, tensor_bytes
 from ._evaluate import ClassAccuracy, Evaluation, evaluate, latencies
 from ._forgetting import (
@@ -29,15 +30,18 @@ __all__ = [
     "recalled",
     "relearning",
     "ClassAccuracy",
+    "Closeness",
     "Evaluation",
     "Prediction",
     "Reading",
     "Timing",
     "bn_recall",
+    "calibration_samples",
     "classifier_of",
     "count_cost",
     "decode_speed",
     "evaluate",
+    "logits_of",
     "masked_rows",
     "match_labels",
     "measure_latency",

@@ -1,4 +1,4 @@
-"""Predictions of a network on labelled images."""
+"""Outputs of a network on images, and its predictions on labelled ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..models import Model
 from ..progress import Progress, silent
 
-__all__ = ["Prediction", "classifier_of", "match_labels", "predict"]
+__all__ = ["Prediction", "classifier_of", "logits_of", "match_labels", "predict"]
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,25 @@ def predict(
         handle = model.module.get_submodule(name).register_forward_pre_hook(
             lambda _, args: kept.append(args[0].detach().flatten(1).float().cpu())
         )
-    labels, logits = [], []
-    done = 0
     try:
-        with torch.inference_mode():
-            for images, label in data.batches(model.input, batch_size):
-                progress(done, len(data), what)
-                assert label is not None
-                logits.append(model.module(images.to(model.device)).float().cpu())
-                labels.append(label)
-                done += len(label)
+        logits = logits_of(model, data, batch_size=batch_size, progress=progress, what=what)
     finally:
         if handle is not None:
             handle.remove()
+    assert data.targets is not None
+    return Prediction.of(logits, data.targets, torch.cat(kept) if features else None)
+
+
+@torch.inference_mode()
+def logits_of(
+    model: Model, data: Data, *, batch_size: int = 250, progress: Progress = silent, what: str = "evaluating"
+) -> Tensor:
+    """The network's logits for all of ``data``, which need not have labels: (N, K) float32 on the CPU."""
+    found = []
+    done = 0
+    for images, _ in data.batches(model.input, batch_size):
+        progress(done, len(data), what)
+        found.append(model.module(images.to(model.device)).float().cpu())
+        done += len(images)
     progress(done, len(data), what)
-    return Prediction.of(torch.cat(logits), torch.cat(labels), torch.cat(kept) if features else None)
+    return torch.cat(found)

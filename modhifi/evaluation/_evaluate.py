@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
-from ..data import Data, load_data, windowed
+from ..data import Data, load_data, prepare
 from ..errors import UserError
 from ..models import Model
 from ..progress import Progress, silent
 from ..specs import DataRef
-from ._accuracy import Prediction, classifier_of, match_labels, predict
+from ._accuracy import Prediction, classifier_of, logits_of, match_labels, predict
+from ._closeness import Closeness, calibration_samples
 from ._cost import Timing, count_cost, measure_latency, tensor_bytes
 from ._forgetting import (
     RELEARNING_STEPS,
@@ -25,7 +27,7 @@ from ._forgetting import (
     recalled,
     relearning,
 )
-from ._perplexity import checked, decode_speed, read
+from ._perplexity import checked, decode_speed, read_beside
 
 __all__ = ["ClassAccuracy", "Evaluation", "evaluate", "latencies"]
 
@@ -45,8 +47,13 @@ class ClassAccuracy(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """Accuracies and other fractions are in [0, 1]; ``flops`` are multiply-accumulates of one sample; ``bytes`` are those of
-    the weights. Fields that end in ``_before`` belong to the baseline and are None without one.
+    """Accuracies and other fractions are in [0, 1], None where the images have no labels; ``flops`` are multiply-accumulates of
+    one sample; ``bytes`` are those of the weights. Fields that end in ``_before`` belong to the baseline and are None without
+    one.
+
+    ``agreement``, ``relative_error`` and ``kl`` (nats) say how close the answers are to the baseline's, without labels; see
+    `modhifi.evaluation.Closeness`. They are None without a baseline. They are meant for samples outside the calibration:
+    ``calibration_samples`` says how many of the ``samples`` the plan was calibrated on, None if that is not known.
 
     The second block is for language models: perplexity over ``tokens`` tokens in windows of ``context`` tokens that start
     ``stride`` tokens apart, and prefill and decode throughput in tokens/s. Their ``accuracy`` is the top-1 next-token accuracy,
@@ -61,7 +68,11 @@ class Evaluation(BaseModel):
     model: str
     data: DataRef
     samples: int
-    accuracy: float
+    agreement: float | None = None
+    relative_error: float | None = None
+    kl: float | None = None
+    calibration_samples: int | None = None
+    accuracy: float | None
     accuracy_before: float | None
     per_class: dict[str, ClassAccuracy]
     confusion: list[list[int]]
@@ -115,11 +126,12 @@ class Evaluation(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. Fields of language models and of unlearning are omitted where they do not apply; language models have
-        perplexity instead of accuracies.
+        perplexity instead of accuracies, and images without labels have no accuracies.
         """
         values = self.model_dump(mode="json")
         left: tuple[str, ...] = () if self.forget is not None else _FORGETTING
-        left += _LANGUAGE if self.perplexity is None else _OF_CLASSES
+        left += _LANGUAGE if self.perplexity is None else ()
+        left += _OF_CLASSES if self.accuracy is None or self.perplexity is not None else ()
         return {name: value for name, value in values.items() if not name.startswith(left)}
 
 
@@ -131,36 +143,46 @@ def evaluate(
     latency: bool = True,
     context: int | None = None,
     stride: int | None = None,
+    known: Tensor | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Measures ``model``, and ``baseline`` beside it, on labelled images, or on text for language models. ``context`` and
-    ``stride`` configure perplexity, see `modhifi.evaluation.read`.
+    """Measures ``model``, and ``baseline`` beside it, on images, or on text for language models. ``context`` and ``stride``
+    configure perplexity, see `modhifi.evaluation.read`. Images without labels give no accuracies; how close the answers are to
+    the baseline's is measured without. ``known``: the baseline's logits for these images, (N, K), if they are known
+    (`logits_of`).
 
     A model made by an unlearning plan is also judged by forget and retain accuracy and by the attacks. Membership inference
     needs the training images of the data source and is None if it has no train split.
 
     Raises:
-        UserError: if the data has no labels, labels that do not match the network, or too few images for the linear probe.
+        UserError: if the data has no images, labels that do not match the network, or, for an unlearning plan, no labels or too
+            few images for the linear probe.
     """
     if model.tokens is not None:
         return _evaluate_language(model, data, baseline, latency, context, stride, progress)
     if context is not None or stride is not None:
         raise UserError(f"{model.spec} takes images; context and stride are for language models")
-    data = match_labels(windowed(data, model), model)
+    original = model if baseline is None else baseline
+    data = prepare(data, original, progress)
     forget = None if model.plan is None or model.plan.kind != "unlearn" else model.plan.forget
+    if not len(data):
+        raise UserError(f"{data.spec} has no images in its {data.split} split; choose another split")
+    if forget is not None and data.labels is None:
+        raise UserError(f"{data.spec} has no labels, which judging an unlearning plan needs; give labelled images")
     features = forget is not None and classifier_of(model) is not None
-    after = predict(model, data, features=features, progress=progress, what="evaluating the modified network")
-    before = (
-        predict(
-            baseline,
-            match_labels(data, baseline),
-            features=features,
-            progress=progress,
-            what="evaluating the original network",
-        )
-        if baseline is not None
-        else None
-    )
+    after, now = _outputs(model, data, features, progress, "evaluating the modified network")
+    before: Prediction | None = None
+    then: Tensor | None = None
+    if baseline is not None and known is not None and not features:
+        matched = None if data.labels is None else match_labels(data, baseline).targets
+        before, then = None if matched is None else Prediction.of(known, matched), known
+    elif baseline is not None:
+        before, then = _outputs(baseline, data, features, progress, "evaluating the original network")
+    if data.labels is not None:
+        data = match_labels(data, model)
+    closeness = Closeness()
+    if then is not None and then.shape == now.shape:
+        closeness.take(then, now)
     cost = count_cost(model)
     cost_before = count_cost(baseline) if baseline is not None else None
     timings: list[Timing] = []
@@ -172,10 +194,14 @@ def evaluate(
         model=model.spec,
         data=data.ref,
         samples=len(data),
-        accuracy=after.accuracy() or 0.0,
+        agreement=closeness.agreement,
+        relative_error=closeness.relative_error,
+        kl=closeness.kl,
+        calibration_samples=calibration_samples(data, model, original),
+        accuracy=after.accuracy() if after else None,
         accuracy_before=before.accuracy() if before else None,
-        per_class=_per_class(classes, after, before),
-        confusion=after.confusion(len(classes)),
+        per_class=_per_class(classes, after, before) if after else {},
+        confusion=after.confusion(len(classes)) if after else [],
         confusion_before=before.confusion(len(classes)) if before else None,
         params=cost.params,
         params_before=cost_before.params if cost_before else None,
@@ -187,9 +213,20 @@ def evaluate(
         latency_batch=1,
         device=str(model.device),
     )
-    if forget is not None:
+    if forget is not None and after is not None:
         _judge(result, model, baseline, data, [classes.index(name) for name in forget], after, before, progress)
     return result
+
+
+def _outputs(
+    model: Model, data: Data, features: bool, progress: Progress, what: str
+) -> tuple[Prediction | None, Tensor]:
+    """The prediction, None without labels, and the logits (N, K)."""
+    if data.labels is None:
+        return None, logits_of(model, data, progress=progress, what=what)
+    found = predict(model, match_labels(data, model), features=features, progress=progress, what=what)
+    assert found.logits is not None
+    return found, found.logits
 
 
 def latencies(timings: Sequence[Timing]) -> dict[str, Any]:
@@ -214,11 +251,7 @@ def _evaluate_language(
 ) -> Evaluation:
     context, stride = checked(model, context, stride)
     pair = [model] if baseline is None else [model, baseline]
-    what = ("perplexity of the modified network", "perplexity of the original network")
-    found = [
-        read(one, data, context=context, stride=stride, progress=progress, what=words)
-        for one, words in zip(pair, what, strict=False)
-    ]
+    found, closeness = read_beside(pair, data, context=context, stride=stride, progress=progress)
     costs = [count_cost(one) for one in pair]
     timings: list[Timing] = []
     speeds: list[float | None] = [None] * len(pair)
@@ -237,6 +270,10 @@ def _evaluate_language(
         model=model.spec,
         data=data.ref.model_copy(update={"samples": found[0].windows}),
         samples=found[0].windows,
+        agreement=closeness.agreement,
+        relative_error=closeness.relative_error,
+        kl=closeness.kl,
+        calibration_samples=_windows_of(data, model, pair[-1], found[0].windows),
         accuracy=shares[0],
         accuracy_before=of(shares, 1),
         per_class={},
@@ -261,6 +298,12 @@ def _evaluate_language(
         decode_tokens_per_second=speeds[0],
         decode_tokens_per_second_before=of(speeds, 1),
     )
+
+
+def _windows_of(data: Data, model: Model, original: Model, windows: int) -> int | None:
+    """`calibration_samples` of a text, in windows."""
+    found = calibration_samples(data, model, original)
+    return windows if found else found
 
 
 def _per_class(classes: Sequence[str], after: Prediction, before: Prediction | None) -> dict[str, ClassAccuracy]:

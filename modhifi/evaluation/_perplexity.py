@@ -18,8 +18,9 @@ from ..models import CausalLM, Model
 from ..models.language import check_context
 from ..progress import Progress, silent
 from ..specs import TokenSpec
+from ._closeness import Closeness
 
-__all__ = ["Reading", "decode_speed", "perplexity", "read", "windows"]
+__all__ = ["Reading", "decode_speed", "perplexity", "read", "read_beside", "windows"]
 
 # Logits in memory at once: 256 MiB in single precision.
 _LOGITS = 1 << 26
@@ -65,7 +66,6 @@ def perplexity(
     return read(model, data, context=context, stride=stride, progress=progress).perplexity
 
 
-@torch.inference_mode()
 def read(
     model: Model,
     data: Data,
@@ -88,6 +88,24 @@ def read(
     Raises:
         UserError: if ``data`` is not text or is shorter than two tokens, or if ``context`` or ``stride`` is out of range.
     """
+    found, _ = read_beside([model], data, context=context, stride=stride, progress=progress, what=what)
+    return found[0]
+
+
+@torch.inference_mode()
+def read_beside(
+    models: Sequence[Model],
+    data: Data,
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    progress: Progress = silent,
+    what: str = "perplexity",
+) -> tuple[list[Reading], Closeness]:
+    """`read` for the modified network, and for the baseline if ``models`` has a second one, window by window; and how close the
+    first is to the second over the same tokens.
+    """
+    model = models[0]
     context, stride = checked(model, context, stride)
     ids = tokens_of(data, model)
     if len(ids) < 2:
@@ -96,8 +114,9 @@ def read(
     if data.asked is not None:
         places = places[: data.asked]
     assert model.tokens is not None
-    together = max(1, _LOGITS // (context * model.tokens.vocabulary))
-    loss, tokens, right = 0.0, 0, 0
+    together = max(1, _LOGITS // (len(models) * context * model.tokens.vocabulary))
+    totals = [[0.0, 0, 0] for _ in models]  # loss, tokens, right
+    closeness = Closeness()
     done = 0
     while done < len(places):
         progress(done, len(places), what)
@@ -105,16 +124,22 @@ def read(
         length = places[done][2] - places[done][0]
         part = [place for place in places[done : done + together] if place[2] - place[0] == length]
         rows = torch.stack([ids[start:end] for start, _, end in part]).to(model.device)  # (B, T)
-        logits = model.module(rows)[:, :-1].float()  # (B, T − 1, V): of the token that follows
-        each = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").reshape(len(part), -1)
-        hits = logits.argmax(2) == rows[:, 1:]
         judged = _judged(part, length).to(model.device)
-        loss += float(each[judged].double().sum())
-        tokens += int(judged.sum())
-        right += int(hits[judged].sum())
+        known: Tensor | None = None
+        for one, total in zip(models, totals, strict=True):
+            logits = one.module(rows)[:, :-1].float()  # (B, T − 1, V): of the token that follows
+            each = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").reshape(len(part), -1)
+            total[0] += float(each[judged].double().sum())
+            total[1] += int(judged.sum())
+            total[2] += int((logits.argmax(2) == rows[:, 1:])[judged].sum())
+            if known is None:
+                known = logits
+            else:
+                for now, then, row in zip(known, logits, judged, strict=True):
+                    closeness.take(then[row], now[row])
         done += len(part)
     progress(len(places), len(places), what)
-    return Reading(loss, tokens, right, len(places))
+    return [Reading(loss, int(tokens), int(right), len(places)) for loss, tokens, right in totals], closeness
 
 
 def checked(model: Model, context: int | None, stride: int | None) -> tuple[int, int]:

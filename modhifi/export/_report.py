@@ -139,7 +139,9 @@ def _costs(plan: Plan, evaluation: Evaluation | None) -> list[Row]:
 
 def _measured(e: Evaluation) -> list[Row]:
     if e.perplexity is None:
-        rows: list[Row] = [("Accuracy", percent(e.accuracy_before), percent(e.accuracy))]
+        rows: list[Row] = []
+        if e.accuracy is not None:
+            rows.append(("Accuracy", percent(e.accuracy_before), percent(e.accuracy)))
     else:
         prefill, decode = "Prefill, tokens/s", "Decode, tokens/s"
         rows = [
@@ -150,6 +152,12 @@ def _measured(e: Evaluation) -> list[Row]:
             ),
             (prefill, number(e.prefill_tokens_per_second_before), number(e.prefill_tokens_per_second)),
             (decode, number(e.decode_tokens_per_second_before), number(e.decode_tokens_per_second)),
+        ]
+    if e.agreement is not None:
+        rows += [
+            ("Same answer as the original network (higher is better)", "", percent(e.agreement)),
+            ("Relative error of the logits (lower is better)", "", number(e.relative_error, 4)),
+            ("KL divergence from the original network, nats (lower is better)", "", number(e.kl, 4)),
         ]
     latency = f"Latency, ms (batch {e.latency_batch}, {e.device})"
     return [

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data import Data
+from ..data import Data, prepare
 from ..errors import UserError
-from ..evaluation import Evaluation, evaluate, latencies, measure_latency
+from ..evaluation import Evaluation, evaluate, latencies, logits_of, measure_latency
 from ..loading import reload
 from ..models import Model
 from ..plan import Plan
@@ -166,7 +166,7 @@ def compare(
 
     Args:
         study: the study of the network.
-        data: labelled images, or text for language models.
+        data: images, with labels or without, or text for language models.
         flops: fraction of FLOPs to keep, or several fractions. Set exactly one of the three budgets.
         params: the same for parameters.
         latency: the same for measured latency.
@@ -187,7 +187,10 @@ def compare(
     available = pruning_methods(language=net.tokens is not None)
     usual = [m for m in available.values() if not m.needs_labels and budget in m.budgets]
     chosen = usual if methods is None else named(methods)
+    data = data if net.tokens is not None else prepare(data, net, progress)
     dense = evaluate(net, data, latency=False, progress=progress)
+    # The original network's answers to images are computed once; those to text would not fit into memory.
+    known = None if net.tokens is not None else logits_of(net, data, progress=progress)
     rows: list[Compared] = []
     modules = [net.module]
     total = len(remains) * len(chosen)
@@ -198,7 +201,7 @@ def compare(
             plan = method.plan(study, budget, remain, model=net, progress=report)
             seconds = time.perf_counter() - began
             changed = apply(plan, net)
-            found = evaluate(changed, data, latency=False, progress=report)
+            found = evaluate(changed, data, net, latency=False, known=known, progress=report)
             modules.append(changed.module)
             rows.append(Compared(method, remain, plan, found, seconds))
     dense_timing, *timings = measure_latency(modules, net.example(), progress=progress)
@@ -207,12 +210,6 @@ def compare(
         found = row.evaluation
         for field, value in latencies([timing, dense_timing]).items():
             setattr(found, field, value)
-        found.perplexity_before = dense.perplexity
-        found.accuracy_before, found.params_before = dense.accuracy, dense.params
-        found.flops_before, found.bytes_before = dense.flops, dense.bytes
-        found.confusion_before = dense.confusion
-        for name, by_class in found.per_class.items():
-            by_class.before = dense.per_class[name].after
         row.plan.measured.append(found.to_json())
     return Comparison(dense, tuple(rows))
 

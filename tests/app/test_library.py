@@ -14,9 +14,12 @@ import modhifi
 from app.commands import commands
 from app.jobs import Job
 from app.library import Library
+from app.outcome import _classifier_numbers
+from app.prune import quality
 from app.report import charts, report
-from app.selection import DEFAULT, Choice, LabelledData, Source
+from app.selection import DEFAULT, Choice, Forgetting, LabelledData, Source
 from app.store import Point, Store
+from app.tables import points_table
 from app.tasks import prune_point
 from app.uploads import keep_checkpoint
 from modhifi.cli._parser import build_parser
@@ -263,13 +266,42 @@ def test_weights_that_changed_since_the_study_are_refused(library: Library, monk
     assert "have changed since its study" in job.error
 
 
-def test_images_without_labels_are_refused(library: Library, tmp_path: Path) -> None:
-    from PIL import Image
-
-    for i in range(3):
-        Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i}.png")
-    job = library.tasks.measure(DEFAULT, Choice(), LabelledData(data=str(tmp_path)))
-    assert job.wait(60)
+def test_images_without_labels_are_measured_by_agreement(library: Library, tmp_path: Path) -> None:
+    data = modhifi.load_data("digits", split="test")
+    for number in range(8):
+        data.read(data.order[number]).save(tmp_path / f"{number}.png")
+    unlabelled = LabelledData(data=str(tmp_path))
+    spec = PruningSpec.of(flops=0.5, compensate="none")
+    point = done(library.tasks.measure(DEFAULT, Choice(spec=spec), unlabelled))
+    assert isinstance(point, Point)
+    assert point.evaluation["accuracy"] is None
+    assert 0 <= point.evaluation["agreement"] <= 1
+    table, columns = points_table([point])
+    assert table["Agreement"].tolist() == [100 * point.evaluation["agreement"], 100.0]
+    assert table["Accuracy"].isna().all()
+    assert all(name in table and "is better" in columns[name]["help"] for name in ("Agreement", "Relative error", "KL"))
+    assert quality([point], text=False).name == "agreement"
+    assert quality([measured(library, Choice(spec=spec))], text=False).name == "accuracy"
+    shown = {number.label: number.value for number in _classifier_numbers("prune", point.evaluation)}
+    assert shown["Agreement"] == f"{100 * point.evaluation['agreement']:.2f}%"
+    assert {"Relative error", "KL divergence"} <= shown.keys()
+    assert "Accuracy" not in shown
+    html = report(library, DEFAULT, point)
+    assert "Same answer as the original network" in html
+    assert "Confusion matrix" not in html
+    # A class to forget is named, and judged, by labels.
+    job = library.tasks.forget(DEFAULT, Forgetting(classes=("3",)), TEST, unlabelled)
+    assert job.wait(120)
     assert job.state == "error"
     assert job.error is not None
     assert "no labels" in job.error
+
+
+def test_plans_measured_by_earlier_versions_are_shown(library: Library) -> None:
+    point = measured(library, Choice(spec=PruningSpec.of(flops=0.5, compensate="none")))
+    names = ("agreement", "relative_error", "kl", "calibration_samples")
+    old = point.model_copy(update={"evaluation": {k: v for k, v in point.evaluation.items() if k not in names}})
+    table, _ = points_table([old])
+    assert table["Agreement"].isna().tolist() == [True, False]
+    assert [number.label for number in _classifier_numbers("prune", old.evaluation)][:2] == ["Accuracy", "FLOPs"]
+    assert "Same answer" not in report(library, DEFAULT, old)

@@ -91,6 +91,22 @@ def test_methods_are_compared_and_every_row_is_a_plan(
     assert "one budget" in refused(capsys, "compare", work / "study", "--data", "digits")
 
 
+def test_images_without_labels_are_compared_by_agreement(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leaves = ["--data", "dead-leaves", "--samples", 12]
+    result = ask(capsys, "evaluate", work / "plan.json", *leaves)
+    assert "accuracy" not in result
+    assert 0 <= result["agreement"] <= 1
+    assert result["relative_error"] > 0
+    asked = ["compare", work / "study", "--flops", "0.7", *leaves, "--methods", "l2,one-shot"]
+    found = ask(capsys, *asked)
+    assert "accuracy_before" not in found
+    assert all("accuracy" not in row and row["kl"] >= 0 for row in found["rows"])
+    assert main([str(argument) for argument in asked]) == 0
+    text = capsys.readouterr().out
+    assert "same answer as the original (higher is better)" in text
+    assert "accuracy" not in text
+
+
 def test_what_each_group_alone_would_cost(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = ask(capsys, "show", work / "study", "--sensitivity")
     assert len(found["groups"]) == 12
@@ -195,6 +211,11 @@ def test_text_for_people(work: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["show", work / "study", "--group", "conv1"], "read by 10 layers: layer1.0.conv1, layer1.1.conv1"),
         (["show", work / "study", "--group", "layer1.0.conv1"], "elimination cost"),
         (["evaluate", work / "plan.json", "--samples", 50], "accuracy"),
+        (["evaluate", work / "plan.json", "--samples", 50], "KL divergence from the original, nats (lower is better)"),
+        (
+            ["evaluate", work / "plan.json", "--split", "calibration", "--samples", 50],
+            "are among those that the plan was made from",
+        ),
         (["bound", work / "study", work / "plan.json", "--samples", 16], "lower bounds of the Lipschitz constants"),
     ]:
         assert main([str(argument) for argument in arguments]) == 0
