@@ -5,6 +5,7 @@ import streamlit as st
 from app import components as ui
 from app import figures, language
 from app.outcome import result_row
+from app.predictions import predictions
 from app.prune import AXES, axis_choice, compare_controls, measured, note_on, point_from_click, prune_controls, quality
 from app.tables import points_table
 from modhifi.pruning import SHARES
@@ -33,10 +34,7 @@ with right:
                 ui.FORMULAS["params"],
                 note=f"{ui.compact(plan.cost.params)} of {ui.compact(study.dense.params)}",
             ),
-            ui.Number(
-                "Predicted fidelity", f"{plan.mean_fidelity:.4f}", ui.FORMULAS["fidelity"], note="over all groups"
-            ),
-            ui.Number("Predicted bound", ui.rounded(plan.bound), ui.FORMULAS["bound"], note="RMS logit error"),
+            *predictions(session, study, request.choice, plan),
         ]
         if not tokens:
             row.append(

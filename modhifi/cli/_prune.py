@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -149,6 +150,11 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
     return value, f"{_text(plan)}\nwritten to {asked.out}"
 
 
+def _range(predicted: Mapping[str, float], what: str) -> str:
+    """``12.3% (9.8% to 15.4%)``."""
+    return f"{predicted[what]:.1%} ({predicted[f'{what}_low']:.1%} to {predicted[f'{what}_high']:.1%})"
+
+
 def _text(plan: Plan) -> str:
     p = plan.predicted
     rows = [[name, f"{len(group.keep)} of {group.total}"] for name, group in plan.groups.items()]
@@ -161,6 +167,11 @@ def _text(plan: Plan) -> str:
         lines.append(
             f"predicted fidelity {p['fidelity']:.4f} (higher is better), estimated bound on the RMS error of the logits"
             f" {p['bound']:.3g} (lower is better)"
+        )
+    if "relative_error" in p:
+        lines.append(
+            f"predicted relative error of the output {_range(p, 'relative_error')} (lower is better)"
+            + (f", agreement {_range(p, 'agreement')} (higher is better)" if "agreement" in p else "")
         )
     if "latency_ms" in p:
         share = p["latency_ms"] / p["latency_ms_before"]

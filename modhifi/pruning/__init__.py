@@ -11,6 +11,7 @@ from ._compare import (
     pruning_methods,
 )
 from ._latency import ALIGNED, LatencyKey, LatencyTable
+from ._predict import Prediction, Ratio, predict_outcome
 from ._prune import prune
 from ._published import PUBLISHED, published
 from ._scores import Score, ScoreInputs, add_score, cholesky, register_score, score_named, scores
@@ -29,6 +30,8 @@ __all__ = [
     "LatencyKey",
     "LatencyTable",
     "Method",
+    "Prediction",
+    "Ratio",
     "Score",
     "ScoreInputs",
     "add_score",
@@ -37,6 +40,7 @@ __all__ = [
     "compare",
     "latency_table",
     "measure_table",
+    "predict_outcome",
     "prune",
     "pruning_methods",
     "published",

@@ -20,7 +20,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Unpack
 
 import numpy as np
@@ -33,7 +33,7 @@ from ..specs import BUDGETS, AllocationRule, PruningFields, PruningSpec, TokenSp
 from ..study import Study
 from ._latency import ALIGNED, LatencyLedger, LatencyTable
 from ._ledger import CostLedger, Ledger
-from ._predict import Outcome, outcome
+from ._predict import Prediction, predict_outcome
 
 __all__ = ["Allocation", "allocate", "asked_for", "smallest_cost", "usual_allocation"]
 
@@ -60,7 +60,9 @@ class Allocation:
     """The settings of the decision, with every default filled in."""
     milliseconds: float | None = None
     """Predicted latency of one forward pass; None without a latency table."""
-    outcome: Outcome | None = None
+    amplitudes: dict[str, dict[str, float]] = field(default_factory=dict)
+    """√e_l of every layer by group, for `predict_outcome`."""
+    outcome: Prediction | None = None
     """Predicted relative error of the output and agreement; None if the study has no directional constants."""
 
 
@@ -364,5 +366,6 @@ def _predict(study: Study, counts: dict[str, int], settings: Settings, latencies
         else math.nan,
         settings=settings,
         milliseconds=None if latencies is None else latencies.milliseconds(study.structure, counts),
-        outcome=outcome(study, amplitudes),
+        amplitudes=amplitudes,
+        outcome=predict_outcome(study, amplitudes, settings.compensate),
     )

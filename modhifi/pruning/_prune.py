@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Unpack
 
 import torch
@@ -192,4 +193,6 @@ def _summary(study: Study, decided: Allocation) -> dict[str, float]:
     }
     if math.isnan(decided.bound):
         del found["bound"]
+    if decided.outcome is not None:
+        found |= {name: value for name, value in asdict(decided.outcome).items() if value is not None}
     return found if decided.milliseconds is None else found | {"table_ms": decided.milliseconds}
