@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import modhifi
-from modhifi import Model, Study
+from modhifi import Study
 from modhifi.cli import main
 from modhifi.cli._parser import build_parser
 from tests.few import few_digits
@@ -49,18 +48,21 @@ def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 
 @pytest.fixture(scope="module")
-def first_study(digits_model: Model) -> Study:
+def first_study(default_home: Path) -> Study:
     """The study that most pages begin with; `analyze` opens one of the same key instead of making it again."""
-    with few_digits():
-        return modhifi.analyze(digits_model, modhifi.load_data("digits"), samples=512)
+    (path,) = default_home.glob("studies/*/study")
+    return Study.load(path)
 
 
-def photographs(folder: Path) -> None:
-    """``photos``, ``mine.safetensors`` and ``names.txt``."""
+def photographs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``photos``, ``mine.safetensors`` and ``names.txt``; the reader's network is a quarter as wide as timm's."""
     import timm
     import torch
     from safetensors.torch import save_file
 
+    create = timm.create_model
+    narrow = {"resnet10t": {"channels": (16, 32, 64, 128)}}
+    monkeypatch.setattr(timm, "create_model", lambda name, **given: create(name, **narrow.get(name, {}), **given))
     random = np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 6)):
         for label in ("cat", "dog"):
@@ -77,11 +79,15 @@ def photographs(folder: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_code_block_runs(
-    page: Path, users_folder: Path, first_study: Study, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    users_folder: Path,
+    first_study: Study,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     first_study.save(users_folder / "study")
     if "mine.safetensors" in page.read_text(encoding="utf-8"):
-        photographs(users_folder)
+        photographs(users_folder, monkeypatch)
     namespace: dict[str, object] = {"__name__": "documentation"}
     for language, text in blocks(page):
         assert language in LANGUAGES, f"{name(page)} has a block of {language}"
