@@ -244,7 +244,7 @@ def test_the_words_follow_the_numbers(digits_model: Model) -> None:
 def test_an_unlearning_plan_is_judged(digits_study: Study, digits_model: Model, digits_test: Data) -> None:
     plan = modhifi.unlearn(digits_study, ["3"], modhifi.load_data("digits"), model=digits_model)
     changed = modhifi.apply(plan, digits_model)
-    result = modhifi.evaluate(changed, digits_test, baseline=digits_model, latency=False)
+    result = modhifi.evaluate(changed, digits_test.take(250), baseline=digits_model, latency=False)
     json = result.to_json()
     for name in ("forget_accuracy", "retain_accuracy", "probe_accuracy", "mia"):
         assert 0 <= json[name] <= 1
