@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..layers import flat_weight, operate
+
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
-
-from ..layers import flat_weight, operate
 
 __all__ = ["Trace", "flop_counter", "trace", "width_of"]
 
