@@ -24,14 +24,14 @@ def test_curves_that_are_missing_can_be_cancelled_and_asked_for_again(
     app.segmented_control(key="compensate").set_value("scalar")
     app = settled(app)
     assert "cancelled." in words(app)
-    assert not [m for m in app.metric if m.label == "Predicted fidelity"]
+    assert not [m for m in app.metric if m.label == "Predicted agreement"]
     monkeypatch.undo()
     press(app, "Derive again")
     job = library().jobs.latest("derive")
     assert job is not None
     assert job.wait(60)
     app = settled(app)
-    assert metric(app, "Predicted fidelity")
+    assert metric(app, "Predicted agreement")
 
 
 def test_prediction_follows_the_slider(filled: Path) -> None:
@@ -91,8 +91,8 @@ def test_a_budget_of_latency_asks_for_the_times_once(filled: Path) -> None:
 def test_another_score_is_derived_and_decides(filled: Path) -> None:
     app = open_page("prune", compensate="None", score="L2 norm")
     app = finish(app, "derive")
-    (fidelity,) = [m for m in app.metric if m.label == "Predicted fidelity"]
-    assert float(str(fidelity.value)) < 1
+    (agreement,) = [m for m in app.metric if m.label == "Predicted agreement"]
+    assert float(str(agreement.value).rstrip("%")) < 100
 
 
 def test_methods_are_compared_at_the_same_budget(filled: Path) -> None:
