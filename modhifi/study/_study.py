@@ -303,8 +303,8 @@ class Study:
         that the consumers read are kept, so the curve starts above 0 where there are any.
 
         ``compensate``: ``scalar`` is Subset Fidelity (ModHiFi, Def. 3.1), ``full`` allows any new weights, ``none`` leaves the
-        weights unchanged. ``unseen`` as in `errors`: fidelity on unseen samples need not be monotone, and is negative where a
-        fit is worse than none. As published: ``compensate="scalar", centred=False, unseen=False``.
+        weights and the lost mean as they are. ``unseen`` as in `errors`: fidelity on unseen samples need not be monotone, and is
+        negative where a fit is worse than none. As published: ``compensate="scalar", centred=False, unseen=False``.
         """
         centred = self.centred if centred is None else centred
         consumers = self.group(group).consumers

@@ -112,6 +112,8 @@ def tabulate(
         second, weight = (value.to(where) for value in stats.moment_and_weight(centred, ridge))
         second = second * stats.moments.positions  # errors per sample, so that costs of consumers add up
         energy = output_energy(second, weight)
+        # Without compensation nothing restores the mean.
+        raw = stats.moment_and_weight(False, ridge)[0].to(where) * stats.moments.positions if centred else second
         chosen = stats.best_ridge(centred, ridge)
         check()
         regular = stats.moment_and_weight(centred, chosen)[0].to(where) * stats.moments.positions
@@ -121,10 +123,10 @@ def tabulate(
         for group in wanted:
             columns = stats.blocks(group.name).to(where)
             # Only the part of the matrices that belongs to the group is needed from here on.
-            own_weight, own_second, own_inverse = own_part(columns, weight, second, inverted)
+            own_weight, own_raw, own_inverse = own_part(columns, weight, raw, inverted)
             part = _Part(
                 weight=own_weight,
-                second=own_second,
+                raw=own_raw,
                 inverted=own_inverse,
                 folds=[fold.own_part(columns) for fold in folds],
                 block=columns.shape[1],
@@ -134,7 +136,7 @@ def tabulate(
                 row_sum=row_sum(second, weight, columns).cpu(),
             )
             waiting.setdefault(group.name, {})[name] = part
-        del second, inverted, folds
+        del second, raw, inverted, folds
         independent = {independent_key(name): torch.tensor([stats.independent()], dtype=torch.float64)}
         for group in wanted:
             if len(waiting[group.name]) == len(group.consumers):
@@ -153,13 +155,13 @@ def _per_sample(stats: LayerStats, centred: bool, ridge: float, where: torch.dev
 
 @dataclass
 class _Part:
-    """A group as one of its consumers reads it: the ``weight``, ``second`` moment of one sample, the inverse of the same with
-    the layer's ``ridge``, and the ``folds``, restricted to the group's components; the ``energy`` of the whole output; how much
-    of it each component alone explains, (C,); and the `row_sum` of each, (C,).
+    """A group as one of its consumers reads it: the ``weight``, the ``raw`` second moment of one sample, the inverse of the
+    moment with the layer's ``ridge``, and the ``folds``, restricted to the group's components; the ``energy`` of the whole
+    output; how much of it each component alone explains, (C,); and the `row_sum` of each, (C,).
     """
 
     weight: Tensor
-    second: Tensor
+    raw: Tensor
     inverted: Tensor
     folds: list[Fold]
     block: int
@@ -190,7 +192,7 @@ def _finish(group: str, parts: Mapping[str, _Part], centred: bool, check: Callab
         for layer, part in parts.items():
             there = index.to(part.weight.device)
             check()
-            none = error_curve(part.second, part.weight, part.block, there, "none")
+            none = error_curve(part.raw, part.weight, part.block, there, "none")
             full = crossfitted_curve(part.folds, part.weight, part.block, there, check)
             found[error_key(group, layer, order_name, "none", centred)] = none.cpu()
             found[error_key(group, layer, order_name, "full", centred)] = full.cpu()
@@ -216,7 +218,7 @@ def tabulate_order(
     group in ``orders[group][order]``, (C,) int64. The scalar level costs O(O·C³). ``ridge``: of the fit that is judged.
     """
     found = {}
-    second, weight = stats.moment_and_weight(centred, ridge)
+    second, weight = stats.moment_and_weight(centred and level != "none", ridge)
     second = second * stats.moments.positions
     judged = unseen and level != "none"
     folds = _per_sample(stats, centred, ridge, torch.device("cpu")) if judged else []

@@ -314,7 +314,7 @@ def test_a_wide_layer_gets_one_scalar_a_component(
             chain.module(images)
     x, w = torch.cat(seen), chain.module.c.weight.double()
     each = torch.stack([x[:, i * 16 : i * 16 + 16] @ w[:, i * 16 : i * 16 + 16].T for i in range(5)], 2)  # (N, O, C)
-    each = each - each.mean(0)
+    raw, each = each, each - each.mean(0)
     flat, target = each.reshape(-1, 5).numpy(), each.sum(2).reshape(-1).numpy()
     order = study.order("b").tolist()
     for size in (1, 2, 4):
@@ -354,7 +354,7 @@ def test_a_wide_layer_gets_one_scalar_a_component(
     )
     none = study.errors("b", "c", "greedy", "none", True)
     assert none[5] == 0.0
-    assert none[3] == pytest.approx(float(each[:, :, order[3:]].sum(2).square().sum(1).mean()), rel=1e-3)
+    assert none[3] == pytest.approx(float(raw[:, :, order[3:]].sum(2).square().sum(1).mean()), rel=1e-3)
 
 
 def test_the_same_analysis_is_not_done_twice(chain: Model, pictures: Data, tmp_path) -> None:
