@@ -1,12 +1,14 @@
 """Accuracy of pruned networks by budget: this project's pruning, its ablation, and baselines.
 
-    python benchmarks/pruning --data-root CIFAR10 --checkpoints FOLDER [--tables all] [--seeds 3] [--chart FILE.svg]
+    python benchmarks/pruning --data-root CIFAR10 --checkpoints FOLDER [--imagenet FOLDER] [--tables all] [--seeds 3]
+        [--chart FILE.svg]
 
 ``CIFAR10`` contains CIFAR-10 as `modhifi.load_data` reads it, ``FOLDER`` resnet20-12fca82f.th and resnet56-4bfd9763.th from
 github.com/akamaster/pytorch_resnet_cifar10. Prints the tables of docs/results/pruning.md. Nothing is fine-tuned; calibration
 uses 512 training images without their labels (2,000 for cifar10-vgg8, whose layers have up to 2,304 inputs). *seeds* are draws
 of these images; rows without a spread are one draw. Accuracy is measured on all test images. Takes about an hour on two CPU
-cores.
+cores. The table photographs takes efficientnet_lite0.safetensors from ``FOLDER`` too, and calibration.parquet and test.parquet
+from the folder of ImageNet.
 """
 
 from __future__ import annotations
@@ -29,10 +31,15 @@ from modhifi.evaluation import measure_latency
 from modhifi.pruning import pruning_methods, scores
 from modhifi.specs import PruningSpec
 
+PHOTOGRAPHS = "timm:tf_efficientnet_lite0"
 SAMPLES = {"cifar10-vgg8": 2000}
 USUAL = 512
 BUDGETS = (0.75, 0.5, 0.375, 0.25)
-CHECKPOINTS = {"cifar10-resnet56": "resnet56-4bfd9763.th", "cifar10-resnet20": "resnet20-12fca82f.th"}
+CHECKPOINTS = {
+    "cifar10-resnet56": "resnet56-4bfd9763.th",
+    "cifar10-resnet20": "resnet20-12fca82f.th",
+    PHOTOGRAPHS: "efficientnet_lite0.safetensors",
+}
 LABEL_FREE = [score.name for score in scores() if score.baseline and not score.needs_labels]
 
 
@@ -46,6 +53,7 @@ class Bench:
             args.seeds,
             args.device,
         )
+        self.imagenet = args.imagenet
         self.method = functools.cache(self._method)
         self.points: list[tuple[str, str, float, float]] = []
         self.model = functools.cache(self._model)
@@ -59,6 +67,8 @@ class Bench:
     def data(self, name: str, split: str) -> Data:
         if name.startswith("digits"):
             return modhifi.load_data("digits", split=split)
+        if name == PHOTOGRAPHS:
+            return modhifi.load_data(self.imagenet / f"{split}.parquet")
         return modhifi.load_data("cifar10", self.root, split)
 
     def _study(self, name: str, seed: int = 0, source: str | None = None) -> Study:
@@ -210,6 +220,37 @@ def wide(bench: Bench, name: str) -> None:
     table(title, ("accuracy, % at", *(f"{1 / share:.0f}× fewer FLOPs" for share in shares)), rows)
 
 
+def photographs(bench: Bench, name: str) -> None:
+    """A network for ImageNet, by the number and kind of calibration samples; no label and no gradient."""
+    model, images = bench.model(name), bench._images(name)
+
+    @torch.inference_mode()
+    def answers(plan: Plan | None) -> torch.Tensor:
+        net = model.module if plan is None else modhifi.apply(plan, model).module
+        return torch.cat([net(batch).argmax(1) for batch, _ in images])
+
+    before, labels = answers(None), torch.cat([labels for _, labels in images])
+    shares = (0.9, 0.75, 0.5)
+
+    def rows() -> Iterable[Sequence[str]]:
+        for source, samples in ((None, 500), (None, 250), (None, 125), ("dead-leaves", 500)):
+            data = bench.data(name, "calibration") if source is None else modhifi.load_data(source)
+            study = modhifi.analyze(model, data, samples=samples, constants=("directional",))
+            ways = ("studio", "one-shot", "one-shot+bn", "l2+bn", "group-norm+bn", "l2+full", "published")
+            for method in ways if samples == 500 and source is None else ("studio",):
+                how, found = pruning_methods()[method], []
+                for remain in shares:
+                    after = answers(how.plan(study, "flops", remain, model=model))
+                    right, same = (100 * float((after == to).float().mean()) for to in (labels, before))
+                    found.append(f"{right:.1f} ({same:.1f})")
+                yield f"{source or 'photographs'}, {samples}", how.title, *found
+
+    dense = 100 * float((before == labels).float().mean())
+    title = f"{name}, {len(labels)} other photographs; original network {dense:.1f}%"
+    head = ("calibration", "accuracy (agreement), % at", *(f"{share:.0%} of FLOPs" for share in shares))
+    table(title, head, rows())
+
+
 def digits(bench: Bench, name: str) -> None:
     """The default network."""
     title = f"{name}, {USUAL} unlabelled images, {bench.seeds} draws; original network {bench.accuracy(name):.1f}%"
@@ -329,6 +370,7 @@ TABLES: dict[str, tuple[Callable[[Bench, str], None], str]] = {
     "resnet56": (budgets, "cifar10-resnet56"),
     "resnet20": (budgets, "cifar10-resnet20"),
     "vgg": (wide, "cifar10-vgg8"),
+    "photographs": (photographs, PHOTOGRAPHS),
     "latency": (latency, "cifar10-vgg8"),
     "baselines": (baselines, "cifar10-resnet56"),
     "ablation": (ablation, "cifar10-resnet56"),
@@ -341,7 +383,10 @@ TABLES: dict[str, tuple[Callable[[Bench, str], None], str]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-root", type=Path, required=True, help="folder of CIFAR-10")
-    parser.add_argument("--checkpoints", type=Path, required=True, help="folder of the two checkpoints")
+    parser.add_argument("--checkpoints", type=Path, required=True, help="folder of the checkpoints")
+    parser.add_argument(
+        "--imagenet", type=Path, help="folder of ImageNet photographs; without it, no table photographs"
+    )
     parser.add_argument("--tables", default="all", help=f"comma-separated: {', '.join(TABLES)}")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the calibration images")
     parser.add_argument("--device", default="auto")
@@ -350,6 +395,8 @@ def main() -> None:
     bench = Bench(args)
     for name in TABLES if args.tables == "all" else args.tables.split(","):
         make, network = TABLES[name]
+        if network == PHOTOGRAPHS and args.imagenet is None:
+            continue
         make(bench, network)
     if args.chart is not None:
         chart(bench, "cifar10-resnet56", args.chart)
