@@ -15,6 +15,8 @@ from torch import Tensor
 __all__ = ["Gains", "Growth"]
 
 Array = NDArray[np.float64]
+# Sums of bounds with such constants are still finite.
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,10 @@ class Gains:
             raise ValueError("its gains are not two or four rows of numbers")
         if not bool((stacked.isfinite() & (stacked >= 0)).all()):
             raise ValueError("its gains are not finite and positive")
-        return cls(stacked[0], stacked[1], stacked[2:] if len(stacked) > 2 else None)
+        found = cls(stacked[0], stacked[1], stacked[2:] if len(stacked) > 2 else None)
+        if not max(found.maximum, found.rms) < _LARGEST:
+            raise ValueError("its gains are larger than any network's")
+        return found
 
 
 def _all_below(count: int, sizes: NDArray[np.int64]) -> Array:

@@ -116,9 +116,8 @@ def tabulate(
         raw = stats.moment_and_weight(False, ridge)[0].to(where) * stats.moments.positions if centred else second
         chosen = stats.best_ridge(centred, ridge)
         check()
-        regular = stats.moment_and_weight(centred, chosen)[0].to(where) * stats.moments.positions
-        inverted = inverse(regular, check)
-        del regular
+        # Orders are better without the ridge that the fit needs: it hides how components make up for one another.
+        inverted = inverse(second, check)
         folds = _per_sample(stats, centred, chosen, where)
         for group in wanted:
             columns = stats.blocks(group.name).to(where)
@@ -156,7 +155,7 @@ def _per_sample(stats: LayerStats, centred: bool, ridge: float, where: torch.dev
 @dataclass
 class _Part:
     """A group as one of its consumers reads it: the ``weight``, the ``raw`` second moment of one sample, the inverse of the
-    moment with the layer's ``ridge``, and the ``folds``, restricted to the group's components; the ``energy`` of the whole
+    moment, and the ``folds`` with the layer's ``ridge``, restricted to the group's components; the ``energy`` of the whole
     output; how much of it each component alone explains, (C,); and the `row_sum` of each, (C,).
     """
 

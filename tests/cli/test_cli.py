@@ -59,7 +59,7 @@ def test_sequential_compensation_and_its_settings(
         for number, more in enumerate(([], ["--no-drift"]))
     ]
     assert [(one["compensate"], one["drift"]) for one in settings] == [("sequential", True), ("sequential", False)]
-    assert all(0 < ridge < 1 for one in settings for ridge in one["ridges"].values())
+    assert all(0 < ridge <= 1.001 for one in settings for ridge in one["ridges"].values())
     with_drift, without = (load_file(next(tmp_path.glob(f"{number}.*.safetensors"))) for number in (0, 1))
     assert with_drift.keys() == without.keys()
     assert any(not torch.equal(with_drift[name], without[name]) for name in with_drift)

@@ -43,10 +43,12 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("samples", [75, 1])
-def test_two_processes_give_the_study_of_one(tmp_path: Path, digits_model: modhifi.Model, samples: int) -> None:
+@pytest.mark.parametrize(("samples", "processes"), [(75, 2), (2, 3)])
+def test_several_processes_give_the_study_of_one(
+    tmp_path: Path, digits_model: modhifi.Model, samples: int, processes: int
+) -> None:
     """Also where there is nothing left to do for one of them."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "modhifi"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "modhifi"]
     asked = ["analyze", "digits-resnet20", "--samples", str(samples), "--device", "cpu", "--out", "study"]
     done = run(*torchrun, *asked, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -130,7 +130,8 @@ def test_layers_that_see_an_image_window_by_window(name: str, monkeypatch: pytes
     for row in report.rows:
         assert row.local**2 == pytest.approx(study.layers[row.layer].error(edits[row.layer]), rel=1e-3)
         assert row.alone_bound >= row.measured * (1 - 1e-6)
-    assert report.predicted == pytest.approx(plan.predicted["bound"], rel=0.05)
+    # The plan's own weights, on the samples they were fitted to; the plan predicts for others.
+    assert 0.7 * plan.predicted["bound"] < report.predicted < plan.predicted["bound"]
     smaller = modhifi.apply(plan, model)
     assert count_cost(smaller).params == plan.predicted["params"]
     assert_sequential_is_closer(model, study)
