@@ -34,7 +34,6 @@ with right:
                 ui.FORMULAS["params"],
                 note=f"{ui.compact(plan.cost.params)} of {ui.compact(study.dense.params)}",
             ),
-            *predictions(session, study, request.choice, plan),
         ]
         if not tokens:
             row.append(
@@ -46,6 +45,7 @@ with right:
                 )
             )
         ui.numbers(row)
+        ui.numbers(predictions(session, study, request.choice, plan))
     job = ui.latest_job(session, "measure")
     points = session.points()
     pruned = [point for point in points if point.kind == "prune"]
