@@ -11,10 +11,10 @@ from . import components as ui
 from .selection import Choice
 from .session import Session
 
-__all__ = ["outcome", "predictions"]
+__all__ = ["predictions"]
 
 
-def outcome(session: Session, study: Study, choice: Choice, plan: Allocation) -> Prediction | None:
+def _outcome(session: Session, study: Study, choice: Choice, plan: Allocation) -> Prediction | None:
     """The prediction for ``plan``, with the measured plans of the same study and compensation in view."""
     compensate = choice.spec.compensate
     measured = [
@@ -30,29 +30,21 @@ def outcome(session: Session, study: Study, choice: Choice, plan: Allocation) ->
 
 def predictions(session: Session, study: Study, choice: Choice, plan: Allocation) -> list[ui.Number]:
     """Agreement, relative error and bound; fidelity where the study has no constants, on which the others depend."""
-    found = outcome(session, study, choice, plan)
+    found = _outcome(session, study, choice, plan)
     if found is None:
         return [
             ui.Number("Predicted fidelity", f"{plan.mean_fidelity:.4f}", ui.FORMULAS["fidelity"], note="all groups")
         ]
     row = []
     if found.agreement is not None and found.agreement_low is not None and found.agreement_high is not None:
-        row.append(
-            ui.Number(
-                "Predicted agreement",
-                ui.percent(found.agreement),
-                ui.FORMULAS["predicted_agreement"],
-                note=f"{ui.percent(found.agreement_low)} to {ui.percent(found.agreement_high)}",
-            )
-        )
-    row.append(
-        ui.Number(
-            "Predicted error",
-            ui.percent(found.relative_error),
-            ui.FORMULAS["predicted_error"],
-            note=f"{ui.percent(found.relative_error_low)} to {ui.percent(found.relative_error_high)}",
-        )
-    )
+        row.append(_expected("agreement", found.agreement, found.agreement_low, found.agreement_high))
+    row.append(_expected("error", found.relative_error, found.relative_error_low, found.relative_error_high))
     spread = math.sqrt(study.variance or 0.0)
     note = f"{plan.bound / spread:.1f}× the logits' spread" if spread > 0 else "RMS logit error"
     return [*row, ui.Number("Predicted bound", ui.rounded(plan.bound), ui.FORMULAS["bound"], note=note)]
+
+
+def _expected(what: str, value: float, low: float, high: float) -> ui.Number:
+    """A predicted share with its interval."""
+    note = f"{ui.percent(low)} to {ui.percent(high)}"
+    return ui.Number(f"Predicted {what}", ui.percent(value), ui.FORMULAS[f"predicted_{what}"], note=note)

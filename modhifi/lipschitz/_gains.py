@@ -68,11 +68,11 @@ class Gains:
     def samples(self) -> int:
         return len(self.ratios)
 
-    @property
+    @cached_property
     def maximum(self) -> float:
         return float(self.ratios.max(initial=0.0))
 
-    @property
+    @cached_property
     def rms(self) -> float:
         """√(Σ reached / Σ local): times the root-mean-square local error, it gives the root-mean-square error at the output."""
         below = float(self.local.double().sum())

@@ -119,6 +119,7 @@ def tabulate(
         # Orders are better without the ridge that the fit needs: it hides how components make up for one another.
         inverted = inverse(second, check)
         folds = _per_sample(stats, centred, chosen, where)
+        independent = stats.independent()
         for group in wanted:
             columns = stats.blocks(group.name).to(where)
             # Only the part of the matrices that belongs to the group is needed from here on.
@@ -130,17 +131,16 @@ def tabulate(
                 folds=[fold.own_part(columns) for fold in folds],
                 block=columns.shape[1],
                 ridge=chosen,
+                independent=independent,
                 energy=float(energy.sum()),
                 explained=(energy @ singleton_from_moments(second, weight, columns)).cpu(),
                 row_sum=row_sum(second, weight, columns).cpu(),
             )
             waiting.setdefault(group.name, {})[name] = part
         del second, raw, inverted, folds
-        independent = {independent_key(name): torch.tensor([stats.independent()], dtype=torch.float64)}
         for group in wanted:
             if len(waiting[group.name]) == len(group.consumers):
-                yield group, independent | _finish(group.name, waiting.pop(group.name), centred, check)
-                independent = {}
+                yield group, _finish(group.name, waiting.pop(group.name), centred, check)
 
 
 def _per_sample(stats: LayerStats, centred: bool, ridge: float, where: torch.device) -> list[Fold]:
@@ -155,8 +155,9 @@ def _per_sample(stats: LayerStats, centred: bool, ridge: float, where: torch.dev
 @dataclass
 class _Part:
     """A group as one of its consumers reads it: the ``weight``, the ``raw`` second moment of one sample, the inverse of the
-    moment, and the ``folds`` with the layer's ``ridge``, restricted to the group's components; the ``energy`` of the whole
-    output; how much of it each component alone explains, (C,); and the `row_sum` of each, (C,).
+    moment, and the ``folds`` with the layer's ``ridge``, restricted to the group's components; how many ``independent`` samples
+    the layer has seen; the ``energy`` of the whole output; how much of it each component alone explains, (C,); and the
+    `row_sum` of each, (C,).
     """
 
     weight: Tensor
@@ -165,6 +166,7 @@ class _Part:
     folds: list[Fold]
     block: int
     ridge: float
+    independent: float
     energy: float
     explained: Tensor
     row_sum: Tensor
@@ -182,6 +184,7 @@ def _finish(group: str, parts: Mapping[str, _Part], centred: bool, check: Callab
     }
     found = {energy_key(layer, centred): lost.new_tensor([part.energy]).cpu() for layer, part in parts.items()}
     found |= {ridge_key(layer, centred): lost.new_tensor([part.ridge]).cpu() for layer, part in parts.items()}
+    found |= {independent_key(layer): lost.new_tensor([part.independent]).cpu() for layer, part in parts.items()}
     for name, score in scores.items():
         found[score_key(group, name, centred)] = score / energy if energy > 0 else torch.zeros_like(score)
         order = greedy.cpu() if name == "greedy" else ranked(found[score_key(group, name, centred)])
