@@ -164,7 +164,8 @@ def _backward(gram: Tensor) -> Tensor:
     """All components, the last removed first. A ridge of 1e-10 on the unit diagonal keeps the matrix invertible."""
     unit, weight = _normalised(gram)  # in units of ‖A_i‖, the optimal scalars of the full set are the scales
     components = unit.shape[1]
-    inverse = torch.linalg.inv(unit + 1e-10 * torch.eye(components, dtype=unit.dtype, device=unit.device))
+    factor = torch.linalg.cholesky(unit + 1e-10 * torch.eye(components, dtype=unit.dtype, device=unit.device))
+    inverse = torch.cholesky_inverse(factor)
     left = torch.ones(components, dtype=torch.bool, device=gram.device)
     removed: list[int] = []
     for _ in range(components):

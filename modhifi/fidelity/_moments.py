@@ -392,6 +392,17 @@ def _removal_costs(states: Sequence[tuple[Tensor, Tensor, int]]) -> Tensor:
             components = len(p) // block
             blocks = p.reshape(components, block, components, block).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
             parts = w.reshape(components, block, -1)
-            total = total + (torch.bmm(parts, parts.transpose(1, 2)) * torch.linalg.inv(blocks)).sum((1, 2))
+            total = total + torch.linalg.solve_triangular(_factors(blocks), parts, upper=False).square().sum((1, 2))
     assert isinstance(total, Tensor)
     return total
+
+
+def _factors(blocks: Tensor) -> Tensor:
+    """The Cholesky factors (C, k, k) of ``blocks``. (LU of a batch of large blocks fails on several threads in torch 2.14 with
+    MKL, and sometimes does not return.)
+    """
+    factors: Tensor
+    factors, failed = torch.linalg.cholesky_ex(blocks)
+    for index in torch.nonzero(failed)[:, 0].tolist():  # rounding has left a block indefinite
+        factors[index] = factored(blocks[index])[0]
+    return factors

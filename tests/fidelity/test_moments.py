@@ -15,6 +15,7 @@ from modhifi.fidelity import (
     gram,
     inverse,
     output_energy,
+    removal_cost,
     ridged,
     scalar_compensation,
     singleton_fidelity,
@@ -115,6 +116,19 @@ def test_elimination_costs_are_the_growth_of_the_optimal_error(layer) -> None:
         assert component == min(growth, key=growth.__getitem__)
         assert float(costs[component]) == pytest.approx(growth[component], rel=1e-6)
         left.remove(component)
+
+
+def test_large_blocks_on_several_threads() -> None:
+    """Three heads of 192 columns each, as in SmolLM2: one batch of blocks that torch may factorise in parallel."""
+    rng = np.random.default_rng(0)
+    root, w = rng.standard_normal((576, 800)), rng.standard_normal((8, 576))
+    h = root @ root.T / 800
+    found = removal_cost([(inverse(torch.from_numpy(h)), torch.from_numpy(w), 192)])
+    inverted = np.linalg.inv(h)
+    for i in range(3):
+        own = slice(192 * i, 192 * (i + 1))
+        expected = np.trace(w[:, own] @ np.linalg.inv(inverted[own, own]) @ w[:, own].T)
+        assert float(found[i]) == pytest.approx(expected, rel=1e-8)
 
 
 def test_elimination_over_two_consumers_adds_their_costs(layer) -> None:
