@@ -137,6 +137,7 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
             latency_batch=asked.latency_batch,
             model=model,
             device=asked.device,
+            partial=f"{asked.out}.partial",
             progress=progress,
         )
     plan.note = asked.note

@@ -1,5 +1,5 @@
-"""Working with layers: operators as matrices, edits and hooks, replaying a network from a layer on, and the route of a layer's
-output to the addition or activation that follows it. `widened` has a network compute in single precision.
+"""Working with layers: operators as matrices, edits and hooks, replaying a network from a layer on, running it in sections, and
+the route of a layer's output to the addition or activation that follows it. `widened` has a network compute in single precision.
 """
 
 from ._operators import (
@@ -20,14 +20,18 @@ from ._operators import (
 )
 from ._replay import Replay, batched
 from ._routes import Route, followed, rows_at
-from ._substitute import substituted, widened
+from ._sections import INPUT, Reached, Sections
+from ._substitute import reweighted, substituted, widened
 
 __all__ = [
+    "INPUT",
     "Change",
     "Edit",
     "Operator",
+    "Reached",
     "Replay",
     "Route",
+    "Sections",
     "batched",
     "bias_of",
     "change_of",
@@ -41,6 +45,7 @@ __all__ = [
     "outputs_at",
     "patches",
     "position_count",
+    "reweighted",
     "rows_at",
     "substituted",
     "widened",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ._substitute import substituted
 
-__all__ = ["Replay", "batched"]
+__all__ = ["Replay", "batched", "intercepted"]
 
 _MEMORY = 1 << 30
 _LARGEST = 64
@@ -77,7 +77,7 @@ class Replay:
                 call.version = call.output._version
             return output
 
-        with torch.no_grad(), _intercepted(self.module, run):
+        with torch.no_grad(), intercepted(self.module, run):
             return self.module(self.x)  # type: ignore[no-any-return]
 
     def _written(self) -> frozenset[int]:
@@ -107,11 +107,11 @@ class Replay:
             position += 1
             return forward(*args, **kwargs)
 
-        with _intercepted(self.module, run):
+        with intercepted(self.module, run):
             yield
 
 
-def _intercepted(
+def intercepted(
     net: nn.Module, run: Callable[[nn.Module, Callable[..., Any], Any, Any], Any]
 ) -> contextlib.AbstractContextManager[None]:
     """Inside the context, ``run(module, forward, args, kwargs)`` replaces the forward of every module inside ``net``."""

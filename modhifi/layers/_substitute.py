@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["substituted", "widened"]
+__all__ = ["reweighted", "substituted", "widened"]
 
 
 @contextlib.contextmanager
@@ -29,6 +29,24 @@ def substituted(methods: Iterable[tuple[nn.Module, str, Callable[..., Any]]]) ->
                 del module.__dict__[name]
             else:
                 module.__dict__[name] = own
+
+
+@contextlib.contextmanager
+def reweighted(weights: Iterable[tuple[nn.Module, Tensor, Tensor]]) -> Iterator[None]:
+    """Inside the context, each (module, weight, bias) computes with that weight and bias, in the shape and dtype of its own."""
+    before = []
+    try:
+        for module, weight, bias in weights:
+            table = module._parameters
+            own, before_bias = table["weight"], table.get("bias")
+            assert own is not None
+            before.append((table, own, before_bias))
+            table["weight"] = nn.Parameter(weight.to(own).reshape(own.shape), requires_grad=False)
+            table["bias"] = nn.Parameter(bias.to(own), requires_grad=False)
+        yield
+    finally:
+        for table, own, before_bias in reversed(before):
+            table["weight"], table["bias"] = own, before_bias
 
 
 def widened(net: nn.Module) -> contextlib.AbstractContextManager[None]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Unpack
 
 import torch
@@ -21,6 +24,7 @@ from ..specs import PruningFields, PruningSpec, TokenSpec
 from ..study import Study
 from ..surgery import calibration_data, recalibrated, remaining_columns
 from ._allocate import Allocation, asked_for, decide, settled
+from ._fits import Fits
 from ._latency import LatencyTable
 from ._latency_search import Clock, allocate_for_latency
 from ._scores import add_score
@@ -40,6 +44,7 @@ def prune(
     clock: Clock = measure_latency,
     model: Model | None = None,
     device: str = "auto",
+    partial: str | Path | None = None,
     progress: Progress = silent,
     **fields: Unpack[PruningFields],
 ) -> Plan:
@@ -58,6 +63,8 @@ def prune(
         model: the network; loaded if None and needed. It is run for latency, and on the study's calibration samples, which are
             loaded again, for sequential compensation and BatchNorm statistics.
         device: where the network is loaded if needed, as in `modhifi.load_model`.
+        partial: a folder for the layers that sequential compensation has fitted so far. A run that was killed goes on from
+            there when the same is asked for again; the folder disappears once the plan is made.
         progress: see `modhifi.progress`.
 
     Raises:
@@ -76,7 +83,7 @@ def prune(
         )
     else:
         decided, found = decide(study, settings, latencies), {}
-    plan = make_plan(study, decided, model=model, device=device, progress=progress)
+    plan = make_plan(study, decided, model=model, device=device, partial=partial, progress=progress)
     plan.predicted |= found
     return plan
 
@@ -87,6 +94,7 @@ def make_plan(
     *,
     model: Model | None = None,
     device: str = "auto",
+    partial: str | Path | None = None,
     progress: Progress = silent,
 ) -> Plan:
     """The plan of an allocation that is already decided; see `prune`."""
@@ -103,7 +111,8 @@ def make_plan(
     net = model
     if in_sequence and touched:
         net = net or reload(study.model, device=device)
-        data = calibration_data(study.data, net, progress)
+        fits = Fits(None if partial is None else Path(partial), _key(study, decided))
+        data, spec = calibration_data(study.data, net, progress), net.input
         if isinstance(net.module, CausalLM):
             assert net.tokens is not None
             windows = (rows for rows, _ in data.batches(net.input, net.tokens.at_once))
@@ -115,6 +124,7 @@ def make_plan(
                 len(data),
                 centred=centred,
                 drift=settings.drift,
+                fits=fits,
                 progress=progress,
             )
         else:
@@ -122,15 +132,18 @@ def make_plan(
                 study,
                 decided.keep,
                 _computing_wide(net.module),
-                torch.cat([batch for batch, _ in data.batches(net.input)]),
+                lambda: (batch for batch, _ in data.batches(spec)),
+                len(data),
                 centred=centred,
                 drift=settings.drift,
                 rectified=settings.rectified,
+                fits=fits,
                 progress=progress,
             )
         # Layers before the first pruned one see the original inputs and need no change.
         names = list(edits)
         touched = names[min(names.index(name) for name in touched) :]
+        fits.delete()
     for done, name in enumerate(touched):
         progress(done, len(touched), "compensating")
         edit = edits[name] if in_sequence else study.edit(name, decided.keep, settings.level, centred)
@@ -161,6 +174,12 @@ def make_plan(
         net = net or reload(study.model, device=device)
         plan = plan.with_tensors(tensors | recalibrated(plan, net, progress=progress))
     return plan
+
+
+def _key(study: Study, decided: Allocation) -> str:
+    """What the fits of two runs must agree in to be the same."""
+    asked = [study.key, decided.settings.model_dump(mode="json"), decided.keep]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def _computing_wide(module: nn.Module) -> nn.Module:

@@ -24,6 +24,7 @@ from ..progress import Progress, silent
 from ..statistics import FOLDS, Stream, entered
 from ..study import Study
 from ..surgery import remaining_columns
+from ._fits import Fits
 
 __all__ = ["sequential_blocks"]
 
@@ -39,6 +40,7 @@ def sequential_blocks(
     centred: bool = False,
     tail: float = TAIL,
     drift: bool = True,
+    fits: Fits | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[str, Edit], dict[str, float]]:
     """New weights for every layer that reads components, in the coordinates of the original network, and the ridge each was
@@ -53,12 +55,13 @@ def sequential_blocks(
         centred: whether the lost mean is restored by a constant.
         tail: see `modhifi.fidelity.fit_rows`.
         drift: whether a layer also corrects the drift of the stream so far.
+        fits: those of an earlier run that did not end; new ones are added.
         progress: see `modhifi.progress`.
     """
+    fits = Fits() if fits is None else fits
     original = entered(module, batches, samples)
     changed = original.copy()
-    edits: dict[str, Edit] = {}
-    ridges: dict[str, float] = {}
+    names: list[str] = []
     blocks = module.blocks()
     what = "sequential compensation, block by block"
     for number, (path, block) in enumerate(blocks):
@@ -68,13 +71,16 @@ def sequential_blocks(
         made_up = drift and pair.adds()
         for part in (module.family.out, module.family.down):
             name = f"{path}.{part}"
-            if name in study.structure.readers:
-                own = pair.layer(part).weight
-                stays = remaining_columns(study.structure, name, own, keep)
-                edits[name], ridges[name] = pair.fit(part, stays, centred, tail, made_up)
+            if name not in study.structure.readers:
+                continue
+            names.append(name)
+            if name not in fits.edits:
+                stays = remaining_columns(study.structure, name, pair.layer(part).weight, keep)
+                fits.add(name, *pair.fit(part, stays, centred, tail, made_up))
+            pair.change(part, fits.edits[name], centred)
         pair.forward()
     progress(len(blocks), len(blocks), what)
-    return edits, ridges
+    return {name: fits.edits[name] for name in names}, {name: fits.ridges[name] for name in names}
 
 
 @dataclass
@@ -149,7 +155,7 @@ class _Pair:
             yield start, inputs[part][:, stays], target
 
     def fit(self, part: str, stays: Tensor, centred: bool, tail: float, drift: bool) -> tuple[Edit, float]:
-        """Fits the layer, writes the weights into the copy, and returns the edit and its ridge."""
+        """The layer's edit and its ridge."""
         layer = self.layer(part)
         device = layer.weight.device
         sums = [Sums(int(stays.sum()), layer.out_features, device) for _ in range(FOLDS)]
@@ -163,10 +169,14 @@ class _Pair:
         weight, shift, ridge = fit_moments(folds, layer.weight[:, stays], tail, centred)
         new = torch.zeros(layer.weight.shape, dtype=weight.dtype, device=weight.device)
         new[:, stays] = weight
-        layer.weight.copy_(new)
-        if centred:
-            layer.bias = nn.Parameter((bias_of(layer) + shift.to(layer.weight)), requires_grad=False)
         return Edit(new.cpu(), shift.cpu()), ridge
+
+    def change(self, part: str, edit: Edit, centred: bool) -> None:
+        """Writes the edit into the copy."""
+        layer = self.layer(part)
+        layer.weight.copy_(edit.weight)
+        if centred:
+            layer.bias = nn.Parameter((bias_of(layer) + edit.shift.to(layer.weight)), requires_grad=False)
 
     def forward(self) -> None:
         """Advances both streams past this block."""

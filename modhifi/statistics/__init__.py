@@ -2,7 +2,7 @@
 
 from ._blocks import Stream, collect_blocks, entered
 from ._collect import Collected, Partial, collect, process_count, process_rank, share
-from ._in_sequence import Affine, Observed, Site, able, at_most, fit_in_sequence, observe
+from ._in_sequence import Affine, InSequence, Seen, Site, able
 from ._moments import FOLDS, MAX_INPUTS, Moments, partition
 from ._positions import draw
 from ._singletons import collect_singletons
@@ -12,20 +12,18 @@ __all__ = [
     "MAX_INPUTS",
     "Affine",
     "Collected",
+    "InSequence",
     "Moments",
-    "Observed",
     "Partial",
+    "Seen",
     "Site",
     "Stream",
     "able",
-    "at_most",
     "collect",
     "collect_blocks",
     "collect_singletons",
     "draw",
     "entered",
-    "fit_in_sequence",
-    "observe",
     "partition",
     "process_count",
     "process_rank",

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..evaluation import classifier_of, hiding_logit
 from ..fidelity import TAIL, fit_rows
-from ..layers import Edit, Operator, Route, bias_of, flat_weight, operate, patches, rows_at
+from ..layers import Edit, Operator, bias_of, flat_weight, rows_at
 from ..plan import CurvePoint
-from ..statistics import Affine, Observed, Site, able, at_most, fit_in_sequence, observe
+from ..statistics import Affine, InSequence, Site, able
 from ._algebra import erasure, retained_rows
 from ._anchor import anchor
 from ._classes import Found, Task, curve_point
@@ -48,6 +48,8 @@ _LAMBDAS = tuple(10 ** (step / 4) for step in range(-16, 13))
 _RIDGE = 1e-3
 # The share of values that the ReLU behind the last sum may cut off.
 _CUT = 0.005
+# Images run together, at most.
+_BATCH = 256
 # From here on smooth activations are as good as linear.
 _SMOOTH = 4.0
 
@@ -107,13 +109,20 @@ class _Sum:
     rows: Tensor
     pooled: Tensor
 
+    @classmethod
+    def of(cls, batches: Sequence[_Sum]) -> _Sum:
+        """Of all samples, from those of every batch."""
+        first = batches[0]
+        rows, pooled = torch.cat([one.rows for one in batches]), torch.cat([one.pooled for one in batches])
+        return cls(first.scale, first.constant, first.stream, rows, pooled)
+
 
 class _Run:
     """One network and one set of samples; `fit` edits the last layers, as many as asked for."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        module, device = task.model.module, task.model.device
+        module = task.model.module
         head = classifier_of(task.model)
         if head is None:
             raise UserError(f"{task.model.spec} has no linear classifier; use the method published or subspace")
@@ -121,14 +130,11 @@ class _Run:
         classifier = module.get_submodule(head)
         assert isinstance(classifier, nn.Linear)
         self.classifier = classifier
-        used = _spread(task.chosen, max(2, at_most(task.images)))
-        self.images = task.images[used].to(device)
-        self.labels, self.chosen = task.labels[used], task.chosen[used]
+        self.labels, self.chosen = task.labels, task.chosen
         self.concept = torch.stack([self.labels == index for index in task.forget], 1).double()
         # Forget and retain set count the same, whatever their sizes.
         count = self.chosen.double().mean()
-        self.share = torch.where(self.chosen, 0.5 / count, 0.5 / (1 - count)).float().to(device)
-        self.observed = Observed()
+        self.share = torch.where(self.chosen, 0.5 / count, 0.5 / (1 - count)).float()
         self.sums: dict[str, _Sum] = {}
         self.features, self.logits = torch.empty(0), torch.empty(0)
         self.readout: Readout | None = None
@@ -136,64 +142,65 @@ class _Run:
         if not layers:
             raise UserError("no layer of this network reads what a block computed; use the method subspace or mask")
         with torch.inference_mode():
-            self._observe(copy.deepcopy(module), layers)
+            self.engine = InSequence(copy.deepcopy(module), layers, lambda: task.images.split(_BATCH), len(task.images))
+            self._observe()
 
-    def _observe(self, net: nn.Module, layers: Sequence[str]) -> None:
+    def _observe(self) -> None:
         """The original network: the sums that its layers' outputs become, and the features."""
-        count = len(self.images)
-        found: dict[str, _Sum] = {}
+        engine = self.engine
+        candidates = engine.order[-4 * max(_DEPTHS) :]
+        found: dict[str, list[_Sum]] = {}
         whole: dict[str, Tensor] = {}
         norms: list[nn.LayerNorm] = []
-        added_to: set[str] = set()
-        candidates = layers[-4 * max(_DEPTHS) :]
+        features: list[Tensor] = []
+        logits: list[Tensor] = []
+        batch: dict[str, _Sum] = {}
 
-        def note(name: str, total: Tensor, affine: Affine, stream: bool) -> None:
+        def note(name: str, total: Tensor, affine: Affine, stream: bool, at: Tensor) -> None:
             every = total.flatten(2).transpose(1, 2) if total.ndim == 4 else total
-            every = every.reshape(count, -1, every.shape[-1])
-            rows = rows_at(total, self.observed.positions[name]).clone()
-            found[name] = _Sum(*affine, stream, rows, every.mean(1))
-            whole.clear()
-            whole[name] = every.clone()
+            every = every.reshape(len(at), -1, every.shape[-1])
+            batch[name] = _Sum(*affine, stream, rows_at(total, at).clone(), every.mean(1))
+            whole[name] = every
 
-        def output(name: str, layer: Operator, y: Tensor) -> None:
-            note(name, y, (torch.ones_like(bias_of(layer)), torch.zeros_like(bias_of(layer))), False)
+        def output(name: str, layer: Operator, y: Tensor, at: Tensor) -> None:
+            note(name, y, (torch.ones_like(bias_of(layer)), torch.zeros_like(bias_of(layer))), False, at)
 
-        def added(route: Route, own: Tensor, other: Tensor, affine: Affine) -> None:
-            added_to.add(route.layer)
-            note(route.layer, own + other, affine, True)
+        def added(name: str, own: Tensor, other: Tensor, affine: Affine, at: Tensor) -> None:
+            note(name, own + other, affine, True, at)
 
-        def cut_off(route: Route, x: Tensor, affine: Affine | None) -> None:
+        def cut_off(name: str, x: Tensor, affine: Affine | None, at: Tensor) -> None:
             if affine is not None:
-                note(route.layer, x, affine, False)
+                note(name, x, affine, False, at)
 
         def normed(module: nn.Module, _: object, __: object) -> None:
             assert isinstance(module, nn.LayerNorm)
             norms.append(module)
 
-        features: list[Tensor] = []
+        net = engine.net
         hooks = [m.register_forward_hook(normed) for m in net.modules() if isinstance(m, nn.LayerNorm)]
         hooks.append(
             net.get_submodule(self.head).register_forward_pre_hook(lambda _, args: features.append(args[0].flatten(1)))
         )
         try:
-            _, logits = observe(
-                net,
-                layers,
-                self.images,
-                only=candidates,
-                output=output,
-                added=added,
-                rectified=cut_off,
-                observed=self.observed,
-            )
+            for start, images in engine.batches():
+                whole.clear()
+                batch.clear()
+                with engine.watching(candidates, start, len(images), output=output, added=added, rectified=cut_off):
+                    logits.append(net(images))
+                for name, total in batch.items():
+                    found.setdefault(name, []).append(total)
+                if start == 0:
+                    seen = list(batch)
+                    self.readout = find_readout(whole[seen[-1]], features[-1], norms[-1] if norms else None)
         finally:
             for hook in hooks:
                 hook.remove()
-        self.logits, self.features = logits.cpu().double(), features[-1].cpu().double()
-        seen = list(self.observed.outputs)
-        last = seen[-1]
-        self.sums = {name: found[name] for name in seen if name in added_to or name == last or not added_to}
-        self.readout = find_readout(whole[last], features[-1], norms[-1] if norms else None)
+        self.logits = torch.cat(logits).cpu().double()
+        self.features = torch.cat(features).cpu().double()
+        added_to = {name for name in seen if engine.fates[name].added}
+        self.sums = {
+            name: _Sum.of(found[name]) for name in seen if name in added_to or name == seen[-1] or not added_to
+        }
 
     def dense(self) -> CurvePoint:
         """The original network on the samples used."""
@@ -229,50 +236,42 @@ class _Run:
     @torch.inference_mode()
     def fit(self, depth: int) -> _Fit | None:
         """Fits every layer as the edited network runs; None if no λ reaches the target."""
-        net = copy.deepcopy(self.task.model.module)
+        engine = self.engine
         layers = list(self.sums)[-depth:]
-        edits: dict[str, Edit] = {}
         ridges: dict[str, float] = {}
 
-        def fitted(site: Site) -> Tensor:
-            """The layer's new output."""
-            name, layer = site.name, site.layer
-            total, own, at = self.sums[name], flat_weight(layer), self.observed.positions[name]
+        def fitted(site: Site) -> Edit:
+            name, layer, rows = site.name, site.layer, site.rows
+            total, own = self.sums[name], flat_weight(layer)
             goal = self._goal(name, name == layers[-1]).to(own)
             if site.stream is not None:
                 goal = goal - site.stream
             constant = total.constant if site.constant is None else site.constant
             usable = able(total.scale)
-            rows = patches(layer, site.x, at)
             wanted = (goal - constant) / torch.where(usable, total.scale, 1.0) - bias_of(layer)
             wanted = torch.where(usable, wanted, rows @ own.T)
-            share = self.share.to(own).repeat_interleave(at.shape[1])
+            share = self.share.to(own)[site.sample]
             weight, shift, ridges[name] = fit_rows(rows, wanted, own, TAIL, True, share=share)
-            edits[name] = Edit(weight.cpu(), shift.cpu())
-            self.task.progress(len(edits), len(layers), f"erasing in the last {depth} layers")
-            return operate(layer, site.x, weight.to(own), shift.to(own) + bias_of(layer))
+            return Edit(weight.cpu(), shift.cpu())
 
+        what = f"erasing in the last {depth} layers"
+        edits = engine.fit(fitted, layers, original=False, progress=self.task.progress, what=what)
         features: list[Tensor] = []
-        hook = net.get_submodule(self.head).register_forward_pre_hook(
+        hook = engine.net.get_submodule(self.head).register_forward_pre_hook(
             lambda _, args: features.append(args[0].flatten(1).cpu().double())
         )
         try:
-            fit_in_sequence(
-                net,
-                list(self.task.study.structure.readers),
-                self.images,
-                self.observed,
-                fitted,
-                only=layers,
-                streams=[name for name in layers if self.sums[name].stream],
-            )
+            with engine.changed(edits):
+                for _, images in engine.batches():
+                    engine.net(images)
         finally:
             hook.remove()
+        reached = torch.cat(features)
         curve = []
         taken: tuple[CurvePoint, Tensor, Tensor] | None = None
         for strength in _LAMBDAS:
-            weight, bias = self._classifier(features[-1], strength)
-            curve.append(self._point(strength, features[-1] @ weight.T + bias))
+            weight, bias = self._classifier(reached, strength)
+            curve.append(self._point(strength, reached @ weight.T + bias))
             if curve[-1].forget_accuracy <= self.task.target:
                 taken = curve[-1], weight, bias
                 break
@@ -280,9 +279,9 @@ class _Run:
             return None
         point, weight, bias = taken
         # The classifier's row is knowledge of the class too.
-        hidden = hiding_logit(features[-1] @ weight.T + bias, self.task.forget)
+        hidden = hiding_logit(reached @ weight.T + bias, self.task.forget)
         weight[self.task.forget], bias[self.task.forget] = 0.0, hidden
-        point = self._point(point.strength, features[-1] @ weight.T + bias)
+        point = self._point(point.strength, reached @ weight.T + bias)
         tensors = {f"{name}.weight": edit.weight.float() for name, edit in edits.items()}
         tensors |= {f"{name}.shift": edit.shift.float() for name, edit in edits.items()}
         old = self.classifier.bias
@@ -302,15 +301,3 @@ class _Run:
         second.diagonal().add_(_RIDGE * second.diagonal().mean())
         weight = torch.linalg.solve(second, x.T @ ((target - mean_y) * each)).T
         return weight, mean_y - weight @ mean_x
-
-
-def _spread(chosen: Tensor, most: int) -> Tensor:
-    """Indices of at most ``most`` samples, forget and retain set in proportion (at least one each), spread evenly."""
-    if len(chosen) <= most:
-        return torch.arange(len(chosen))
-    parts = []
-    for which in (chosen, ~chosen):
-        numbers = torch.nonzero(which)[:, 0]
-        count = max(1, round(most * len(numbers) / len(chosen)))
-        parts.append(numbers[torch.linspace(0, len(numbers) - 1, count).round().long()])
-    return torch.cat(parts).sort().values

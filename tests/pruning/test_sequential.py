@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -75,6 +76,10 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def images_of(data: Data, model: Model) -> torch.Tensor:
     return torch.cat([batch for batch, _ in data.batches(model.input)])
+
+
+def batched(images: torch.Tensor) -> tuple[Callable[[], tuple[torch.Tensor, ...]], int]:
+    return lambda: images.split(16), len(images)
 
 
 def half(study: Study) -> dict[str, list[int]]:
@@ -152,17 +157,25 @@ def flat(y: torch.Tensor) -> np.ndarray:
     return (y.flatten(2).transpose(1, 2).reshape(-1, y.shape[1]) if y.ndim == 4 else y).numpy()
 
 
-def test_nothing_removed_changes_nothing(digits_study: Study, digits_model: Model) -> None:
+def test_removing_what_is_dead_changes_nothing(digits_study: Study, digits_model: Model) -> None:
     images = images_of(calibration_data(digits_study.data).take(64, 0), digits_model)
-    everything = {group.name: list(range(group.size)) for group in digits_study.groups}
-    edits, _ = sequential(digits_study, everything, digits_model.module, images)
-    assert edits.keys() == digits_study.layers.keys()
+    module, keep = copy.deepcopy(digits_model.module), {g.name: list(range(g.size)) for g in digits_study.groups}
+    first = digits_study.structure.readers["layer1.0.conv2"][0][0]
+    norm = module.get_submodule(first.name.replace("conv", "bn"))
+    norm.weight.data[3], norm.bias.data[3] = 0.0, -1.0  # a ReLU follows
+    del keep[first.name][3]
+    edits, _ = sequential(digits_study, keep, module, *batched(images))
+    assert set(edits) >= {name for name in digits_study.layers if name.startswith(("layer2", "layer3", "linear"))}
+    model = dataclasses.replace(digits_model, module=module)
     with torch.no_grad():
-        dense, found = (
-            net(images.double()) for net in (copy.deepcopy(digits_model.module).double(), changed(digits_model, edits))
-        )
+        dense, found = (net(images.double()) for net in (copy.deepcopy(module).double(), changed(model, edits)))
     # The fits see float32 rounding, in directions that hardly matter.
     assert float((found - dense).norm()) <= 1e-3 * float(dense.norm())
+
+
+def test_nothing_removed_leaves_everything(digits_study: Study, digits_model: Model) -> None:
+    keep = {group.name: list(range(group.size)) for group in digits_study.groups}
+    assert sequential(digits_study, keep, digits_model.module, *batched(torch.rand(8, 3, 32, 32))) == ({}, {})
 
 
 @pytest.mark.usefixtures("everywhere")
@@ -170,7 +183,7 @@ def test_nothing_removed_changes_nothing(digits_study: Study, digits_model: Mode
 def test_a_chain_fitted_by_hand(chain: Model, pictures: Data, rectified: bool) -> None:
     study = modhifi.analyze(chain, pictures)
     images, keep = images_of(pictures, chain), half(study)
-    edits, ridges = sequential(study, keep, chain.module, images, tail=0.05, rectified=rectified)
+    edits, ridges = sequential(study, keep, chain.module, *batched(images), tail=0.05, rectified=rectified)
     assert list(edits) == ["b", "c", "d"]
     dense, net = copy.deepcopy(chain.module).double(), changed(chain, edits)
     for group, name, block in (("a", "b", 9), ("b", "c", 16), ("c", "d", 1)):
@@ -207,7 +220,7 @@ def test_what_a_stream_has_lost_is_made_up_for_at_the_addition(pictures: Data, d
     model = dataclasses.replace(model, fingerprint=fingerprint(model.module))
     study = modhifi.analyze(model, pictures)
     images, keep = images_of(pictures, model), half(study)
-    edits, _ = sequential(study, keep, model.module, images, drift=drift, rectified=rectified)
+    edits, _ = sequential(study, keep, model.module, *batched(images), drift=drift, rectified=rectified)
     dense, net = copy.deepcopy(model.module).double(), changed(model, edits)
     for block in "ab":
         name = f"{block}2"
@@ -261,7 +274,7 @@ def test_what_is_cut_off_is_free_only_where_nothing_else_uses_it(pictures: Data,
     study = modhifi.analyze(model, pictures)
     assert {"a", "b"} <= study.layers.keys()
     images, keep = images_of(pictures, model), half(study)
-    free, met = (sequential(study, keep, model.module, images, rectified=each)[0] for each in (True, False))
+    free, met = (sequential(study, keep, model.module, *batched(images), rectified=each)[0] for each in (True, False))
     assert torch.allclose(free["a"].weight, met["a"].weight) == twice
     assert not torch.allclose(free["b"].weight, met["b"].weight)
 
@@ -295,7 +308,9 @@ def test_drift_is_left_alone_where_the_way_to_the_stream_is_not_affine(pictures:
     model = loaded(Residual(active=True))
     study = modhifi.analyze(model, pictures)
     images, keep = images_of(pictures, model), half(study)
-    corrected, plain = (sequential(study, keep, model.module, images, drift=drift)[0] for drift in (True, False))
+    corrected, plain = (
+        sequential(study, keep, model.module, *batched(images), drift=drift)[0] for drift in (True, False)
+    )
     for name in ("a1", "a2", "b1", "b2"):
         torch.testing.assert_close(corrected[name].weight, plain[name].weight)
     # What it is added to is a layer that does reach the sum unbent: that one takes up the drift.

@@ -1,0 +1,60 @@
+"""The layers that sequential compensation has fitted so far, in a folder from which a run that was killed goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..files import atomic_file
+from ..layers import Edit
+
+__all__ = ["Fits"]
+
+_SUFFIX = ".fit.safetensors"
+
+
+@dataclass
+class Fits:
+    """``edits`` of layers and the ``ridges`` they were fitted with. With a ``folder``, each is written there once it is found;
+    those that an earlier run wrote for the same ``key``, text that says what was asked for, are read from it.
+    """
+
+    folder: Path | None = None
+    key: str = ""
+    edits: dict[str, Edit] = field(default_factory=dict)
+    ridges: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for path in self._files():
+            # A damaged file, or one of another run, is written anew.
+            with contextlib.suppress(SafetensorError, OSError, KeyError, ValueError), safe_open(path, "pt") as file:
+                about = json.loads(file.metadata()["modhifi"])
+                if about["key"] == self.key:
+                    self.edits[about["layer"]] = Edit(file.get_tensor("weight"), file.get_tensor("shift"))
+                    self.ridges[about["layer"]] = float(about["ridge"])
+
+    def _files(self) -> list[Path]:
+        return [] if self.folder is None else sorted(self.folder.glob(f"*{_SUFFIX}"))
+
+    def add(self, layer: str, edit: Edit, ridge: float) -> Edit:
+        """Returns ``edit``."""
+        self.edits[layer], self.ridges[layer] = edit, ridge
+        if self.folder is not None:
+            about = json.dumps({"key": self.key, "layer": layer, "ridge": ridge})
+            tensors = {"weight": edit.weight.contiguous(), "shift": edit.shift.contiguous()}
+            with atomic_file(self.folder / f"{layer}{_SUFFIX}") as made:
+                save_file(tensors, made, metadata={"modhifi": about})
+        return edit
+
+    def delete(self) -> None:
+        """Removes the files; and the folder, if it holds nothing else."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
