@@ -2,6 +2,8 @@
 
     python benchmarks/language [--model text-llama] [--data text:kjv] [--samples 512] [--draws 3]
         [--tables quality,speed,memory]
+    python benchmarks/language --model hf:FOLDER --context 512 --data text:valid.txt --test text:test.txt --samples 128 --draws 1
+        --shares 0.9,0.8,0.7 --methods width,width-one-shot,free,magnitude --tables quality
 
 Prints the tables of docs/results/language.md. Budgets are shares of the parameters in the decoder blocks (MLP and attention);
 embeddings and the output layer are kept and not counted. Memory is that of the process without mapped files (Linux); each
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,14 +28,18 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from baselines import flap, wanda
+
 import modhifi
 from modhifi import Data, Model, Study
 from modhifi.components import Cost
 from modhifi.evaluation import read
 from modhifi.models import fingerprint
-from modhifi.pruning import pruning_methods
+from modhifi.plan import Plan
+from modhifi.pruning import Method, pruning_methods
 
 SHARES = (0.8, 0.7)
+Planner = Callable[[Study, Model, float], Plan]
 DEPTHS = (4, 8, 16)
 TABLES = ("quality", "speed", "memory")
 
@@ -41,6 +48,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="text-llama")
     parser.add_argument("--data", default="text:kjv")
+    parser.add_argument("--test", help="held-out text (default: the held-out part of --data)")
+    parser.add_argument("--context", type=int, help="tokens per window (default: the model's)")
+    parser.add_argument("--shares", default="0.8,0.7", help="budgets")
+    parser.add_argument("--methods", help="comma-separated (default: all), flap and wanda included")
     parser.add_argument("--data-root")
     parser.add_argument("--samples", type=int, default=512, help="calibration windows per draw")
     parser.add_argument("--draws", type=int, default=3, help="draws of the calibration windows")
@@ -55,12 +66,17 @@ def main() -> None:
         return
     tables = args.tables.split(",")
     if {"quality", "speed"} & {*tables}:
-        model = modhifi.load_model(args.model, device=args.device)
-        test = modhifi.load_data(args.data, args.data_root, "test", args.windows)
+        model = modhifi.load_model(args.model, context=args.context, device=args.device)
+        shares = [float(share) for share in args.shares.split(",")]
+        methods = args.methods.split(",") if args.methods else None
+        if args.test:
+            test = modhifi.load_data(args.test, samples=args.windows)
+        else:
+            test = modhifi.load_data(args.data, args.data_root, "test", args.windows)
         calibration = modhifi.load_data(args.data, args.data_root, "calibration")
         studies = [modhifi.analyze(model, calibration, args.samples, seed=seed) for seed in range(args.draws)]
         if "quality" in tables:
-            quality(model, test, studies)
+            quality(model, test, studies, shares, methods)
         if "speed" in tables:
             speed(model, test, studies[0])
     if "memory" in tables:
@@ -74,7 +90,7 @@ def of_blocks(study: Study, share: float) -> float:
     return (study.dense.params - (1 - share) * inside) / study.dense.params
 
 
-def quality(model: Model, test: Data, studies: list[Study]) -> None:
+def quality(model: Model, test: Data, studies: list[Study], shares: list[float], wanted: list[str] | None) -> None:
     dense = read(model, test)
     assert model.tokens is not None
     where = torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU"
@@ -84,23 +100,29 @@ def quality(model: Model, test: Data, studies: list[Study]) -> None:
         f" {dense.tokens:,} held-out tokens, context {context}, stride {context // 2};"
         f" original model {dense.perplexity:.3f}**\n"
     )
-    heads = " | ".join(f"at {share:.0%} | × original" for share in SHARES)
-    print(f"| method | {heads} |\n|---|{'---|' * 2 * len(SHARES)}")
-    for method in pruning_methods(language=True).values():
+    heads = " | ".join(f"at {share:.0%} | × original" for share in shares)
+    print(f"| method | {heads} |\n|---|{'---|' * 2 * len(shares)}", flush=True)
+
+    def by(method: Method) -> Planner:
+        return lambda study, model, remain: method.plan(study, "params", remain, model=model)
+
+    methods = {name: (method.title, by(method)) for name, method in pruning_methods(language=True).items()}
+    methods |= {"flap": ("Fluctuation with bias (FLAP)", flap), "wanda": ("Products (Wanda)", wanda)}
+    for title, planned in (methods[name] for name in wanted or methods):
         cells = []
-        for share in SHARES:
+        for share in shares:
             found = []
             for study in studies:
-                plan = method.plan(study, "params", of_blocks(study, share), model=model)
+                plan = planned(study, model, of_blocks(study, share))
                 found.append(read(modhifi.apply(plan, model), test).perplexity)
             mean, spread = statistics.mean(found), (max(found) - min(found)) / 2
             around = f" ± {spread:.3f}" if len(found) > 1 else ""
             cells += [f"{mean:.3f}{around}", f"{mean / dense.perplexity:.3f}"]
-        print(f"| {method.title} | {' | '.join(cells)} |", flush=True)
-    counts = modhifi.allocate(studies[0], params=of_blocks(studies[0], SHARES[0])).counts
+        print(f"| {title} | {' | '.join(cells)} |", flush=True)
+    counts = modhifi.allocate(studies[0], params=of_blocks(studies[0], shares[0])).counts
     kept = {(studies[0].group(name).kind, count, studies[0].group(name).size) for name, count in counts.items()}
     print(
-        f"\nEqual widths at {SHARES[0]:.0%}: "
+        f"\nEqual widths at {shares[0]:.0%}: "
         + ", ".join(f"{count} of {size} {kind}" for kind, count, size in sorted(kept))
     )
 

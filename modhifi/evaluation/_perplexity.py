@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..data import Data, tokens_of
 from ..errors import UserError
+from ..layers import widened_on_cpu
 from ..models import CausalLM, Model
 from ..models.language import check_context
 from ..progress import Progress, silent
@@ -127,7 +128,8 @@ def read_beside(
         judged = _judged(part, length).to(model.device)
         known: Tensor | None = None
         for one, total in zip(models, totals, strict=True):
-            logits = one.module(rows)[:, :-1].float()  # (B, T − 1, V): of the token that follows
+            with widened_on_cpu(one.module):
+                logits = one.module(rows)[:, :-1].float()  # (B, T − 1, V): of the token that follows
             each = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").reshape(len(part), -1)
             total[0] += float(each[judged].double().sum())
             total[1] += int(judged.sum())

@@ -21,7 +21,7 @@ from ._operators import (
 from ._replay import Replay, batched
 from ._routes import Route, followed, rows_at
 from ._sections import INPUT, Reached, Sections
-from ._substitute import reweighted, substituted, widened
+from ._substitute import reweighted, substituted, widened, widened_on_cpu
 
 __all__ = [
     "INPUT",
@@ -49,4 +49,5 @@ __all__ = [
     "rows_at",
     "substituted",
     "widened",
+    "widened_on_cpu",
 ]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import full_precision
-from ..layers import get_operator, observed, substituted
+from ..layers import get_operator, observed, substituted, widened_on_cpu
 from ..models import CausalLM, held, place_of
 from ..progress import Progress, silent
 from ._collect import add_up, agree
@@ -56,7 +56,8 @@ class Stream:
     def run(self, number: int, block: nn.Module, states: Tensor) -> Tensor:
         """(B, T, E): the output of block ``number`` for ``states`` (B, T, E)."""
         args, kwargs = self.calls[len(states)][number]
-        output = block(states, *args, **kwargs)
+        with widened_on_cpu(block):
+            output = block(states, *args, **kwargs)
         return output if isinstance(output, Tensor) else output[0]
 
     def put(self, start: int, states: Tensor) -> None:

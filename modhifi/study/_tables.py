@@ -8,7 +8,7 @@ first use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,9 +116,12 @@ def tabulate(
         raw = stats.moment_and_weight(False, ridge)[0].to(where) * stats.moments.positions if centred else second
         chosen = stats.best_ridge(centred, ridge)
         check()
-        # Orders are better without the ridge that the fit needs: it hides how components make up for one another.
         inverted = inverse(second, check)
+        fitted = None
+        if chosen > ridge:
+            fitted = inverse(stats.moment_and_weight(centred, chosen)[0].to(where) * stats.moments.positions, check)
         folds = _per_sample(stats, centred, chosen, where)
+        plain = _per_sample(stats, centred, ridge, where) if chosen > ridge else []
         independent = stats.independent()
         for group in wanted:
             columns = stats.blocks(group.name).to(where)
@@ -128,7 +131,9 @@ def tabulate(
                 weight=own_weight,
                 raw=own_raw,
                 inverted=own_inverse,
+                fitted=own_inverse if fitted is None else own_part(columns, weight, fitted)[1],
                 folds=[fold.own_part(columns) for fold in folds],
+                plain=[fold.own_part(columns) for fold in plain],
                 block=columns.shape[1],
                 ridge=chosen,
                 independent=independent,
@@ -137,7 +142,7 @@ def tabulate(
                 row_sum=row_sum(second, weight, columns).cpu(),
             )
             waiting.setdefault(group.name, {})[name] = part
-        del second, raw, inverted, folds
+        del second, raw, inverted, fitted, folds, plain
         for group in wanted:
             if len(waiting[group.name]) == len(group.consumers):
                 yield group, _finish(group.name, waiting.pop(group.name), centred, check)
@@ -155,7 +160,8 @@ def _per_sample(stats: LayerStats, centred: bool, ridge: float, where: torch.dev
 @dataclass
 class _Part:
     """A group as one of its consumers reads it: the ``weight``, the ``raw`` second moment of one sample, the inverse of the
-    moment, and the ``folds`` with the layer's ``ridge``, restricted to the group's components; how many ``independent`` samples
+    moment with the study's ridge, and as ``fitted``, with the layer's own ``ridge``, and the ``folds`` with the latter and as
+    ``plain`` with the study's, if they differ, restricted to the group's components; how many ``independent`` samples
     the layer has seen; the ``energy`` of the whole output; how much of it each component alone explains, (C,); and the
     `row_sum` of each, (C,).
     """
@@ -163,7 +169,9 @@ class _Part:
     weight: Tensor
     raw: Tensor
     inverted: Tensor
+    fitted: Tensor
     folds: list[Fold]
+    plain: list[Fold]
     block: int
     ridge: float
     independent: float
@@ -175,7 +183,7 @@ class _Part:
 def _finish(group: str, parts: Mapping[str, _Part], centred: bool, check: Callable[[], object]) -> dict[str, Tensor]:
     energy = sum(part.energy for part in parts.values())
     layers = [(part.inverted, part.weight, part.block) for part in parts.values()]
-    greedy, lost = eliminate(layers, check)
+    greedy, lost = _eliminated(parts, check)
     scores = {
         "greedy": lost.cpu(),
         "fidelity": torch.stack([part.explained for part in parts.values()]).sum(0),
@@ -199,6 +207,30 @@ def _finish(group: str, parts: Mapping[str, _Part], centred: bool, check: Callab
             found[error_key(group, layer, order_name, "none", centred)] = none.cpu()
             found[error_key(group, layer, order_name, "full", centred)] = full.cpu()
     return found
+
+
+def _eliminated(parts: Mapping[str, _Part], check: Callable[[], object]) -> tuple[Tensor, Tensor]:
+    """`eliminate` with the study's ridge or with that of each layer, whichever is better on unseen samples: a small ridge is
+    fooled by few samples, a large one hides how components make up for one another. Orders found on one fold are judged on
+    the other, by all sizes from half of the components on.
+    """
+    if not any(part.plain for part in parts.values()):
+        return eliminate([(part.inverted, part.weight, part.block) for part in parts.values()], check)
+
+    def error(folds: Mapping[str, Sequence[Fold]]) -> float:
+        total = torch.zeros(())
+        for number in range(len(next(iter(folds.values())))):
+            trains = [(inverse(folds[name][number].train), part.weight, part.block) for name, part in parts.items()]
+            order, _ = eliminate(trains, check)
+            for part in parts.values():
+                total = total + crossfitted_curve([part.folds[number]], part.weight, part.block, order, check).cpu()
+        return float(total[len(total) // 2 : -1].clamp(min=1e-300).log().sum())
+
+    plain = error({name: part.plain or part.folds for name, part in parts.items()})
+    better = plain <= error({name: part.folds for name, part in parts.items()})
+    return eliminate(
+        [(part.inverted if better else part.fitted, part.weight, part.block) for part in parts.values()], check
+    )
 
 
 def ranked(score: Tensor) -> Tensor:
