@@ -196,7 +196,8 @@ class Tasks:
             return method.planner(study, choice.spec, model, progress)
         study.derive(choice.spec.level, progress=progress)
         table = self._queries.latencies(source) if choice.spec.budget == "latency" else None
-        return modhifi.prune(study, choice.spec, latencies=table, model=model, progress=progress)
+        partial = self._store.folder(source.id) / "partial"  # of a plan whose process was killed
+        return modhifi.prune(study, choice.spec, latencies=table, model=model, partial=partial, progress=progress)
 
     def estimate(self, source: Source, estimators: Sequence[str]) -> Job:
         """Estimates Lipschitz constants that the analysis omitted, on its own samples; the study keeps them."""
