@@ -21,7 +21,7 @@ from ._operators import (
 from ._replay import Replay, batched
 from ._routes import Route, followed, rows_at
 from ._sections import INPUT, Reached, Sections
-from ._substitute import reweighted, substituted, widened, widened_on_cpu
+from ._substitute import in_single, reweighted, substituted, widened, widened_on_cpu
 
 __all__ = [
     "INPUT",
@@ -40,6 +40,7 @@ __all__ = [
     "flat_weight",
     "followed",
     "get_operator",
+    "in_single",
     "observed",
     "operate",
     "outputs_at",

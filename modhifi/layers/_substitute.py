@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["reweighted", "substituted", "widened", "widened_on_cpu"]
+__all__ = ["in_single", "reweighted", "substituted", "widened", "widened_on_cpu"]
 
 
 @contextlib.contextmanager
@@ -66,6 +67,13 @@ def widened(net: nn.Module) -> contextlib.AbstractContextManager[None]:
         return run
 
     return substituted((module, "forward", wide(module, module.forward)) for module in _owners(net))
+
+
+def in_single(module: nn.Module) -> nn.Module:
+    """``module`` itself, or a copy in single precision if its weights have less and all of them are in memory."""
+    parameters = list(module.parameters())
+    narrow = any(map(_is_narrow, parameters)) and not any(parameter.is_meta for parameter in parameters)
+    return copy.deepcopy(module).float() if narrow else module
 
 
 def widened_on_cpu(net: nn.Module) -> contextlib.AbstractContextManager[None]:

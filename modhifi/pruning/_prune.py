@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -11,11 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Unpack
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..evaluation import measure_latency
-from ..layers import Edit
+from ..layers import Edit, in_single
 from ..loading import reload
 from ..models import CausalLM, Model
 from ..plan import GroupPlan, Plan
@@ -128,10 +126,11 @@ def make_plan(
                 progress=progress,
             )
         else:
+            # Layers are fitted without rounding; only the new weights are rounded, when they are applied.
             edits, ridges = sequential(
                 study,
                 decided.keep,
-                _computing_wide(net.module),
+                in_single(net.module),
                 lambda: (batch for batch, _ in data.batches(spec)),
                 len(data),
                 centred=centred,
@@ -180,14 +179,6 @@ def _key(study: Study, decided: Allocation) -> str:
     """What the fits of two runs must agree in to be the same."""
     asked = [study.key, decided.settings.model_dump(mode="json"), decided.keep]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def _computing_wide(module: nn.Module) -> nn.Module:
-    """``module`` itself, or a copy in single precision if its weights have less: layers are fitted to what they would give
-    without rounding, and the fitted weights alone are rounded to the network's dtype, when the plan is applied.
-    """
-    narrow = any(p.is_floating_point() and p.dtype.itemsize < torch.float32.itemsize for p in module.parameters())
-    return copy.deepcopy(module).float() if narrow else module
 
 
 def _added_biases(study: Study, decided: Allocation, tensors: Mapping[str, Tensor]) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..data import Data
 from ..errors import UserError
-from ..layers import Edit, batched
+from ..layers import Edit, batched, in_single
 from ..lipschitz import Gains, Sample, Upper, estimators, smallest_norms
 from ..models import Model
 from ..progress import Progress, prefixed, silent
@@ -60,7 +60,9 @@ def estimate(
     if samples < 2:
         raise UserError(f"constants need at least 2 samples, not {samples}")
     inputs = torch.cat([batch for batch, _ in data.take(samples, data.seed).batches(model.input)])
-    sample = Sample(model.module, list(study.layers), inputs, _Halves(study), study.data.seed, tuple(names))
+    # On a CPU, single precision is not only more exact but several times faster.
+    module = in_single(model.module) if model.device.type == "cpu" else model.module
+    sample = Sample(module, list(study.layers), inputs, _Halves(study), study.data.seed, tuple(names))
     gains, upper = dict(study.gains), study.certified
     for name, one in suited.items():
         if name in names:
@@ -69,8 +71,8 @@ def estimate(
                 upper = dict(cast(Mapping[str, Upper], found))
             else:
                 gains[name] = dict(cast(Mapping[str, Gains], found))
-    norms = study.norms or smallest_norms(model.module, inputs)
-    study.tables[VARIANCE] = _variance(model.module, inputs)
+    norms = study.norms or smallest_norms(module, inputs)
+    study.tables[VARIANCE] = _variance(module, inputs)
     study.gains, study.certified, study.norms = gains, upper, norms
 
 
