@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..errors import UserError
 from ._replay import intercepted
 
 __all__ = ["INPUT", "Reached", "Sections"]
@@ -101,11 +102,18 @@ def _alias(tensor: Tensor, source: int) -> Tensor:
     return alias
 
 
+def _dynamic() -> UserError:
+    return UserError(
+        "which modules of this network run depends on its input, so that it cannot be run in sections; prune with"
+        " --compensate full, or unlearn with --method subspace"
+    )
+
+
 class Sections:
     """The calls of ``module`` for inputs like ``x`` (a few samples, at least two), and runs from one call to another.
 
     Calls are numbered in the order in which they begin; `end` is the number behind the last one, and `INPUT` stands for the
-    network's input among the outputs of calls. Raises RuntimeError, here or in `run`, for a network whose calls depend on its
+    network's input among the outputs of calls. Raises `UserError`, here or in `run`, for a network whose calls depend on its
     input. Use it from one thread only.
     """
 
@@ -113,7 +121,7 @@ class Sections:
         self.module, self.samples = module, len(x)
         (one, _), (self.calls, self._last) = self._recorded(x[:1]), self._recorded(x)
         if [call.module for call in one] != [call.module for call in self.calls]:
-            raise RuntimeError("which modules run depends on the number of samples")
+            raise _dynamic()
         for first, call in zip(one, self.calls, strict=True):
             if first.shapes and call.shapes:
                 call.shapes = first.shapes[0], call.shapes[0]
@@ -199,7 +207,7 @@ class Sections:
             _, whole = self.run(len(x), 0, self.end, {INPUT: x.clone()})
             given, _ = self.run(len(x), 0, cut, {INPUT: x.clone()})
             _, rest = self.run(len(x), cut, self.end, given)
-        except RuntimeError:
+        except (UserError, RuntimeError, ValueError, IndexError, TypeError):
             return False
         finally:
             self._fill, self._unused = 0.0, {}
@@ -236,7 +244,7 @@ class Sections:
                 raise Reached
             call = self.calls[index] if index < self.end else None
             if call is None or call.module is not module:
-                raise RuntimeError("the modules did not run in the order in which they were recorded")
+                raise _dynamic()
             if index < start and call.end <= start and call.shapes is not None:
                 self.position = call.end
                 return given[index] if index in given else self._dead(call, samples)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import modhifi
+from modhifi.errors import UserError
 from modhifi.layers import INPUT, Reached, Sections
 
 
@@ -161,7 +162,7 @@ def test_other_modules_for_one_sample_are_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.a(x) if len(x) == 1 else self.b(x)
 
-    with pytest.raises(RuntimeError, match="depends on the number of samples"):
+    with pytest.raises(UserError, match="depends on its input"):
         Sections(Forks(), torch.randn(3, 2))
 
 
