@@ -9,6 +9,7 @@ bounded by one block, its copy, and one layer's moments.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fidelity import TAIL, Sums, fit_moments
-from ..layers import Edit, bias_of
+from ..layers import Edit, Reached, bias_of
 from ..models import CausalLM, held
 from ..progress import Progress, silent
 from ..statistics import FOLDS, Stream, entered
@@ -101,10 +102,10 @@ class _Pair:
         return layer
 
     def _seen(
-        self, block: nn.Module, stream: Stream, start: int
+        self, block: nn.Module, stream: Stream, start: int, until: str = ""
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Runs ``block`` on the samples from ``start`` on. Returns its input, and each layer's input and output, all (rows,
-        channels).
+        """Runs ``block`` on the samples from ``start`` on, through the layer ``until`` or as a whole. Returns its input, and each
+        layer's input and output, all (rows, channels); the block's own output has the name ``""``.
         """
         inputs: dict[str, Tensor] = {}
         outputs: dict[str, Tensor] = {}
@@ -115,6 +116,8 @@ class _Pair:
         def note(part: str) -> Any:
             def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
                 inputs[part], outputs[part] = flat(args[0]), flat(output)
+                if part == until:
+                    raise Reached
 
             return hook
 
@@ -122,7 +125,8 @@ class _Pair:
         family = self.module.family
         hooks = [block.get_submodule(part).register_forward_hook(note(part)) for part in (family.out, family.down)]
         try:
-            outputs[""] = flat(stream.run(self.number, block, states))
+            with contextlib.suppress(Reached):
+                outputs[""] = flat(stream.run(self.number, block, states))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -145,8 +149,8 @@ class _Pair:
         out = self.module.family.out
         bias = bias_of(self.layer(part)).float()
         for start in self.original.starts():
-            states, _, outputs = self._seen(self.block, self.original, start)
-            changed, inputs, now = self._seen(self.twin, self.changed, start)
+            states, _, outputs = self._seen(self.block, self.original, start, part)
+            changed, inputs, now = self._seen(self.twin, self.changed, start, part)
             target = outputs[part] - bias
             if drift:
                 target = target + states - changed

@@ -52,6 +52,8 @@ __all__ = [
 SCORES = ("greedy", "fidelity", "row-sum", "removal-cost")
 # Orders whose curves are derived together with the scores.
 ORDERS = ("greedy", "fidelity")
+# How much smaller, in the mean logarithm, errors on the other fold must be for another ridge to give the order.
+_CLEARLY = 0.1
 # The variance of the network's output.
 VARIANCE = "answers/variance"
 LEVELS: tuple[Level, ...] = ("none", "scalar", "full")
@@ -182,8 +184,11 @@ class _Part:
 
 def _finish(group: str, parts: Mapping[str, _Part], centred: bool, check: Callable[[], object]) -> dict[str, Tensor]:
     energy = sum(part.energy for part in parts.values())
-    layers = [(part.inverted, part.weight, part.block) for part in parts.values()]
-    greedy, lost = _eliminated(parts, check)
+    layers = [
+        (inverted, part.weight, part.block)
+        for inverted, part in zip(_inverses(parts, check), parts.values(), strict=True)
+    ]
+    greedy, lost = eliminate(layers, check)
     scores = {
         "greedy": lost.cpu(),
         "fidelity": torch.stack([part.explained for part in parts.values()]).sum(0),
@@ -209,13 +214,13 @@ def _finish(group: str, parts: Mapping[str, _Part], centred: bool, check: Callab
     return found
 
 
-def _eliminated(parts: Mapping[str, _Part], check: Callable[[], object]) -> tuple[Tensor, Tensor]:
-    """`eliminate` with the study's ridge or with that of each layer, whichever is better on unseen samples: a small ridge is
-    fooled by few samples, a large one hides how components make up for one another. Orders found on one fold are judged on
-    the other, by all sizes from half of the components on.
+def _inverses(parts: Mapping[str, _Part], check: Callable[[], object]) -> list[Tensor]:
+    """The inverted moments to eliminate with: those with the study's ridge, or with that of each layer if its order is clearly
+    better on unseen samples. A small ridge is fooled by few samples, a large one hides how components make up for one another.
+    Orders found on one fold are judged on the other, by all sizes from half of the components on.
     """
     if not any(part.plain for part in parts.values()):
-        return eliminate([(part.inverted, part.weight, part.block) for part in parts.values()], check)
+        return [part.inverted for part in parts.values()]
 
     def error(folds: Mapping[str, Sequence[Fold]]) -> float:
         total = torch.zeros(())
@@ -224,13 +229,11 @@ def _eliminated(parts: Mapping[str, _Part], check: Callable[[], object]) -> tupl
             order, _ = eliminate(trains, check)
             for part in parts.values():
                 total = total + crossfitted_curve([part.folds[number]], part.weight, part.block, order, check).cpu()
-        return float(total[len(total) // 2 : -1].clamp(min=1e-300).log().sum())
+        return float(total[len(total) // 2 : -1].clamp(min=1e-300).log().mean())
 
     plain = error({name: part.plain or part.folds for name, part in parts.items()})
-    better = plain <= error({name: part.folds for name, part in parts.items()})
-    return eliminate(
-        [(part.inverted if better else part.fitted, part.weight, part.block) for part in parts.values()], check
-    )
+    better = plain <= error({name: part.folds for name, part in parts.items()}) + _CLEARLY
+    return [part.inverted if better else part.fitted for part in parts.values()]
 
 
 def ranked(score: Tensor) -> Tensor:
