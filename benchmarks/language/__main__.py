@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--data", default="text:kjv")
     parser.add_argument("--test", help="held-out text (default: the held-out part of --data)")
     parser.add_argument("--context", type=int, help="tokens per window (default: the model's)")
-    parser.add_argument("--shares", default="0.8,0.7", help="budgets")
+    parser.add_argument("--shares", default=",".join(map(str, SHARES)), help="comma-separated budgets")
     parser.add_argument("--methods", help="comma-separated (default: all), flap and wanda included")
     parser.add_argument("--data-root")
     parser.add_argument("--samples", type=int, default=512, help="calibration windows per draw")
@@ -78,7 +78,7 @@ def main() -> None:
         if "quality" in tables:
             quality(model, test, studies, shares, methods)
         if "speed" in tables:
-            speed(model, test, studies[0])
+            speed(model, test, studies[0], shares)
     if "memory" in tables:
         memory()
 
@@ -127,13 +127,13 @@ def quality(model: Model, test: Data, studies: list[Study], shares: list[float],
     )
 
 
-def speed(model: Model, test: Data, study: Study) -> None:
+def speed(model: Model, test: Data, study: Study, shares: list[float]) -> None:
     print(
         "\n| parameters in the blocks | perplexity | prefill throughput, tokens/s | decode throughput, tokens/s |"
         " seconds to decide |"
     )
     print("|---|---|---|---|---|")
-    for share in (1.0, *SHARES):
+    for share in (1.0, *shares):
         began = time.perf_counter()
         remain = of_blocks(study, share)
         pruned = model if share == 1 else modhifi.apply(modhifi.prune(study, params=remain, model=model), model)

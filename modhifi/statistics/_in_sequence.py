@@ -10,6 +10,7 @@ compensation and erasure differ only in what they fit to.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -379,12 +380,20 @@ class _Run:
             {name: edit for name, edit in self.edits.items() if start <= self.fates[name].call < stop}
         )
 
-    def _advance(self, number: int, stream: str, ran: Callable[[float, int], None]) -> None:
+    def _advance(
+        self,
+        number: int,
+        stream: str,
+        ran: Callable[[float, int], None],
+        watching: Callable[[int, int], contextlib.AbstractContextManager[None]] = lambda *_: contextlib.nullcontext(),
+    ) -> None:
+        """Runs a network through the section; ``watching`` receives the first sample of a batch and how many there are."""
         start, stop = self.cuts[number], self.cuts[number + 1]
 
         def through() -> Iterator[tuple[int, int, int, dict[int, Tensor]]]:
             for batch, first, count, given in self._given(number, stream):
-                live, _ = self.sections.run(count, start, stop, given)
+                with watching(first, count):
+                    live, _ = self.sections.run(count, start, stop, given)
                 ran(self.sections.seconds(start, stop), count)
                 yield batch, first, count, live
 
@@ -393,10 +402,6 @@ class _Run:
 
     def _observe(self, number: int, names: list[str], ran: Callable[[float, int], None]) -> dict[str, Seen]:
         """Runs the original network through the section."""
-        if not names:
-            self._advance(number, "original", ran)
-            return {}
-        start, stop = self.cuts[number], self.cuts[number + 1]
         rows = {name: _Rows() for name in names}
 
         def output(name: str, layer: Operator, y: Tensor, at: Tensor) -> None:
@@ -411,32 +416,24 @@ class _Run:
             if affine is not None:
                 rows[name].affine = affine
 
-        def through() -> Iterator[tuple[int, int, int, dict[int, Tensor]]]:
-            for batch, first, count, given in self._given(number, "original"):
-                with self.engine.watching(names, first, count, output=output, added=added, rectified=rectified):
-                    live, _ = self.sections.run(count, start, stop, given)
-                ran(self.sections.seconds(start, stop), count)
-                yield batch, first, count, live
-
-        self._keeping(number, "original", through())  # of the last section nothing is live
+        watching = functools.partial(self.engine.watching, names, output=output, added=added, rectified=rectified)
+        self._advance(number, "original", ran, watching)
         return {name: one.seen() for name, one in rows.items()}
 
     def _site(self, number: int, name: str, seen: Seen | None, ran: Callable[[float, int], None]) -> Site:
         """Runs the modified network up to the layer, or to the addition of its output."""
         start, fate = self.cuts[number], self.fates[name]
         layer = get_operator(self.engine.net, name)
-        inputs: list[Tensor] = []
         rows: list[Tensor] = []
         samples: list[Tensor] = []
         streams: list[Tensor] = []
         constants: list[Tensor] = []
-        positions = torch.empty(0)
-        numbers = torch.empty(0)
+        positions = numbers = torch.empty(0)
+        batch = 0
 
         def enters(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             nonlocal positions
-            if not inputs:
-                inputs.append(args[0])
+            if len(rows) == batch:  # a later call of the same layer is not looked at
                 positions = self.engine._positions(name, layer, args[0], numbers)
                 rows.append(patches(layer, args[0], positions))
                 samples.append(numbers.to(args[0].device).repeat_interleave(positions.shape[1]))
@@ -449,8 +446,7 @@ class _Run:
         hook = layer.register_forward_pre_hook(enters)
         try:
             with self._weights(number):
-                for _, first, count, given in self._given(number, "changed"):
-                    inputs.clear()
+                for batch, first, count, given in self._given(number, "changed"):  # noqa: B007  (`enters` reads it)
                     numbers = torch.arange(first, first + count)
                     if fate.added:
                         with followed(self.engine.net, [name], lambda _, __, ___, y: y, added, None):

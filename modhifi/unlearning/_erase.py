@@ -160,7 +160,9 @@ class _Run:
             every = total.flatten(2).transpose(1, 2) if total.ndim == 4 else total
             every = every.reshape(len(at), -1, every.shape[-1])
             batch[name] = _Sum(*affine, stream, rows_at(total, at).clone(), every.mean(1))
-            whole[name] = every
+            if not logits:  # the first batch; what follows may write into the tensor
+                whole.clear()
+                whole[name] = every.clone()
 
         def output(name: str, layer: Operator, y: Tensor, at: Tensor) -> None:
             note(name, y, (torch.ones_like(bias_of(layer)), torch.zeros_like(bias_of(layer))), False, at)
@@ -183,7 +185,6 @@ class _Run:
         )
         try:
             for start, images in engine.batches():
-                whole.clear()
                 batch.clear()
                 with engine.watching(candidates, start, len(images), output=output, added=added, rectified=cut_off):
                     logits.append(net(images))
