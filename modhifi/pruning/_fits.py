@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..errors import UserError
 from ..files import atomic_file
 from ..layers import Edit
 
@@ -22,6 +23,9 @@ _SUFFIX = ".fit.safetensors"
 class Fits:
     """``edits`` of layers and the ``ridges`` they were fitted with. With a ``folder``, each is written there once it is found;
     those that an earlier run wrote for the same ``key``, text that says what was asked for, are read from it.
+
+    Raises:
+        UserError: if ``folder`` is a file.
     """
 
     folder: Path | None = None
@@ -30,6 +34,8 @@ class Fits:
     ridges: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is a file where a folder for unfinished work is needed; move or rename it")
         for path in self._files():
             # A damaged file, or one of another run, is written anew.
             with contextlib.suppress(SafetensorError, OSError, KeyError, ValueError), safe_open(path, "pt") as file:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import modhifi
 from modhifi import Model, Study
-from modhifi.errors import Cancelled
+from modhifi.errors import Cancelled, UserError
 from modhifi.layers import Edit
 from modhifi.progress import silent
 from modhifi.pruning import _sequential
@@ -143,3 +143,13 @@ def test_a_plan_says_what_its_partial_results_are_for(
     first, same, other = seen
     assert (first.folder, first.key) == (tmp_path, same.key)
     assert first.key != other.key
+
+
+def test_a_file_in_the_place_of_partial_results_is_told(
+    digits_study: Study, digits_model: Model, tmp_path: Path
+) -> None:
+    way = tmp_path / "plan.json.partial"
+    way.write_text("mine")
+    with pytest.raises(UserError, match=r"plan\.json\.partial is a file where a folder"):
+        modhifi.prune(digits_study, flops=0.5, model=digits_model, partial=way)
+    assert way.read_text() == "mine"
