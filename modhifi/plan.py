@@ -62,6 +62,10 @@ class Settings(PruningSpec):
         default_factory=dict,
         description="layer -> the ridge added to its second moment, relative to the mean eigenvalue",
     )
+    spread: float = Field(
+        default=0.0,
+        description="the power of the factor by which fits reduce the spread that sequential fits give back",
+    )
     method: str | None = Field(default=None, description="name of the method, if it is not this project's default")
     strength: float | None = Field(
         default=None, description="unlearning: the strength of the edit, in the unit of its method"

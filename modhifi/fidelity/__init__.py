@@ -8,7 +8,7 @@ dtype of its input.
 """
 
 from ._crossfit import Fold, best_ridge, crossfitted_curve, crossfitted_error, scalar_curve
-from ._fit import TAIL, Averages, Limit, Sums, fit_moments, fit_rows
+from ._fit import SPREAD, TAIL, Averages, Limit, Sums, fit_moments, fit_rows
 from ._gram import compensation, fidelity_curve, greedy_subset, singleton_fidelity, subset_fidelity
 from ._moments import (
     aggregate_gram,
@@ -28,6 +28,7 @@ from ._moments import (
 )
 
 __all__ = [
+    "SPREAD",
     "TAIL",
     "Averages",
     "Fold",

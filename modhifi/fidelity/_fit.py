@@ -14,13 +14,19 @@ from torch import Tensor
 
 from ._moments import factored
 
-__all__ = ["TAIL", "Averages", "Limit", "Sums", "fit_moments", "fit_rows"]
+__all__ = ["SPREAD", "TAIL", "Averages", "Limit", "Sums", "fit_moments", "fit_rows"]
 
 # The smallest ridge to try is the largest eigenvalue for which it and all smaller ones together hold at most this share of the
 # input's energy: directions that the input hardly ever takes do not change the weights.
 TAIL = 1e-4
 # Larger ones to choose from, relative to the mean eigenvalue.
 _RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+# A fit gives the part of the target that the inputs determine, and less of its spread. Layers that follow have thresholds and
+# a ridge towards weights made for the whole of it. This power of the lost factor is given back; 0 is the least-squares fit, 1
+# the spread of the target. See docs/theory.md, *Compensation*.
+SPREAD = 0.5
+# A fit that explains nearly nothing is enlarged by no more than this factor.
+_LARGEST = 3.0
 # How often a layer in front of a ReLU is refitted.
 _ROUNDS = 3
 
@@ -113,6 +119,7 @@ def fit_rows(
     limit: Limit | None = None,
     share: Tensor | None = None,
     fold: Tensor | None = None,
+    spread: float = 0.0,
 ) -> tuple[Tensor, Tensor, float]:
     """``W' = argmin E‖y − W'x − b‖² + λ‖W' − W‖²`` from ``rows`` (r, n), ``target`` (r, O) and the weights ``own`` (O, n).
 
@@ -120,7 +127,7 @@ def fit_rows(
     Without ``fold``, λ is the largest eigenvalue for which it and all smaller ones hold at most ``tail`` of the trace. With the
     number of each row's fold, (r,) int64, it is that or a larger one, whichever has the smallest error on folds that the fit
     has not seen. With a ``limit``, fitting alternates with moving the free targets to the fit. ``share`` (r,), positive, weights
-    the rows in every expectation; equal weights by default.
+    the rows in every expectation; equal weights by default. ``spread``: see `SPREAD`.
     """
     exact = torch.float32 if rows.device.type == "mps" else torch.float64
     each = rows.new_full((len(rows), 1), 1 / len(rows)) if share is None else (share / share.sum())[:, None].to(rows)
@@ -154,7 +161,20 @@ def fit_rows(
     for _ in range(0 if limit is None else _ROUNDS):
         assert limit is not None
         weight, constant = solved(limit.follow(target, rows @ weight.to(rows).T + constant.to(rows)))
+    if spread:
+        aim = target if limit is None else limit.follow(target, rows @ weight.to(rows).T + constant.to(rows))
+        mean_y = mean(aim)
+        power = ((aim - mean_y.to(aim)).square() * each).to(exact).sum(0)
+        found = ((x @ weight.to(rows).T).square() * each).to(exact).sum(0)
+        weight = weight * _restored(power, found, spread)
+        constant = mean_y - weight @ mean_x
     return weight, constant, relative
+
+
+def _restored(power: Tensor, found: Tensor, spread: float) -> Tensor:
+    """The factors (O, 1) of the weights of a fit whose outputs have the power ``found`` (O,) and whose targets have ``power``."""
+    ratio = (power / found.clamp_min(torch.finfo(found.dtype).tiny)).sqrt()
+    return ratio.clamp(1.0, _LARGEST).pow(spread)[:, None]
 
 
 def fit_moments(folds: Sequence[Averages], own: Tensor, tail: float, centred: bool) -> tuple[Tensor, Tensor, float]:

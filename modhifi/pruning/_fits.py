@@ -22,7 +22,8 @@ _SUFFIX = ".fit.safetensors"
 @dataclass
 class Fits:
     """``edits`` of layers and the ``ridges`` they were fitted with. With a ``folder``, each is written there once it is found;
-    those that an earlier run wrote for the same ``key``, text that says what was asked for, are read from it.
+    those that an earlier run wrote for the same ``key``, text that says what was asked for, are read from it. ``spread`` is how
+    much of the lost spread they give back (`modhifi.fidelity.SPREAD`).
 
     Raises:
         UserError: if ``folder`` is a file.
@@ -32,6 +33,8 @@ class Fits:
     key: str = ""
     edits: dict[str, Edit] = field(default_factory=dict)
     ridges: dict[str, float] = field(default_factory=dict)
+    spread: float = 0.0
+    trials: list[Fits] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
@@ -57,8 +60,16 @@ class Fits:
                 save_file(tensors, made, metadata={"modhifi": about})
         return edit
 
+    def trial(self, name: str) -> Fits:
+        """Those of a trial run, in a folder of their own; `delete` removes them too."""
+        trial = Fits(None if self.folder is None else self.folder / name, self.key)
+        self.trials.append(trial)
+        return trial
+
     def delete(self) -> None:
         """Removes the files; and the folder, if it holds nothing else."""
+        for trial in self.trials:
+            trial.delete()
         for path in self._files():
             path.unlink(missing_ok=True)
         if self.folder is not None:

@@ -107,9 +107,9 @@ def make_plan(
     edits: dict[str, Edit] = {}
     ridges: dict[str, float] = {}
     net = model
+    fits = Fits(None if partial is None else Path(partial), _key(study, decided))
     if in_sequence and touched:
         net = net or reload(study.model, device=device)
-        fits = Fits(None if partial is None else Path(partial), _key(study, decided))
         data, spec = calibration_data(study.data, net, progress), net.input
         if isinstance(net.module, CausalLM):
             assert net.tokens is not None
@@ -136,6 +136,7 @@ def make_plan(
                 centred=centred,
                 drift=settings.drift,
                 rectified=settings.rectified,
+                spread=None,
                 fits=fits,
                 progress=progress,
             )
@@ -162,6 +163,7 @@ def make_plan(
                 "drift": in_sequence and settings.drift,
                 "rectified": in_sequence and settings.rectified and not isinstance(study.model.input, TokenSpec),
                 "ridges": {name: ridges[name] for name in touched},
+                "spread": fits.spread,
             }
         ),
         groups={g.name: GroupPlan(total=g.size, keep=decided.keep[g.name]) for g in study.groups},

@@ -10,13 +10,14 @@ threshold, and the layer is fitted again, a few times with the same factorisatio
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..fidelity import TAIL, Limit, fit_rows
-from ..layers import Edit, bias_of, flat_weight
+from ..fidelity import SPREAD, TAIL, Limit, fit_rows
+from ..layers import Edit, bias_of, edited, flat_weight
 from ..progress import Progress, silent
 from ..statistics import FOLDS, InSequence, Site, able
 from ..study import Study
@@ -25,19 +26,25 @@ from ._fits import Fits
 
 __all__ = ["sequential"]
 
+Batches = Callable[[], Iterable[Tensor]]
+
+# Samples that `_chosen_spread` fits and judges on, at most.
+_TRIAL = 1024
+
 
 @torch.inference_mode()
 def sequential(
     study: Study,
     keep: Mapping[str, Sequence[int]],
     module: nn.Module,
-    batches: Callable[[], Iterable[Tensor]],
+    batches: Batches,
     samples: int,
     *,
     centred: bool = True,
     tail: float = TAIL,
     drift: bool = True,
     rectified: bool = True,
+    spread: float | None = 0.0,
     fits: Fits | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[str, Edit], dict[str, float]]:
@@ -57,10 +64,32 @@ def sequential(
         drift: whether a layer whose output is added to a residual stream (directly, or through BatchNorm or a LayerScale
             module) also corrects what the stream has lost so far.
         rectified: whether outputs that a ReLU cuts off need only stay below its threshold.
+        spread: see `modhifi.fidelity.SPREAD`; None for that or 0, whichever gives the smaller error of the network's output on
+            samples that the fits have not seen. ``fits.spread`` says which.
         fits: those of an earlier run that did not end; new ones are added.
         progress: see `modhifi.progress`.
     """
     fits = Fits() if fits is None else fits
+    if spread is None:
+
+        def trial(batches: Batches, samples: int, spread: float, fits: Fits) -> object:
+            return sequential(
+                study,
+                keep,
+                module,
+                batches,
+                samples,
+                centred=centred,
+                tail=tail,
+                drift=drift,
+                rectified=rectified,
+                spread=spread,
+                fits=fits,
+                progress=lambda done, total, _: progress(done, total, f"sequential compensation, trial {spread:g}"),
+            )
+
+        spread = _chosen_spread(trial, module, batches, samples, fits)
+    fits.spread = spread
     readers = study.structure.readers
     engine = InSequence(copy.deepcopy(module), readers, batches, samples, drift=drift, rectified=rectified)
     cut = {group.name for group in study.groups if len(keep[group.name]) < group.size}
@@ -73,7 +102,7 @@ def sequential(
         target, limit = _target(site)
         stays = remaining_columns(study.structure, site.name, own, keep)
         weight, shift, ridge = fit_rows(
-            site.rows[:, stays], target, own[:, stays], tail, centred, limit, fold=site.sample % FOLDS
+            site.rows[:, stays], target, own[:, stays], tail, centred, limit, fold=site.sample % FOLDS, spread=spread
         )
         new = torch.zeros(own.shape, dtype=weight.dtype, device=weight.device)
         new[:, stays] = weight
@@ -109,3 +138,48 @@ def _target(site: Site) -> tuple[Tensor, Limit | None]:
         return target + lost, None
     bound = -(constant + stream) / scale - bias
     return target + lost, Limit(~seen.active & usable, bound, scale < 0)
+
+
+def _chosen_spread(fit: Callable[..., object], module: nn.Module, batches: Batches, samples: int, fits: Fits) -> float:
+    """0 or `SPREAD`: that with which layers fitted to every other sample have the smaller error of the network's output on the
+    samples between. Of a single sample, 0. ``fit`` is `sequential` without what is given here.
+    """
+    samples = min(samples, _TRIAL)
+    if samples < FOLDS:
+        return 0.0
+    fitted, judged = (_fold(batches, samples, number) for number in range(FOLDS))
+    errors = {}
+    for spread in (0.0, SPREAD):
+        trial = fits.trial(f"spread-{spread:g}")
+        fit(fitted, -(-samples // FOLDS), spread, trial)
+        errors[spread] = _output_error(module, trial.edits, judged)
+    return min(errors, key=lambda spread: (math.isnan(errors[spread]), errors[spread]))
+
+
+def _fold(batches: Batches, samples: int, number: int) -> Batches:
+    """Of the first ``samples``, those of the fold ``number``."""
+
+    def given() -> Iterator[Tensor]:
+        start = 0
+        for batch in batches():
+            mine = batch[: samples - start][(number - start) % FOLDS :: FOLDS]
+            if len(mine):
+                yield mine
+            start += len(batch)
+            if start >= samples:
+                return
+
+    return given
+
+
+@torch.inference_mode()
+def _output_error(module: nn.Module, edits: Mapping[str, Edit], batches: Batches) -> float:
+    """``Σ‖f(x) − f̂(x)‖²`` over all samples if the layers compute with their ``edits``."""
+    net, device = copy.deepcopy(module), next(module.parameters()).device
+    total = 0.0
+    for batch in batches():
+        x = batch.to(device)
+        expected = module(x.clone())
+        with edited(net, edits):
+            total += float((net(x) - expected).double().square().sum())
+    return total

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from torch import nn
 
 import modhifi
 from modhifi import Data, Model, Study
-from modhifi.fidelity import Limit, fit_rows
+from modhifi.errors import Cancelled
+from modhifi.fidelity import SPREAD, Limit, fit_rows
 from modhifi.layers import Edit, get_operator
 from modhifi.models import fingerprint
+from modhifi.progress import Progress, silent
 from modhifi.pruning import _sequential
+from modhifi.pruning._fits import Fits
 from modhifi.pruning._sequential import sequential
 from modhifi.specs import InputSpec
 from modhifi.surgery import calibration_data
@@ -332,3 +336,73 @@ def test_a_sequential_plan_keeps_more_than_a_one_shot_one(
     assert found.params == plan.predicted["params"]
     assert found.flops <= 0.25 * found.flops_before
     assert found.accuracy >= 0.95
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 4), st.sampled_from([0.0, 0.5, 1.0]))
+def test_spread_is_given_back_in_part(seed: int, inputs: int, outputs: int, spread: float) -> None:
+    """The outputs of a fit have less variance than the target; the factor's power is given back, and the mean is kept."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((96, inputs)) + rng.standard_normal(inputs)
+    y = x @ rng.standard_normal((inputs, outputs)) + rng.standard_normal(outputs) + rng.standard_normal((96, outputs))
+    rows, target = torch.from_numpy(x), torch.from_numpy(y)
+    own = torch.zeros(outputs, inputs, dtype=torch.float64)
+    weight, constant, ridge = fit_rows(rows, target, own, 1e-12, True, spread=spread)
+    assert ridge < 1e-9
+    found = x @ weight.numpy().T + constant.numpy()
+    plain = np.linalg.lstsq(x - x.mean(0), y - y.mean(0), rcond=None)[0]
+    less = ((x - x.mean(0)) @ plain).std(0)
+    factor = np.minimum(y.std(0) / less, 3.0) ** spread
+    np.testing.assert_allclose(found.mean(0), y.mean(0), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(found.std(0), factor * less, rtol=1e-4)
+
+
+def test_how_much_spread_is_given_back_is_judged_on_samples_that_the_fits_have_not_seen(
+    digits_study: Study, digits_model: Model
+) -> None:
+    images = images_of(calibration_data(digits_study.data).take(31, 0), digits_model)
+    keep = {group.name: list(range(0, group.size, 3)) for group in digits_study.groups}
+    net, errors = digits_model.module, {}
+    for spread in (0.0, SPREAD):
+        edits, _ = sequential(digits_study, keep, net, *batched(images[::2]), spread=spread)
+        small = changed(digits_model, edits)
+        with torch.no_grad():
+            errors[spread] = float((small(images[1::2].double()) - net(images[1::2])).square().sum())
+    better = min(errors, key=errors.get)
+    fits = Fits()
+    found, _ = sequential(digits_study, keep, net, *batched(images), spread=None, fits=fits)
+    expected, _ = sequential(digits_study, keep, net, *batched(images), spread=better)
+    assert fits.spread == better
+    assert errors[0.0] != errors[SPREAD]
+    for name, edit in expected.items():
+        torch.testing.assert_close(found[name].weight, edit.weight)
+
+
+def test_a_trial_that_was_stopped_goes_on(
+    digits_study: Study, digits_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = images_of(calibration_data(digits_study.data).take(16, 0), digits_model)
+    plain, fitted = _sequential.fit_rows, []
+    monkeypatch.setattr(_sequential, "fit_rows", lambda *args, **kwargs: fitted.append(1) or plain(*args, **kwargs))
+    steps: list[str] = []
+
+    def until_second(done: int, total: int, what: str) -> None:
+        steps.append(what)
+        if "trial 0.5" in what and done > 500:
+            raise Cancelled
+
+    def run(progress: Progress) -> Fits:
+        fits = Fits(tmp_path / "partial", "this")
+        sequential(
+            digits_study, half(digits_study), digits_model.module, *batched(images),
+            spread=None, fits=fits, progress=progress,
+        )  # fmt: skip
+        return fits
+
+    with pytest.raises(Cancelled):
+        run(until_second)
+    before, layers = len(fitted), len(list((tmp_path / "partial" / "spread-0").iterdir()))
+    assert layers < before < 2 * layers
+    run(silent).delete()
+    assert len(fitted) == 3 * layers
+    assert not (tmp_path / "partial").exists()
