@@ -22,14 +22,18 @@ def page(name: str, title: str, icon: str, text: str, default: bool = False) -> 
 
 
 @st.cache_resource(show_spinner=False)
-def use_threads() -> int:
-    """Sets PyTorch's thread count, once per server, because changing it would disturb a running network.
+def prepare_server() -> int:
+    """Says whose code may run, and sets PyTorch's thread count; once per server, because changing it would disturb a running
+    network.
 
     One core is left to the server and the browser. If a network's threads have to wait for a core that is busy with a
     page, the many small operations of an analysis take several times as long.
     """
     import torch
 
+    from app.offered import restrict_code
+
+    restrict_code()
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) - 1))
     torch.set_num_threads(threads)
     return threads
@@ -90,7 +94,7 @@ with left:
 if "modhifi" not in sys.modules:  # takes seconds, on the first visit only; the page's frame is already visible
     with st.spinner("Loading PyTorch (once per server)"):
         import modhifi  # noqa: F401
-use_threads()
+prepare_server()
 with right:
     from app.model_form import received
     from app.session import choose_group, choose_study, library, owner

@@ -15,12 +15,12 @@ import streamlit as st
 
 from modhifi.data import SHIPPED_TEXT, source_of
 from modhifi.errors import UserError
-from modhifi.models import family_of
+from modhifi.models import family_of, restrict_factories
 from modhifi.shipped import TEXT_MODEL
 
 from .home import home
 
-__all__ = ["check_data", "check_model", "confined", "offered"]
+__all__ = ["check_data", "check_model", "confined", "offered", "restrict_code"]
 
 FOLDERS = ("MODHIFI_MODELS", "MODHIFI_DATA")
 """Names, in the environment, the folders offered; several are separated like those of PATH."""
@@ -35,6 +35,11 @@ def confined() -> bool:
         return not ipaddress.ip_address(address.strip("[]")).is_loopback
     except ValueError:
         return True  # no address stands for all of them
+
+
+def restrict_code() -> None:
+    """From now on this server runs the Python code of networks only in files of the folders it was started with."""
+    restrict_factories(*_listed("MODHIFI_MODELS"))
 
 
 def offered(path: str) -> Path:

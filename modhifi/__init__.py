@@ -16,7 +16,7 @@ from .errors import Cancelled, UserError
 from .evaluation import Evaluation, evaluate
 from .export import export
 from .export import report_html as export_report
-from .loading import load_model
+from .loading import load_model, wrap
 from .models import Model
 from .plan import Plan
 from .pruning import allocate, prune
@@ -48,4 +48,5 @@ __all__ = [
     "load_model",
     "prune",
     "unlearn",
+    "wrap",
 ]

@@ -6,11 +6,11 @@ Nothing here computes. Every other room may import this one, and it imports none
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypedDict, Unpack, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from .errors import UserError
@@ -18,6 +18,7 @@ from .errors import UserError
 __all__ = [
     "BUDGETS",
     "AllocationRule",
+    "ArraySpec",
     "Budget",
     "Compensation",
     "DataRef",
@@ -28,6 +29,7 @@ __all__ = [
     "PruningSpec",
     "Step",
     "TensorFile",
+    "TensorSpec",
     "TokenSpec",
     "Value",
 ]
@@ -53,23 +55,29 @@ _Std = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class InputSpec(Value):
-    """How an image becomes the network's input: RGB, resized so that the shorter side is ``size / crop``, centre-cropped,
-    scaled to [0, 1], then ``(x - mean) / std`` per channel.
+    """How an image becomes the network's input: RGB, or grey if there is one mean, resized so that the shorter side is
+    ``size / crop``, centre-cropped, scaled to [0, 1], then ``(x - mean) / std`` per channel.
     """
 
     size: tuple[_Pixels, _Pixels] = Field(description="height, width in pixels")
-    mean: tuple[_Mean, _Mean, _Mean]
-    std: tuple[_Std, _Std, _Std]
+    mean: tuple[_Mean] | tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Std] | tuple[_Std, _Std, _Std]
     interpolation: str = Field(default="bilinear", pattern="^(nearest|bilinear|bicubic)$")
     crop: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _per_channel(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means and {len(self.std)} standard deviations")
+        return self
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one sample."""
-        return (3, *self.size)
+        return (len(self.mean), *self.size)
 
     def example(self, batch: int = 1) -> Tensor:
-        """A fixed input of standard normal noise, (batch, 3, H, W) float32 on the CPU."""
+        """A fixed input of standard normal noise, (batch, C, H, W) float32 on the CPU."""
         return torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(0))
 
 
@@ -98,14 +106,99 @@ class TokenSpec(Value):
         return torch.randint(self.vocabulary, (batch, self.context), generator=torch.Generator().manual_seed(0))
 
 
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+# Values of these would be rounded in single precision.
+_WIDE = ("int32", "int64", "float64")
+
+
+class TensorSpec(Value):
+    """One input of a network: the shape of one sample, and what random samples are drawn from: a normal distribution with
+    ``mean`` and ``std``, or whole numbers from ``low`` to ``high``.
+    """
+
+    name: str = Field(min_length=1, description="of the parameter of forward")
+    keyword: bool = Field(default=False, description="whether forward takes it by name")
+    shape: tuple[Annotated[int, Field(ge=1, le=1 << 28)], ...] = Field(max_length=4)
+    dtype: Literal["float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"]
+    mean: float = 0.0
+    std: float = Field(default=1.0, ge=0)
+    low: int = Field(default=0, ge=-(1 << 53), le=1 << 53)
+    high: int = Field(default=0, ge=-(1 << 53), le=1 << 53)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.low > self.high or math.prod(self.shape) > 1 << 28:
+            raise ValueError("low must not exceed high, and a sample must not have more than 2²⁸ values")
+        return self
+
+    @property
+    def floating(self) -> bool:
+        return self.dtype in _FLOATS
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """One random sample of ``shape``, float64."""
+        if self.floating:
+            return torch.randn(self.shape, generator=generator, dtype=torch.float64) * self.std + self.mean
+        return torch.randint(self.low, self.high + 1, self.shape, generator=generator).double()
+
+
+class ArraySpec(Value):
+    """The inputs and the answer of a network in its own form. All inputs of one sample travel together, as one row of numbers:
+    a batch is (B, D, 1, 1, 1, 1), a number of dimensions that no input of a network has, see `modhifi.models.adapted`.
+    """
+
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=64)
+    output: str | None = Field(
+        default=None, description="the path to the answer among several outputs, such as logits or 0"
+    )
+    form: Literal["classes", "map", "sequence", "values"] = Field(
+        description="classes: (B, K); map: (B, K, …), classes in every place; sequence: (B, T, K); values: no classes"
+    )
+    rank: int = Field(ge=1, le=8, description="dimensions of the answer, with that of the batch")
+    image: InputSpec | None = Field(default=None, description="how images become the one input; None if they cannot")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(D, 1, 1, 1, 1): of one sample."""
+        return (sum(math.prod(one.shape) for one in self.inputs), 1, 1, 1, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows: one that holds the values of every input."""
+        return torch.float64 if any(one.dtype in _WIDE for one in self.inputs) else torch.float32
+
+    def pack(self, values: Sequence[Tensor]) -> Tensor:
+        """(B, D, 1, 1, 1, 1) from one tensor (B, …) for each input."""
+        flat = torch.cat([value.reshape(len(value), -1).to(self.dtype) for value in values], 1)
+        return flat[:, :, None, None, None, None]
+
+    def unpack(self, rows: Tensor) -> list[Tensor]:
+        """The inputs (B, …) in `pack`'s rows, in their own dtypes."""
+        parts = rows.reshape(len(rows), -1).split([math.prod(one.shape) for one in self.inputs], 1)
+        return [
+            part.reshape(len(rows), *one.shape).to(getattr(torch, one.dtype))
+            for part, one in zip(parts, self.inputs, strict=True)
+        ]
+
+    def draw(self, index: int) -> Tensor:
+        """(1, D, 1, 1, 1, 1): random sample number ``index``, always the same."""
+        generator = torch.Generator().manual_seed(index)
+        return self.pack([one.draw(generator)[None] for one in self.inputs])
+
+    def example(self, batch: int = 1) -> Tensor:
+        """Fixed random inputs, (batch, D, 1, 1, 1, 1) on the CPU."""
+        return torch.cat([self.draw(index) for index in range(batch)])
+
+
 class ModelRef(Value):
     """Everything needed to load the same network again, and to notice if its weights differ."""
 
     spec: str
     weights: str | None = Field(description="absolute path of the checkpoint, None for weights that come with the spec")
     fingerprint: str = Field(description="sha256 of the weights, see modhifi.models.fingerprint")
-    input: InputSpec | TokenSpec
+    input: InputSpec | TokenSpec | ArraySpec
     classes: tuple[str, ...]
+    source: str | None = Field(default=None, description="sha256 of the Python file whose factory made the network")
 
 
 class DataRef(Value):

@@ -92,6 +92,8 @@ def test_every_code_block_runs(
     for language, text in blocks(page):
         assert language in LANGUAGES, f"{name(page)} has a block of {language}"
         if language == "python":
+            if file := re.match(r"# (\w+\.py)\n", text):
+                (users_folder / file[1]).write_text(text)
             exec(compile(text, name(page), "exec"), namespace)
         elif language == "sh":
             for command in commands(text):

@@ -7,6 +7,7 @@ import argparse
 import modhifi
 
 from ..data import DEFAULT_DATA, SHIPPED_TEXT, load_data
+from ..errors import UserError
 from ..lipschitz import estimators
 from ..progress import Progress
 from ..study import CONSTANT_SAMPLES, CONSTANTS
@@ -22,11 +23,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     data_arguments(parser, "calibration")
     parser.add_argument("--samples", type=positive, default=512, metavar="N", help="number of samples (default: 512)")
     parser.add_argument(
-        "--weights", metavar="FILE", help="checkpoint: .safetensors, or .pt/.pth/.th that holds only tensors"
+        "--weights", metavar="FILE", help="checkpoint: .safetensors, or .pt/.pth/.th/.ckpt/.bin that holds only tensors"
     )
     parser.add_argument("--mean", type=numbers, metavar="R,G,B", help="input mean per channel, for inputs in [0, 1]")
     parser.add_argument("--std", type=numbers, metavar="R,G,B", help="input standard deviation per channel")
-    parser.add_argument("--classes", metavar="FILE", help="class names, one per line, in the order of the logits")
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="class names, one per line, in the order of the logits; none: FACTORY has no classes",
+    )
+    parser.add_argument("--input", metavar="SHAPES", help="FILE.py:FACTORY: shapes of one sample, such as 3x224x224,10")
+    parser.add_argument("--output", metavar="NAME", help="FILE.py:FACTORY: the answer, where there are several outputs")
     parser.add_argument("--context", type=positive, metavar="N", help="language models: tokens per sample")
     parser.add_argument(
         "--constants",
@@ -54,9 +61,13 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
             std=asked.std,
             classes=asked.classes,
             context=asked.context,
+            input=asked.input,
+            output=asked.output,
             device=device,
             progress=progress,
         )
+        if asked.data is None and model.source is not None:
+            raise UserError(f"say what {model.spec} is given: --data with a file or folder, or --data noise")
         usual = DEFAULT_DATA if model.tokens is None else SHIPPED_TEXT
         data = load_data(asked.data or usual, asked.data_root, asked.split)
         study = modhifi.analyze(

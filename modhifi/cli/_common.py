@@ -14,7 +14,7 @@ from ..loading import reload
 from ..models import Model
 from ..plan import Plan
 from ..progress import Progress
-from ..specs import DataRef, InputSpec, ModelRef
+from ..specs import DataRef, InputSpec, ModelRef, TokenSpec
 
 __all__ = [
     "Parser",
@@ -89,7 +89,8 @@ def data_arguments(parser: argparse.ArgumentParser, split: str) -> None:
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help=f"{', '.join(source.form for source in sources())}, a folder of images, or a .parquet file",
+        help=f"{', '.join(source.form for source in sources())}, a folder of images, or a .parquet, .npz, .npy or"
+        " .safetensors file",
     )
     parser.add_argument("--data-root", metavar="DIR", help="the folder that holds the data")
     parser.add_argument("--split", default=split, help=f"split of the data (default: {split})")
@@ -119,5 +120,7 @@ def plan_and_models(path: str, weights: str | None, device: str, progress: Progr
 
 
 def samples_of(model: ModelRef) -> str:
-    """The name of a network's samples: images or windows of tokens."""
-    return "images" if isinstance(model.input, InputSpec) else f"windows of {model.input.context} tokens"
+    """The name of a network's samples: images, windows of tokens, or samples."""
+    if isinstance(model.input, InputSpec):
+        return "images"
+    return f"windows of {model.input.context} tokens" if isinstance(model.input, TokenSpec) else "samples"

@@ -9,7 +9,7 @@ import modhifi
 from ..evaluation import Evaluation, forgetting_table, verdict
 from ..progress import Progress
 from ..text import number, percent
-from ._common import data_arguments, moved_weights, named_data, plan_and_models, positive
+from ._common import data_arguments, moved_weights, named_data, plan_and_models, positive, samples_of
 from ._table import Answer, table
 
 HELP = "Measure accuracy or perplexity, closeness to the original network, size, FLOPs and latency before and after a plan."
@@ -33,13 +33,14 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
     plan, model, changed = plan_and_models(asked.plan, asked.weights, asked.device, progress)
     data = named_data(asked, plan.calibration, asked.samples)
     result = modhifi.evaluate(changed, data, model, context=asked.context, stride=asked.stride, progress=progress)
-    return result.to_json(), _evaluation_text(result)
+    return result.to_json(), _evaluation_text(result, samples_of(plan.model))
 
 
-def _evaluation_text(e: Evaluation) -> str:
-    labelled = e.accuracy is not None
+def _evaluation_text(e: Evaluation, counted: str) -> str:
+    labelled, of_classes = e.accuracy is not None, e.agreement is not None
     quality = [["accuracy (higher is better)", percent(e.accuracy_before), percent(e.accuracy)]] if labelled else []
-    counted = "images"
+    if e.mean_iou is not None:
+        quality.append(["mean IoU (higher is better)", percent(e.mean_iou_before), percent(e.mean_iou)])
     if e.perplexity is not None:
         counted = f"windows of {e.context} tokens, stride {e.stride}"
         quality = [
@@ -58,9 +59,11 @@ def _evaluation_text(e: Evaluation) -> str:
         ]
     rows = [
         *quality,
-        ["same answer as the original (higher is better)", "", percent(e.agreement)],
-        ["relative error of the logits (lower is better)", "", number(e.relative_error, 4)],
-        ["KL divergence from the original, nats (lower is better)", "", number(e.kl, 4)],
+        *([["same answer as the original (higher is better)", "", percent(e.agreement)]] if of_classes else []),
+        ["relative error of the logits (lower is better)", "", number(e.relative_error, 4)]
+        if of_classes
+        else ["relative error of the answer (lower is better)", "", number(e.relative_error, 4)],
+        *([["KL divergence from the original, nats (lower is better)", "", number(e.kl, 4)]] if of_classes else []),
         ["parameters", number(e.params_before), number(e.params)],
         ["FLOPs (MACs)", number(e.flops_before), number(e.flops)],
         ["bytes of the weights", number(e.bytes_before), number(e.bytes)],

@@ -102,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given = list(sys.argv[1:] if arguments is None else arguments)
             _check_names(given)
             asked = build_parser().parse_args(given)
-            with bar.stoppable():
+            # What a network of the caller's own prints is no part of the answer.
+            with bar.stoppable(), contextlib.redirect_stdout(sys.stderr):
                 value, text = CALLS[asked.call].run(asked, bar)
             bar.close()
             if first:

@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models import CausalLM, Model
+from ..models import CausalLM, Model, every_answer
 from ._adapters import Extra, extras, standing_in
 from ._language import language_structure
 from ._structure import Consumer, Cost, Group, Kind, LayerCost, Share, Skipped, Slice, Structure
@@ -80,11 +80,14 @@ def _dependency_graph(module: nn.Module, example: Tensor) -> Any:
     import torch_pruning as tp
 
     sides: list[Tensor] = []
+
+    def answers(net: nn.Module, x: Tensor) -> list[Tensor]:
+        # Also what is not the answer must still run in the pruned network.
+        return [*(value for value in every_answer(net, x) if value.requires_grad), *sides]
+
     module.requires_grad_(True)
     with torch.enable_grad(), standing_in(module, sides):
-        return tp.DependencyGraph().build_dependency(
-            module, example_inputs=example, forward_fn=lambda net, x: [net(x), *sides], verbose=False
-        )
+        return tp.DependencyGraph().build_dependency(module, example_inputs=example, forward_fn=answers, verbose=False)
 
 
 class _Enumeration:

@@ -1,5 +1,6 @@
 """Data: sources, samples and splits."""
 
+from ._arrays import arrays, in_memory
 from ._data import Data
 from ._images import SUFFIXES as IMAGE_SUFFIXES
 from ._load import load_data
@@ -14,9 +15,11 @@ __all__ = [
     "SHIPPED_TEXT",
     "Data",
     "DataSource",
+    "arrays",
     "check_parquet",
     "check_split",
     "identify",
+    "in_memory",
     "load_data",
     "prepare",
     "register_source",

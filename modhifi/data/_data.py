@@ -1,10 +1,10 @@
-"""Images or text in a fixed order, with labels where there are any."""
+"""Images, text or arrays in a fixed order, with labels where there are any."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..specs import DataRef, InputSpec, TokenSpec
+from ..specs import ArraySpec, DataRef, InputSpec, TokenSpec
 from ._transform import to_tensor
 
 __all__ = ["Data"]
@@ -41,12 +41,16 @@ class Data:
     """The splits that the source distinguishes; empty if it has only one part."""
     draw: Callable[[int, tuple[int, int]], Image.Image] | None = None
     """``draw(i, (height, width))`` returns image ``i`` of a source that can draw any size; None for all others."""
+    any_shape: bool = False
+    """Whether the source can draw samples of any shape: for an `ArraySpec` they come from there."""
     text: str | None = None
     """The whole text of a text source. Its samples are windows of tokens, which `windowed` cuts for a model; until then it is
     one sample, and ``asked`` stores the number of samples requested from `take`."""
     rows: Tensor | None = None
     """(windows of the source, T) int64."""
     asked: int | None = None
+    arrays: Mapping[str, Tensor] | None = None
+    """Data in a network's own shape: (samples of the source, …) for each input, by name. Labels may then have places."""
 
     def __len__(self) -> int:
         return len(self.order)
@@ -94,9 +98,12 @@ class Data:
         """The same images with other labels (one per image of the source) and class names."""
         return dataclasses.replace(self, labels=labels, classes=classes)
 
-    def batches(self, spec: InputSpec | TokenSpec, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Batches in order, on the CPU: (B, 3, H, W) float32, normalised according to ``spec``, with (B,) int64 labels or None.
-        For text, (B, T) int64 windows with None.
+    def batches(
+        self, spec: InputSpec | TokenSpec | ArraySpec, batch_size: int = 128
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Batches in order, on the CPU: (B, C, H, W) float32, normalised according to ``spec``, with (B,) int64 labels or None.
+        For text, (B, T) int64 windows with None; for an `ArraySpec`, its rows. Arrays are not normalised, and their labels may be
+        (B, …).
         """
         for start in range(0, len(self), batch_size):
             part = self.order[start : start + batch_size]
@@ -105,6 +112,20 @@ class Data:
                 continue
             if isinstance(spec, TokenSpec):
                 raise UserError(f"{self.spec} is not text cut into windows; use text:FILE for language models")
-            pictures = (self.read(i) if self.draw is None else self.draw(i, spec.size) for i in part)
-            images = torch.stack([to_tensor(picture, spec) for picture in pictures])
-            yield images, None if self.labels is None else self.labels[list(part)]
+            yield self._inputs(part, spec), None if self.labels is None else self.labels[list(part)]
+
+    def _inputs(self, part: tuple[int, ...], spec: InputSpec | ArraySpec) -> Tensor:
+        from ._arrays import rows_for
+
+        if self.arrays is not None:
+            return rows_for(self, list(part), spec)
+        if isinstance(spec, ArraySpec) and self.any_shape:
+            return torch.cat([spec.draw(i) for i in part])
+        image = spec.image if isinstance(spec, ArraySpec) else spec
+        if image is None:
+            raise UserError(
+                f"{self.spec} are images, which this network does not take; use noise, or arrays (.npz) in its own shape"
+            )
+        pictures = (self.read(i) if self.draw is None else self.draw(i, image.size) for i in part)
+        images = torch.stack([to_tensor(picture, image) for picture in pictures])
+        return spec.pack([images]) if isinstance(spec, ArraySpec) else images

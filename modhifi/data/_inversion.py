@@ -96,7 +96,8 @@ def generate(data: Data, model: Model, progress: Progress = silent) -> Data:
             raise UserError(
                 f"{path} cannot be written ({error.strerror}); set MODHIFI_HOME to a writable folder"
             ) from error
-    rows = dict(zip(data.order, images.permute(0, 2, 3, 1).contiguous().numpy(), strict=True))
+    pixels = images[:, 0] if images.shape[1] == 1 else images.permute(0, 2, 3, 1)
+    rows = dict(zip(data.order, pixels.contiguous().numpy(), strict=True))
     return dataclasses.replace(made, read=lambda i: Image.fromarray(rows[i]))
 
 
@@ -134,9 +135,10 @@ def _make(data: Data, model: Model, progress: Progress) -> Tensor:
     for norm in norms:
         norm.register_forward_pre_hook(compare)
     spec = model.input
-    assert isinstance(spec, InputSpec)
-    mean, std = (torch.tensor(values, device=model.device).view(3, 1, 1) for values in (spec.mean, spec.std))
-    plain = spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
+    if not isinstance(spec, InputSpec):
+        raise UserError(f"{model.spec} is no image classifier, for which images can be generated; use noise instead")
+    mean, std = (torch.tensor(values, device=model.device).view(-1, 1, 1) for values in (spec.mean, spec.std))
+    plain = spec.model_copy(update={"mean": (0.0,) * len(spec.mean), "std": (1.0,) * len(spec.std)})
     leaves = dataclasses.replace(dead_leaves(data.split), order=data.order)
     parts = math.ceil(len(data) / max(1, min(_BATCH, _PIXELS // math.prod(spec.size))))
     what = "generating images (gradients of the input only, no labels)"

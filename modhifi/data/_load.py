@@ -22,7 +22,8 @@ def load_data(
     Args:
         spec: one of the forms in `modhifi.data.sources`: ``digits``, ``cifar10``, ``text:FILE`` for language models, or,
             without any data, ``dead-leaves``, ``noise`` or ``inversion``; or a folder of class folders (with or without
-            ``train``, ``test``, ``val`` above them), a folder of images, or a ``.parquet`` file with an image column.
+            ``train``, ``test``, ``val`` above them), a folder of images, a ``.parquet`` file with an image column, or arrays in
+            the network's own shape in an ``.npz``, ``.npy`` or ``.safetensors`` file (see `modhifi.data.arrays`).
         root: the folder that contains CIFAR-10; if the spec is a relative path, the folder it is relative to.
         split: ``train``, ``calibration`` (the default, used without labels), ``test``; for folders also ``val``. CIFAR-10 and
             folders calibrate on their training images; a source without splits is the same for every split.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..models import Model
 from ..progress import Progress, silent
+from ._arrays import without_inputs
 from ._data import Data
 from ._inversion import generate, generated_for, needs_generating
 from ._text import windowed
@@ -21,8 +22,9 @@ def identify(data: Data, model: Model | None) -> Data:
 
 def prepare(data: Data, model: Model, progress: Progress = silent) -> Data:
     """``data`` in the form that ``model`` takes: text cut into windows of its context, ``inversion`` images generated for it;
-    all other data unchanged.
+    of arrays, labels that are one of its inputs removed; all other data unchanged.
 
     Raises `UserError` if data and network do not match, or images cannot be generated.
     """
-    return generate(data, model, progress) if needs_generating(data) else windowed(data, model)
+    made = generate(data, model, progress) if needs_generating(data) else windowed(data, model)
+    return without_inputs(made, model.input)

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..registry import Registry
 from ..shipped import TEXT_MODEL
+from ._arrays import ARRAY_SUFFIXES, arrays, is_memory, recalled
 from ._cifar10 import SPLITS as CIFAR10_SPLITS
 from ._cifar10 import cifar10
 from ._data import Data
@@ -101,18 +102,27 @@ def _open_text(spec: str, root: Path | None, split: str) -> Data:
 
 
 def open_path(spec: str, root: Path | None, split: str) -> Data:
-    """A folder of images or of class folders, or one ``.parquet`` file. Raises `UserError` for anything else."""
+    """A folder of images or of class folders, or one file: ``.parquet``, ``.npz``, ``.npy`` or ``.safetensors``. Raises
+    `UserError` for anything else.
+    """
+    if is_memory(spec):
+        return recalled(spec, split)
     path = resolved(spec, root)
     if not path.exists():
         raise UserError(
             f"unknown data {spec!r}: no such file or folder; use {', '.join(_SOURCES)},"
-            " a folder of images or of class folders, or a .parquet file"
+            " a folder of images or of class folders, or a .parquet, .npz, .npy or .safetensors file"
         )
     check_split(spec, split, tuple(FOLDER_SPLITS))
     if path.is_dir():
         return folder(path, split)
+    if path.suffix in ARRAY_SUFFIXES:
+        return arrays(path, split)
     if path.suffix != ".parquet":
-        raise UserError(f"{path} is neither a folder nor a .parquet file; put images into a folder and name the folder")
+        raise UserError(
+            f"{path} is neither a folder nor a .parquet file, nor arrays ({', '.join(ARRAY_SUFFIXES)}); put images into a folder"
+            " and name the folder"
+        )
     return parquet([path], split)
 
 

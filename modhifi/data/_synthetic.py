@@ -6,6 +6,7 @@ the pixels of noise and blur the edges of leaves.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
@@ -42,8 +43,8 @@ _BLUR = (0.15, 0.7, 0.15)
 
 
 def noise(split: str) -> Data:
-    """Independent Gaussian pixels, see `draw_noise`."""
-    return _source("noise", _NOISE, draw_noise, split)
+    """Independent Gaussian pixels, see `draw_noise`; for a network with an `ArraySpec`, random inputs like its examples."""
+    return dataclasses.replace(_source("noise", _NOISE, draw_noise, split), any_shape=True)
 
 
 def dead_leaves(split: str) -> Data:

@@ -19,11 +19,12 @@ _FILTERS = {
 
 
 def to_tensor(image: Image.Image, spec: InputSpec) -> Tensor:
-    """(3, H, W) float32, normalised; see `InputSpec` for the steps. The pixels match torchvision's transforms.
+    """(C, H, W) float32, normalised; see `InputSpec` for the steps. The pixels match torchvision's transforms.
 
     Raises `UserError` for an image so elongated that it would have more than `_LARGEST` pixels before it is cropped.
     """
-    picture = image.convert("RGB")
+    grey = len(spec.mean) == 1
+    picture = image.convert("L" if grey else "RGB")
     height, width = spec.size
     if picture.size != (width, height):
         scale = max(height / picture.height, width / picture.width) / spec.crop
@@ -36,6 +37,7 @@ def to_tensor(image: Image.Image, spec: InputSpec) -> Tensor:
         picture = picture.resize(size, _FILTERS[spec.interpolation])
         left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
         picture = picture.crop((left, top, left + width, top + height))
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255  # (3, H, W)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    array = torch.from_numpy(np.array(picture))
+    pixels = (array[None] if grey else array.permute(2, 0, 1)).float() / 255  # (C, H, W)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
     return ((pixels - mean) / std).contiguous()

@@ -49,7 +49,8 @@ class Prediction:
 
 def match_labels(data: Data, model: Model) -> Data:
     """``data`` with its labels as indices into ``model.classes``: by name if all names are classes of the model, else by
-    position if there are equally many. Raises `UserError` if neither applies, or if ``data`` has no labels or no images.
+    position if there are equally many; the labels of arrays are indices. Raises `UserError` if neither applies, or if ``data``
+    has no labels or no images.
     """
     if data.labels is None or data.classes is None:
         raise UserError(f"{data.spec} has no labels; accuracy needs labelled images (class folders or a label column)")
@@ -57,6 +58,8 @@ def match_labels(data: Data, model: Model) -> Data:
         raise UserError(f"{data.spec} has no images in its {data.split} split; choose another split")
     if data.classes == model.classes:
         return data
+    if data.arrays is not None and len(data.classes) <= len(model.classes):
+        return data.relabelled(data.labels, model.classes)
     if set(data.classes) <= set(model.classes):
         table = torch.tensor([model.classes.index(name) for name in data.classes])
         return data.relabelled(table[data.labels], model.classes)

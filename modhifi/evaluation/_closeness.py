@@ -26,11 +26,13 @@ class Closeness:
       answer; lower is better. None if the baseline gives the same logits for all samples;
     - ``kl``: mean of ``Σ_k p_k log(p_k / p̂_k)`` in nats; 0 if nothing has changed; lower is better.
 
-    All are None before the first sample, and where they are not finite. No logits are kept: the variance of ``f`` is merged
-    batch by batch (Chan, Golub and LeVeque, *Algorithms for Computing the Sample Variance*, 1983).
+    All are None before the first sample, and where they are not finite; the first and the last also without ``classes``, if the
+    outputs are no logits. No logits are kept: the variance of ``f`` is merged batch by batch (Chan, Golub and LeVeque,
+    *Algorithms for Computing the Sample Variance*, 1983).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, classes: bool = True) -> None:
+        self.classes = classes
         self.count = self.same = 0
         self.error = self.spread = self.divergence = 0.0
         self.mean: Tensor | None = None
@@ -69,7 +71,7 @@ class Closeness:
 
     @property
     def agreement(self) -> float | None:
-        return self.same / self.count if self.count else None
+        return self.same / self.count if self.count and self.classes else None
 
     @property
     def relative_error(self) -> float | None:
@@ -79,7 +81,9 @@ class Closeness:
     def kl(self) -> float | None:
         # Rounding can leave a divergence of nothing just below zero.
         return (
-            _finite(max(0.0, self.divergence / self.count)) if self.count and not math.isnan(self.divergence) else None
+            _finite(max(0.0, self.divergence / self.count))
+            if self.count and self.classes and not math.isnan(self.divergence)
+            else None
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from ..data import Data, load_data, prepare
+from ..data import Data, in_memory, load_data, prepare
 from ..errors import UserError
 from ..models import Model
 from ..progress import Progress, silent
 from ..specs import DataRef
 from ._accuracy import Prediction, classifier_of, logits_of, match_labels, predict
+from ._answers import answers_beside
 from ._closeness import Closeness, calibration_samples
 from ._cost import Timing, count_cost, measure_latency, tensor_bytes
 from ._forgetting import (
@@ -32,7 +34,8 @@ from ._perplexity import checked, decode_speed, read_beside
 __all__ = ["ClassAccuracy", "Evaluation", "evaluate", "latencies"]
 
 _LANGUAGE = ("perplexity", "tokens", "context", "stride", "prefill", "decode")
-_OF_CLASSES = ("accuracy", "per_class", "confusion")
+_OF_CLASSES = ("accuracy", "mean_iou", "per_class", "confusion")
+_OF_MAPS = ("mean_iou",)
 _FORGETTING = ("forget", "retain", "probe", "mia", "bn_recall", "relearning")
 # Training images of the forget classes that membership inference uses at most.
 _MEMBERS = 1000
@@ -55,6 +58,9 @@ class Evaluation(BaseModel):
     `modhifi.evaluation.Closeness`. They are None without a baseline. They are meant for samples outside the calibration:
     ``calibration_samples`` says how many of the ``samples`` the plan was calibrated on, None if that is not known.
 
+    For maps and sequences, ``agreement``, ``kl`` and ``accuracy`` count places, and ``mean_iou`` is the mean over classes of
+    intersection over union. Where the answer is no class, only ``relative_error`` makes sense.
+
     The second block is for language models: perplexity over ``tokens`` tokens in windows of ``context`` tokens that start
     ``stride`` tokens apart, and prefill and decode throughput in tokens/s. Their ``accuracy`` is the top-1 next-token accuracy,
     and ``samples`` counts windows.
@@ -74,6 +80,8 @@ class Evaluation(BaseModel):
     calibration_samples: int | None = None
     accuracy: float | None
     accuracy_before: float | None
+    mean_iou: float | None = None
+    mean_iou_before: float | None = None
     per_class: dict[str, ClassAccuracy]
     confusion: list[list[int]]
     confusion_before: list[list[int]] | None
@@ -131,13 +139,14 @@ class Evaluation(BaseModel):
         values = self.model_dump(mode="json")
         left: tuple[str, ...] = () if self.forget is not None else _FORGETTING
         left += _LANGUAGE if self.perplexity is None else ()
+        left += _OF_MAPS if self.mean_iou is None else ()
         left += _OF_CLASSES if self.accuracy is None or self.perplexity is not None else ()
         return {name: value for name, value in values.items() if not name.startswith(left)}
 
 
 def evaluate(
     model: Model,
-    data: Data,
+    data: Data | Any,
     baseline: Model | None = None,
     *,
     latency: bool = True,
@@ -146,7 +155,8 @@ def evaluate(
     known: Tensor | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Measures ``model``, and ``baseline`` beside it, on images, or on text for language models. ``context`` and ``stride``
+    """Measures ``model``, and ``baseline`` beside it, on images, on text for language models, or on what a network of one's own
+    takes (also tensors, data sets and loaders, as in `modhifi.data.in_memory`). ``context`` and ``stride``
     configure perplexity, see `modhifi.evaluation.read`. Images without labels give no accuracies; how close the answers are to
     the baseline's is measured without. ``known``: the baseline's logits for these images, (N, K), if they are known
     (`logits_of`).
@@ -158,15 +168,20 @@ def evaluate(
         UserError: if the data has no images, labels that do not match the network, or, for an unlearning plan, no labels or too
             few images for the linear probe.
     """
+    data = in_memory(data)
     if model.tokens is not None:
         return _evaluate_language(model, data, baseline, latency, context, stride, progress)
     if context is not None or stride is not None:
-        raise UserError(f"{model.spec} takes images; context and stride are for language models")
+        raise UserError(f"{model.spec} takes no text; context and stride are for language models")
     original = model if baseline is None else baseline
     data = prepare(data, original, progress)
     forget = None if model.plan is None or model.plan.kind != "unlearn" else model.plan.forget
     if not len(data):
-        raise UserError(f"{data.spec} has no images in its {data.split} split; choose another split")
+        raise UserError(f"{data.spec} has no samples in its {data.split} split; choose another split")
+    if not model.classes:
+        return _evaluate_answers(model, data, baseline, latency, progress)
+    if data.labels is not None and data.labels.ndim > 1:
+        data = dataclasses.replace(data, labels=None)  # those of a map, which this network does not give
     if forget is not None and data.labels is None:
         raise UserError(f"{data.spec} has no labels, which judging an unlearning plan needs; give labelled images")
     features = forget is not None and classifier_of(model) is not None
@@ -216,6 +231,49 @@ def evaluate(
     if forget is not None and after is not None:
         _judge(result, model, baseline, data, [classes.index(name) for name in forget], after, before, progress)
     return result
+
+
+def _evaluate_answers(
+    model: Model, data: Data, baseline: Model | None, latency: bool, progress: Progress
+) -> Evaluation:
+    pair = [model] if baseline is None else [model, baseline]
+    counts, closeness = answers_beside(pair, data, progress=progress)
+    timings: list[Timing] = []
+    if latency:
+        timings = measure_latency([one.module for one in pair], model.example(), progress=progress)
+    costs = [count_cost(one) for one in pair]
+    sizes = [tensor_bytes(one.module) for one in pair]
+
+    def before(values: Sequence[Any]) -> Any:
+        return values[1] if len(values) > 1 else None
+
+    accuracies = [None if one is None else one.accuracy for one in counts]
+    overlaps = [None if one is None else one.mean_iou for one in counts]
+    return Evaluation(
+        model=model.spec,
+        data=data.ref,
+        samples=len(data),
+        agreement=closeness.agreement,
+        relative_error=closeness.relative_error,
+        kl=closeness.kl,
+        calibration_samples=calibration_samples(data, model, pair[-1]),
+        accuracy=accuracies[0],
+        accuracy_before=before(accuracies),
+        mean_iou=overlaps[0],
+        mean_iou_before=before(overlaps),
+        per_class={},
+        confusion=[],
+        confusion_before=None,
+        params=costs[0].params,
+        params_before=before([cost.params for cost in costs]),
+        flops=costs[0].flops,
+        flops_before=before([cost.flops for cost in costs]),
+        bytes=sizes[0],
+        bytes_before=before(sizes),
+        **latencies(timings),
+        latency_batch=1,
+        device=str(model.device),
+    )
 
 
 def _outputs(

@@ -2,7 +2,8 @@
 ``plan.json`` with its tensors and, on request, ``model.onnx`` and ``model.pt2``. No file is a pickle.
 
 `read_export` needs nothing but this folder: it builds the architecture, repeats the changes of shape, and loads the weights.
-``model.onnx`` and ``model.pt2`` run without this project.
+``model.onnx`` and ``model.pt2`` run without this project. The architecture of a network of one's own is its factory, whose file
+must still be the one that the manifest records.
 """
 
 from __future__ import annotations
@@ -19,10 +20,20 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_fault
 from ..files import FolderKind, atomic_folder, claim_folder, file_sha256, read_json
-from ..models import CausalLM, Model, architecture, fill, fingerprint, read_checkpoint
+from ..models import (
+    CausalLM,
+    Model,
+    adapt,
+    architecture,
+    fill,
+    fingerprint,
+    is_factory,
+    make,
+    read_checkpoint,
+)
 from ..plan import Plan
 from ..progress import Progress, silent
-from ..specs import InputSpec, Step, TokenSpec, Value
+from ..specs import ArraySpec, InputSpec, Step, TokenSpec, Value
 from ..surgery import restructure
 from ._formats import formats as known_formats
 from ._language import read_language, write_language
@@ -51,9 +62,10 @@ class _Manifest(Value):
     schema_version: int
     architecture: str
     steps: list[Step]
-    input: InputSpec | TokenSpec
+    input: InputSpec | TokenSpec | ArraySpec
     classes: list[str]
     fingerprint: str
+    source: str | None = None
     sha256: dict[str, str]
     bytes: dict[str, int]
 
@@ -72,7 +84,8 @@ def export(
         model: the network, usually from `modhifi.apply`.
         out: a new or empty folder, or one written by an earlier export.
         formats: ``safetensors`` (always written, and the only format for language models), ``onnx``, ``pt2`` (`torch.export`).
-            ONNX and pt2 files take batches of any size; each is run once, and its output must match the network's to 1e-4.
+            ONNX and pt2 files take batches of any size; each is run with batches of 1, 2 and 3, and its output must match the
+            network's to 1e-4. A network of one's own has its own inputs there, and all tensors of its output.
             ONNX files compute in float32; weights in float16 or bfloat16 are widened, which changes none of them.
         progress: see `modhifi.progress`.
 
@@ -115,6 +128,7 @@ def _write_about(model: Model, folder: Path, built_from: str) -> None:
         input=model.input,
         classes=list(model.classes),
         fingerprint=model.fingerprint,
+        source=model.source,
         sha256={path.name: file_sha256(path) for path in files},
         bytes={path.name: path.stat().st_size for path in files},
     )
@@ -161,19 +175,9 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
             f"only language models can be spread over devices, and {folder} takes images; choose one device"
         )
     state = read_checkpoint(folder / "model.safetensors")
-    net, usual, classes = architecture(manifest.architecture, state)
-    net.eval()
-    # Tracing takes memory in proportion to the input, of whose size the weights know nothing.
-    if not isinstance(manifest.input, InputSpec) or max(manifest.input.size) > _TIMES * max(*usual.size, 224):
-        raise UserError(
-            f"{path} is damaged: {manifest.architecture} takes images of about {usual.size}; export it again"
-        )
-    if len(manifest.classes) != len(classes):
-        raise UserError(
-            f"{path} is damaged: it names {len(manifest.classes)} classes, and the network has {len(classes)};"
-            " export it again"
-        )
-    example = torch.randn(1, *manifest.input.shape, generator=torch.Generator().manual_seed(0))
+    net = _built(manifest, state, path).eval()
+    assert not isinstance(manifest.input, TokenSpec)
+    example = manifest.input.example()
     try:
         for step in manifest.steps:
             restructure(net, example, step)
@@ -195,7 +199,31 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
         plan=Plan.load(plan) if plan.exists() else None,
         architecture=manifest.architecture,
         steps=tuple(manifest.steps),
+        source=manifest.source,
     )
+
+
+def _built(manifest: _Manifest, state: Mapping[str, Tensor], path: Path) -> nn.Module:
+    """The network of the manifest's architecture before its changes of shape."""
+    given, spec = manifest.input, manifest.architecture
+    if spec.startswith("python:"):
+        raise UserError(
+            f"{path} was written for {spec.removeprefix('python:')}, wrapped in a program; apply plan.json to it there, or"
+            " export it from FILE.py:FACTORY, which can be opened again"
+        )
+    if is_factory(spec) and manifest.source is not None:
+        net = make(spec, manifest.source).module
+        return adapt(net, given) if isinstance(given, ArraySpec) else net
+    net, usual, classes = architecture(spec, state)
+    # Tracing takes memory in proportion to the input, of whose size the weights know nothing.
+    if not isinstance(given, InputSpec) or max(given.size) > _TIMES * max(*usual.size, 224):
+        raise UserError(f"{path} is damaged: {spec} takes images of about {usual.size}; export it again")
+    if len(manifest.classes) != len(classes):
+        raise UserError(
+            f"{path} is damaged: it names {len(manifest.classes)} classes, and the network has {len(classes)};"
+            " export it again"
+        )
+    return net
 
 
 def _set_dtypes(net: nn.Module, state: Mapping[str, Tensor]) -> None:

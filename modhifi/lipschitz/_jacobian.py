@@ -95,7 +95,7 @@ def _norms(
     samples, outputs = output.shape
     exact = outputs <= 2 * block
     if exact:
-        directions = torch.eye(outputs, device=x.device, dtype=x.dtype).expand(samples, -1, -1)
+        directions = torch.eye(outputs, device=x.device, dtype=output.dtype).expand(samples, -1, -1)
     else:
         directions = _basis(start, output, block, seed)
     replay = None if exact or rounds < 2 else Replay(module, x)

@@ -3,5 +3,6 @@
 from ..models import DEFAULT_MODEL
 from ._load import list_models, load_model
 from ._reload import reload
+from ._wrap import wrap
 
-__all__ = ["DEFAULT_MODEL", "list_models", "load_model", "reload"]
+__all__ = ["DEFAULT_MODEL", "list_models", "load_model", "reload", "wrap"]

@@ -14,13 +14,25 @@ from ..devices import choose_device
 from ..errors import UserError
 from ..export import read_export
 from ..files import check_regular
-from ..models import DEFAULT_MODEL, CausalLM, Model, families, family_of, fill, fingerprint, read_checkpoint
+from ..models import (
+    DEFAULT_MODEL,
+    CausalLM,
+    Model,
+    families,
+    family_of,
+    fill,
+    fingerprint,
+    is_factory,
+    make,
+    read_checkpoint,
+)
 from ..models.language import FAMILIES, check_context, language_model
 from ..progress import Progress, silent
 from ..shipped import TEXT_MODEL, shipped_folder
-from ..specs import InputSpec
+from ..specs import InputSpec, ModelRef, TokenSpec
+from ._wrap import as_model, checked, shapes_of, wrapped
 
-__all__ = ["list_models", "load_model"]
+__all__ = ["list_models", "load_again", "load_model"]
 
 _LARGEST_NAMES = 16 << 20
 _OTHER_FORMS = (
@@ -29,6 +41,11 @@ _OTHER_FORMS = (
         "hf:NAME_OR_DIR",
         f"a causal language model from transformers ({', '.join(FAMILIES)}): a name on the hub or a folder",
     ),
+    (
+        "FILE.py:FACTORY",
+        "a network of your own: a function in a file that returns a torch.nn.Module, or it and example inputs",
+    ),
+    ("package.module:FACTORY", "the same in a module that Python can import"),
     ("FOLDER", "a folder written by modhifi export"),
 )
 
@@ -48,6 +65,8 @@ def load_model(
     std: Sequence[float] | None = None,
     classes: Sequence[str] | str | Path | None = None,
     context: int | None = None,
+    input: str | None = None,
+    output: str | int | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Model:
@@ -56,17 +75,22 @@ def load_model(
     Args:
         spec: one of the forms in `list_models`.
         weights: a checkpoint to load into the network, ``.safetensors`` or ``.pt/.pth/.th`` (see `read_checkpoint`).
-        mean: three numbers, one per channel of an input in [0, 1]; overrides the model's own.
-        std: likewise, positive.
-        classes: the class names in the order of the logits, or a file with one name per line.
+        mean: one number per channel of an input in [0, 1]; overrides the model's own, which is 0 for networks of one's own.
+        std: likewise, positive; 1 for networks of one's own.
+        classes: the class names in the order of the logits, or a file with one name per line; for networks of one's own ``none``
+            or () if their outputs are no classes.
+        input: for networks of one's own whose factory returns no example inputs: the shapes of one sample's inputs, such as
+            ``3x224x224``, joined by commas.
+        output: for networks of one's own: the answer among several outputs, see `modhifi.wrap`.
         context: for language models, tokens per sample; by default the model's maximum, but at most 1,024.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``...; for language models also ``map``, which leaves the placement of each
             layer to accelerate (transformers' ``device_map="auto"``).
         progress: called before and after loading; may raise `modhifi.errors.Cancelled`.
 
     Raises:
-        UserError: for an unknown spec, a checkpoint that is missing, damaged or of another network, pretrained weights
-            that cannot be downloaded, a wrong number of classes, or an unavailable device.
+        UserError: for an unknown spec, a factory that does not give a network that can be used, a checkpoint that is missing,
+            damaged or of another network, pretrained weights that cannot be downloaded, a wrong number of classes, or an
+            unavailable device.
     """
     report = progress or silent
     name = _language(spec)
@@ -75,6 +99,16 @@ def load_model(
     target = None if device == "map" else choose_device(device)
     report(0, 1, f"loading {spec}")
     path = None if weights is None else Path(weights).expanduser().resolve()
+    own = name is None and not _is_folder(spec) and family_of(spec) is None and is_factory(spec)
+    if not own and (input is not None or output is not None):
+        raise UserError(f"{spec} has an input and an output of its own; omit --input and --output")
+    if own:
+        assert target is not None
+        if context is not None:
+            raise UserError(f"{spec} takes no text; omit the context, which is for language models")
+        model = _own(spec, path, target, input, output, classes, mean, std)
+        report(1, 1, f"loading {spec}")
+        return model
     if name is not None:
         if path is not None:
             raise UserError(f"{spec} comes with its own weights; omit the weights file")
@@ -132,6 +166,50 @@ def _language_model(spec: str, name: str, target: torch.device | None, context: 
     )
 
 
+def _own(
+    spec: str,
+    path: Path | None,
+    device: torch.device,
+    given: str | None,
+    output: str | int | None,
+    classes: Sequence[str] | str | Path | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Model:
+    """A network that a person's own factory makes."""
+    made = make(spec)
+    checked(made.module, made.spec)
+    if path is not None:
+        fill(made.module, read_checkpoint(path), spec, path)
+    examples = tuple(shapes_of(given)) if given is not None else made.examples
+    if isinstance(classes, (str, Path)):
+        classes = () if str(classes) == "none" else _names_in(Path(classes).expanduser())
+    return wrapped(
+        made.module.to(device),
+        examples,
+        made.spec,
+        output=output,
+        classes=classes,
+        mean=mean,
+        std=std,
+        weights=None if path is None else str(path),
+        source=made.source,
+    )
+
+
+def load_again(ref: ModelRef, path: str | Path | None, device: str) -> Model:
+    """The network of one's own that ``ref`` describes, with weights from ``path``. Raises `UserError` if its file has changed."""
+    made = make(ref.spec, ref.source)
+    checked(made.module, ref.spec)
+    where = None if path is None else Path(path).expanduser().resolve()
+    if where is not None:
+        fill(made.module, read_checkpoint(where), ref.spec, where)
+    assert not isinstance(ref.input, TokenSpec)
+    net = made.module.to(choose_device(device))
+    weights = None if where is None else str(where)
+    return as_model(net, ref.input, ref.classes, ref.spec, weights=weights, source=made.source)
+
+
 def _is_folder(spec: str) -> bool:
     return bool(spec) and family_of(spec) is None and ":" not in spec and Path(spec).expanduser().is_dir()
 
@@ -163,9 +241,10 @@ def _override_input(given: InputSpec, mean: Sequence[float] | None, std: Sequenc
     for what, values in (("mean", mean), ("std", std)):
         if values is None:
             continue
-        numbers = tuple(values)
-        if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
-            raise UserError(f"{what} must be three finite numbers, one per channel (R, G, B), not {numbers}")
+        numbers, channels = tuple(values), given.shape[0]
+        if len(numbers) != channels or not all(math.isfinite(number) for number in numbers):
+            each = "three finite numbers, one per channel (R, G, B)" if channels == 3 else "one finite number"
+            raise UserError(f"{what} must be {each}, not {numbers}")
         if what == "std" and min(numbers) <= 0:
             raise UserError(f"std must be positive, not {numbers}")
         changes[what] = numbers
@@ -178,15 +257,7 @@ def _override_input(given: InputSpec, mean: Sequence[float] | None, std: Sequenc
 def _override_classes(classes: Sequence[str] | str | Path, count: int) -> tuple[str, ...]:
     if isinstance(classes, (str, Path)):
         path = Path(classes).expanduser()
-        check_regular(path, "the class names", _LARGEST_NAMES)
-        try:
-            text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first name
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"the class names in {path} cannot be read ({type(error).__name__}); give a UTF-8 file, one name per line"
-            ) from error
-        names = tuple(line.strip() for line in text.splitlines() if line.strip())
-        where = f"{path} has"
+        names, where = _names_in(path), f"{path} has"
     else:
         names, where = tuple(classes), "classes has"
         if not all(isinstance(name, str) and name.strip() for name in names):
@@ -198,3 +269,14 @@ def _override_classes(classes: Sequence[str] | str | Path, count: int) -> tuple[
         twice = next(name for name in times if times[name] > 1)
         raise UserError(f"{where} {twice!r} more than once; give every class its own name")
     return names
+
+
+def _names_in(path: Path) -> tuple[str, ...]:
+    check_regular(path, "the class names", _LARGEST_NAMES)
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first name
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"the class names in {path} cannot be read ({type(error).__name__}); give a UTF-8 file, one name per line"
+        ) from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from ..errors import UserError
-from ..models import Model
+from ..models import Model, is_factory
 from ..progress import Progress, silent
 from ..specs import ModelRef, TokenSpec
-from ._load import load_model
+from ._load import load_again, load_model
+from ._wrap import IN_MEMORY
 
 __all__ = ["reload"]
 
@@ -18,11 +19,19 @@ def reload(
 
     Raises `UserError` if the checkpoint is missing, or its weights differ from those that ``ref`` was made for.
     """
+    if ref.spec.startswith(IN_MEMORY):
+        raise UserError(
+            f"{ref.spec.removeprefix(IN_MEMORY)} was wrapped in another program (modhifi.wrap); pass it as model=, or use"
+            " FILE.py:FACTORY, which can be loaded again"
+        )
     path = weights or ref.weights
     if path is not None and not Path(path).expanduser().exists():
         raise UserError(f"the checkpoint {path} of {ref.spec} was not found; say where it is with --weights FILE")
-    context = ref.input.context if isinstance(ref.input, TokenSpec) else None
-    model = load_model(ref.spec, path, classes=ref.classes, context=context, device=device, progress=progress)
+    if ref.source is not None and is_factory(ref.spec):
+        model = load_again(ref, path, device)
+    else:
+        context = ref.input.context if isinstance(ref.input, TokenSpec) else None
+        model = load_model(ref.spec, path, classes=ref.classes, context=context, device=device, progress=progress)
     if model.fingerprint != ref.fingerprint:
         raise UserError(
             f"made for other weights: {ref.spec} with fingerprint {ref.fingerprint[:12]}, but"

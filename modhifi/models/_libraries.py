@@ -15,7 +15,7 @@ from ..specs import InputSpec
 from ..text import distinct
 from .checkpoints import rows_of
 
-__all__ = ["timm_model", "torchvision_model"]
+__all__ = ["seeded", "timm_model", "torchvision_model"]
 
 _log = logging.getLogger(__name__)
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
@@ -52,7 +52,7 @@ def timm_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
         # Distilled transformers have two heads of the same size.
         first = classifier[0] if isinstance(classifier, tuple | list) else classifier
         arguments = _head(state, f"{first}.weight")
-        with _seeded(0):
+        with seeded(0):
             model = timm.create_model(name, pretrained=False, **arguments)
         if state is None:
             _warn_random(f"timm:{name}", f"a name with a tag ({tags[0]})" if tags else "")
@@ -92,7 +92,7 @@ def torchvision_model(name: str, state: Mapping[str, Tensor] | None) -> Built:
         except Exception as error:
             raise _download_failed(f"torchvision:{name}", error) from error
     else:
-        with _seeded(0):
+        with seeded(0):
             model = models.get_model(architecture, weights=None)
             # The classifier is the last layer with one output per class; SqueezeNet's is a convolution.
             layers = [(key, m) for key, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
@@ -131,7 +131,7 @@ def _names(count: int) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Inside the context, the CPU's random generator starts from ``seed``; afterwards its state is restored."""
     generator = torch.default_generator
     before = generator.get_state()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..plan import Plan
-from ..specs import InputSpec, ModelRef, Step, TokenSpec
+from ..specs import ArraySpec, InputSpec, ModelRef, Step, TokenSpec
 from ._offload import place_of, whole
 
 __all__ = ["Model", "fingerprint"]
@@ -18,14 +18,16 @@ __all__ = ["Model", "fingerprint"]
 
 @dataclass
 class Model:
-    """``module`` is a plain `torch.nn.Module` in evaluation mode that maps (B, 3, H, W) float32 to (B, classes) logits. If its
+    """``module`` is a plain `torch.nn.Module` in evaluation mode that maps (B, C, H, W) float32 to (B, classes) logits. If its
     weights have another dtype, it gets a hook that casts its input to theirs; its logits then have that dtype. A language model
-    (`modhifi.models.CausalLM`) maps (B, T) int64 tokens to (B, T, vocabulary) logits and has no classes.
+    (`modhifi.models.CausalLM`) maps (B, T) int64 tokens to (B, T, vocabulary) logits and has no classes. A network of one's own
+    with an `ArraySpec` works in its own form, and for the library also in that of `modhifi.models.adapt`; it has classes if its
+    answer is one logit for each of them.
     """
 
     spec: str
     module: nn.Module
-    input: InputSpec | TokenSpec
+    input: InputSpec | TokenSpec | ArraySpec
     classes: tuple[str, ...]
     weights: str | None
     fingerprint: str
@@ -39,6 +41,8 @@ class Model:
     """Values that other packages derive from ``module`` and cache here, by key; valid as long as its shape does not change."""
     tokenizer: Any = None
     """The transformers tokenizer of a language model; None if it has none."""
+    source: str | None = None
+    """sha256 of the Python file whose factory made the network; None for others."""
 
     def __post_init__(self) -> None:
         self.architecture = self.architecture or self.spec
@@ -59,11 +63,12 @@ class Model:
             fingerprint=self.fingerprint,
             input=self.input,
             classes=self.classes,
+            source=self.source,
         )
 
     @property
     def tokens(self) -> TokenSpec | None:
-        """The input of a language model; None for a network that takes images."""
+        """The input of a language model; None for other networks."""
         return self.input if isinstance(self.input, TokenSpec) else None
 
     def example(self, batch: int = 1) -> Tensor:

@@ -104,7 +104,7 @@ def collect(
     Args:
         module: the network, in evaluation mode.
         layers: for each layer to observe, the columns (C, k) of the components of each group that it reads.
-        batches: ``batches(i)`` yields the samples from index ``i`` on, (B, 3, H, W) each; all but the last of the same size.
+        batches: ``batches(i)`` yields the samples from index ``i`` on, a tensor (B, …) each; all but the last of the same size.
         samples: the total number over all processes.
         seed: of the draw of positions.
         classes: the number of logits, to also collect sums by predicted class; 0 for none.

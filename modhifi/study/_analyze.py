@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..components import Structure, structure_of
-from ..data import Data, prepare, windowed
+from ..data import Data, in_memory, prepare, windowed
 from ..errors import UserError
 from ..files import claim_folder, sweep, temporary
 from ..layers import flat_weight, get_operator
@@ -38,7 +39,7 @@ CLASS_SAMPLES = 8
 
 def analyze(
     model: Model,
-    data: Data,
+    data: Data | Any,
     samples: int = 512,
     *,
     seed: int = 0,
@@ -60,7 +61,8 @@ def analyze(
 
     Args:
         model: the network; it is not modified.
-        data: samples; labels are ignored. Images of ``inversion`` are first synthesised for ``model``, which takes gradients
+        data: samples, from `modhifi.load_data` or as in `modhifi.data.in_memory` a tensor, a torch ``Dataset`` or a
+            ``DataLoader``; labels are ignored. Images of ``inversion`` are first synthesised for ``model``, which takes gradients
             with respect to its input.
         samples: number of samples, drawn without replacement; all if there are fewer.
         seed: seed of the draw of samples and of positions.
@@ -88,6 +90,7 @@ def analyze(
         raise UserError(f"constants need at least 2 samples, not {constant_samples}; constants none skips them")
     if batch_size is None:
         batch_size = 128 if model.tokens is None else model.tokens.at_once
+    data = in_memory(data)
     drawn = windowed(data.take(samples, seed), model)
     if not len(drawn):
         raise UserError(f"{data.spec} has no samples in its {data.split} split; choose another split or other data")
@@ -231,7 +234,7 @@ def _derive(
             raise UserError(f"the input of {name} is not finite on this data; check the weights, --mean and --std")
         weight = flat_weight(get_operator(model.module, name)).cpu().float().clone()
         layers[name] = LayerStats(weight, found.moments[name], columns)
-    tables = _classes(structure, found)
+    tables = _classes(structure, found) if model.classes else no_classes(structure)
     study = Study(model.ref, drawn.ref, structure, layers, {}, tables, ridge, 0.0, key)
     study.derive(device=model.device, progress=progress)
     return study

@@ -14,7 +14,7 @@ from ..layers import Edit, batched, in_single
 from ..lipschitz import Gains, Sample, Upper, estimators, smallest_norms
 from ..models import Model
 from ..progress import Progress, prefixed, silent
-from ..specs import InputSpec, TokenSpec
+from ..specs import ArraySpec, InputSpec, TokenSpec
 from ._study import Study
 from ._tables import VARIANCE
 
@@ -26,9 +26,13 @@ CONSTANT_SAMPLES = 64
 _WINDOWS = 8
 
 
-def usual(given: InputSpec | TokenSpec) -> tuple[tuple[str, ...], int]:
+def usual(given: InputSpec | TokenSpec | ArraySpec) -> tuple[tuple[str, ...], int]:
     """The default estimators and number of samples for a network with this input."""
-    return (("directional",), _WINDOWS) if isinstance(given, TokenSpec) else (CONSTANTS, CONSTANT_SAMPLES)
+    if isinstance(given, TokenSpec):
+        return ("directional",), _WINDOWS
+    if isinstance(given, ArraySpec) and given.form != "classes":  # the Jacobians of as many outputs would take too long
+        return ("directional",), CONSTANT_SAMPLES
+    return CONSTANTS, CONSTANT_SAMPLES
 
 
 def estimate(

@@ -78,6 +78,7 @@ def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
         architecture=model.architecture,
         steps=(*model.steps, Step(keep=keep, added_biases=tuple(added))),
         tokenizer=model.tokenizer,
+        source=model.source,
     )
 
 

@@ -81,7 +81,7 @@ def answer(net: nn.Module, example: Tensor) -> Tensor:
     """The output for ``example``, float32 or wider: weights in half precision compute in single precision, since their own
     rounding would hide what the comparison looks for. Of tokens (B, T), only the first `_TOKENS` are run.
     """
-    if not example.is_floating_point():
+    if example.ndim == 2 and not example.is_floating_point():
         example = example[:, :_TOKENS]
     with torch.inference_mode(), widened(net):
         output: Tensor = net(example)

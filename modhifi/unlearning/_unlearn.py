@@ -156,7 +156,7 @@ def unlearn(
             others; an unknown method, or one that does not support ``depth``; or a target that no strength reaches.
     """
     if not study.model.classes:
-        raise UserError(f"{study.model.spec} is a language model, which has no classes to forget; prune it instead")
+        raise UserError(f"{study.model.spec} has no classes to forget; prune it instead")
     if method not in _METHODS:
         raise UserError(f"unknown method {method!r}; choose one of {', '.join(_METHODS)}")
     chosen = _METHODS[method]
