@@ -78,7 +78,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Flat(nn.Module):
-    """A network as the exported files have it: a tensor for each input, and the tensors of its output in a row."""
+    """A network as the exported files have it: a tensor for each input, and its answer, or the tensors of its output in a row."""
 
     def __init__(self, net: nn.Module, given: InputSpec | ArraySpec) -> None:
         super().__init__()
@@ -87,10 +87,11 @@ class _Flat(nn.Module):
             [(one.name, one.keyword) for one in given.inputs] if isinstance(given, ArraySpec) else [("", False)]
         )
 
-    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
         both = list(zip(self.names, values, strict=True))
         named = {name: value for (name, keyword), value in both if keyword}
-        return tuple(answers_of(self.net(*(v for (_, keyword), v in both if not keyword), **named)).values())
+        found = answers_of(self.net(*(v for (_, keyword), v in both if not keyword), **named))
+        return found[""] if "" in found else tuple(found.values())
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class _Traced:
         batch = torch.export.Dim("batch")
         return {"values": tuple({0: batch} for _ in self.inputs)}
 
-    def check(self, run: Callable[[tuple[Tensor, ...]], Sequence[Any]], model: Model, what: str) -> None:
+    def check(self, run: Callable[[tuple[Tensor, ...]], Any], model: Model, what: str) -> None:
         """Compares what ``run`` gives with the network for batches of several sizes."""
         for batch in (2, 1, 3):
             example = self.example(batch)
@@ -147,8 +148,13 @@ class _Traced:
                 ) from error
             with torch.inference_mode():
                 own = self.net(*example)
-            for answer, expected in zip(answers, own, strict=True):
+            both = zip(_listed(answers), _listed(own), strict=True)
+            for answer, expected in both:
                 _compare(torch.as_tensor(answer), expected, what)
+
+
+def _listed(answers: Any) -> Sequence[Any]:
+    return [answers] if isinstance(answers, Tensor) else answers
 
 
 def _compare(answer: Tensor, own: Tensor, what: str) -> None:
