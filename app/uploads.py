@@ -26,7 +26,7 @@ __all__ = ["LARGEST", "BinaryUpload", "keep_checkpoint", "keep_images"]
 
 LARGEST = 500
 """Megabytes of one file; the server refuses more (``maxUploadSize``)."""
-_CHECKPOINTS = (".safetensors", ".pt", ".pth", ".th")
+_CHECKPOINTS = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin")
 _UNPACKED = 4 << 30
 _MEMBERS = 200_000
 # Images are compressed already; a member with a higher compression ratio is suspicious.

@@ -174,7 +174,7 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
         raise UserError(
             f"only language models can be spread over devices, and {folder} takes images; choose one device"
         )
-    state = read_checkpoint(folder / "model.safetensors")
+    state = read_checkpoint(folder / "model.safetensors", plain=True)
     net = _built(manifest, state, path).eval()
     assert not isinstance(manifest.input, TokenSpec)
     example = manifest.input.example()

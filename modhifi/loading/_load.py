@@ -23,6 +23,7 @@ from ..models import (
     fill,
     fingerprint,
     is_factory,
+    located,
     make,
     read_checkpoint,
 )
@@ -74,7 +75,8 @@ def load_model(
 
     Args:
         spec: one of the forms in `list_models`.
-        weights: a checkpoint to load into the network, ``.safetensors`` or ``.pt/.pth/.th`` (see `read_checkpoint`).
+        weights: a checkpoint to load into the network, ``.safetensors`` or ``.pt/.pth/.th/.ckpt/.bin``, or
+            ``FILE#NAME`` for one of several in a file (see `modhifi.models.read_checkpoint`).
         mean: one number per channel of an input in [0, 1]; overrides the model's own, which is 0 for networks of one's own.
         std: likewise, positive; 1 for networks of one's own.
         classes: the class names in the order of the logits, or a file with one name per line; for networks of one's own ``none``
@@ -98,7 +100,7 @@ def load_model(
         raise UserError("only language models (hf:NAME_OR_DIR) can be spread over devices; choose one device")
     target = None if device == "map" else choose_device(device)
     report(0, 1, f"loading {spec}")
-    path = None if weights is None else Path(weights).expanduser().resolve()
+    path = None if weights is None else _named(weights)
     own = name is None and not _is_folder(spec) and family_of(spec) is None and is_factory(spec)
     if not own and (input is not None or output is not None):
         raise UserError(f"{spec} has an input and an output of its own; omit --input and --output")
@@ -197,11 +199,18 @@ def _own(
     )
 
 
+def _named(weights: str | Path) -> Path:
+    """Absolute, with the name of the state dict where there is one."""
+    path, key = located(weights)
+    path = path.resolve()
+    return path if key is None else path.with_name(f"{path.name}#{key}")
+
+
 def load_again(ref: ModelRef, path: str | Path | None, device: str) -> Model:
     """The network of one's own that ``ref`` describes, with weights from ``path``. Raises `UserError` if its file has changed."""
     made = make(ref.spec, ref.source)
     checked(made.module, ref.spec)
-    where = None if path is None else Path(path).expanduser().resolve()
+    where = None if path is None else _named(path)
     if where is not None:
         fill(made.module, read_checkpoint(where), ref.spec, where)
     assert not isinstance(ref.input, TokenSpec)

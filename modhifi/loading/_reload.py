@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import UserError
-from ..models import Model, is_factory
+from ..models import Model, is_factory, located
 from ..progress import Progress, silent
 from ..specs import ModelRef, TokenSpec
 from ._load import load_again, load_model
@@ -25,7 +25,7 @@ def reload(
             " FILE.py:FACTORY, which can be loaded again"
         )
     path = weights or ref.weights
-    if path is not None and not Path(path).expanduser().exists():
+    if path is not None and not located(path)[0].exists():
         raise UserError(f"the checkpoint {path} of {ref.spec} was not found; say where it is with --weights FILE")
     if ref.source is not None and is_factory(ref.spec):
         model = load_again(ref, path, device)

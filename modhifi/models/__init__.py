@@ -5,7 +5,7 @@ from ._factory import is_factory, make, restrict_factories
 from ._families import DEFAULT_MODEL, Family, architecture, families, family_of, register_family
 from ._model import Model, fingerprint
 from ._offload import held, onloaded, place_of
-from .checkpoints import MOST_CLASSES, fill, read_checkpoint
+from .checkpoints import MOST_CLASSES, fill, located, read_checkpoint
 from .language import CausalLM
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "in_own_form",
     "is_factory",
     "is_packed",
+    "located",
     "make",
     "onloaded",
     "place_of",

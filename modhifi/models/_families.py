@@ -102,7 +102,7 @@ def _shipped(name: str, about: str, make: Callable[[int], nn.Module]) -> Family:
         module = make(count)
         if state is None:
             with importlib.resources.as_file(folder / f"{name}.safetensors") as path:
-                fill(module, read_checkpoint(path), spec, "the shipped checkpoint")
+                fill(module, read_checkpoint(path, plain=True), spec, "the shipped checkpoint")
         return module, InputSpec.model_validate(card["input"]), _class_names(names, count)
 
     return Family(name, about, lambda spec: spec == name, build, (name,))

@@ -2,54 +2,52 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import check_regular
 from ..text import number
+from ._opening import read_file
+from ._wrappers import aligned, without_prefixes, without_wrappers
 
-__all__ = ["MOST_CLASSES", "fill", "read_checkpoint", "rows_of"]
+__all__ = ["MOST_CLASSES", "fill", "located", "read_checkpoint", "rows_of"]
 
 MOST_CLASSES = 100_000
 """The limit of the classes of a network and of data: lists of their names are made from numbers in files."""
-_SUFFIXES = (".pt", ".pth", ".th")
-_WRAPPERS = ("state_dict", "model")
-# DataParallel, DistributedDataParallel and torch.compile prepend these to every key.
-_PREFIXES = ("module.", "_orig_mod.")
 _SHOWN = 3
-# Wrappers and prefixes may be nested this deeply; a pickle can hold itself.
-_NESTED = 8
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a ``.safetensors`` or ``.pt/.pth/.th`` file, on the CPU, without wrappers and prefixes.
+def located(path: str | Path) -> tuple[Path, str | None]:
+    """The file that ``FILE`` or ``FILE#NAME`` names, and which of its state dicts."""
+    whole = Path(path).expanduser()
+    name, sign, key = whole.name.rpartition("#")
+    if sign and name and not whole.exists():
+        return whole.with_name(name), key
+    return whole, None
+
+
+def read_checkpoint(path: str | Path, *, plain: bool = False) -> dict[str, Tensor]:
+    """The state dict in a ``.safetensors`` or ``.pt/.pth/.th/.ckpt/.bin/.pth.tar`` file, on the CPU, without wrappers and
+    prefixes. ``FILE#NAME`` chooses one of several, such as ``last.pt#ema``. The index of a sharded checkpoint
+    (``….safetensors.index.json``) stands for all its parts. ``plain``: the file is a state dict and is taken as it is.
 
     Pickles are opened with ``weights_only=True``, so that nothing in the file can run. Raises `UserError` if the file is
     missing, damaged, of another type, or contains anything but dense tensors of real numbers whose values it holds.
     """
-    path = Path(path)
+    path, key = located(path)
     check_regular(path, "the checkpoint")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    state = _unwrap(content, path)
+    content = read_file(path)
+    state = _checked(content if plain else without_wrappers(content, path, key), path)
     for name, value in state.items():
         fault = _fault(value)
         if fault is not None:
             raise UserError(f"{path} cannot be used: {name} {fault}; save model.state_dict() of a plain network")
-    for _ in range(_NESTED):
-        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
-        if prefix is None:
-            break
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+    return state if plain else without_prefixes(state)
 
 
 def _fault(value: Tensor) -> str | None:
@@ -86,12 +84,14 @@ def rows_of(state: Mapping[str, Tensor], name: str) -> int | None:
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], what: str, path: str | Path) -> None:
-    """Copies all of ``state`` into ``module``. ``what`` names the network in error messages.
+    """Copies all of ``state`` into ``module``, under the names that fit (`aligned`). ``what`` names the network in
+    error messages.
 
     Raises `UserError` that lists the first missing keys, unexpected keys and mismatched shapes, or the first tensors with
     values that are not finite or with negative variances; the module is then unchanged.
     """
     own = module.state_dict()
+    state = aligned(state, own, path)
     # A counter that inference never reads; checkpoints from before PyTorch 0.4.1 lack it.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
@@ -126,55 +126,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], what: str, path: str | 
     module.load_state_dict(dict(state), strict=False)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except Exception as error:  # the file is untrusted: a dtype that torch lacks is a KeyError
-        raise UserError(
-            f"{path} is truncated, damaged or not a safetensors file ({error}); download or save it again"
-        ) from error
-
-
-def _read_pickle(path: Path) -> Any:
-    if path.suffix not in _SUFFIXES:
-        raise UserError(
-            f"{path} does not have the suffix of a checkpoint; it must end in .safetensors, .pt, .pth or .th"
-        )
-    _check_unpacked(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # The file is untrusted: a damaged pickle can make the unpickler raise almost anything.
-        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
-            raise UserError(
-                f"{path} contains Python objects or code, not only tensors, and was not loaded (nothing in it ran); "
-                "save model.state_dict() instead"
-            ) from error
-        raise UserError(
-            f"{path} is truncated, damaged or not a PyTorch checkpoint; download or save it again"
-        ) from error
-
-
-def _check_unpacked(path: Path) -> None:
-    """PyTorch writes archives without compression, and would unpack one of any size."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            claimed = sum(member.file_size for member in archive.infolist())
-    except Exception:  # no archive, or a damaged one: an older format, or torch tells what is wrong
-        return
-    held = path.stat().st_size
-    if claimed > held:
-        raise UserError(f"{path} has {held:,} bytes and claims to hold {claimed:,}; save it again with torch.save")
-
-
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    for _ in range(_NESTED):
-        if not isinstance(content, Mapping):
-            break
-        wrapper = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
-        if wrapper is None:
-            break
-        content = content[wrapper]
+def _checked(content: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} contains no state dict (a mapping from names to tensors); save model.state_dict()")
     for name, value in content.items():

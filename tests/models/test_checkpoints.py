@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import pickle
 import warnings
@@ -9,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 
 import modhifi
 from modhifi import UserError
+from modhifi.loading import reload
 from modhifi.models import read_checkpoint
 from modhifi.models.checkpoints import fill
 from modhifi.models.cifar_resnet import cifar_resnet
@@ -61,8 +65,8 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 
 def test_other_suffix(tmp_path: Path) -> None:
-    (tmp_path / "weights.bin").write_bytes(b"x")
-    assert ".safetensors" in message(tmp_path / "weights.bin")
+    (tmp_path / "weights.h5").write_bytes(b"x")
+    assert ".safetensors" in message(tmp_path / "weights.h5")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -238,3 +242,137 @@ def test_whole_numbers_are_no_weights(state: dict[str, Tensor]) -> None:
 def test_what_single_precision_cannot_hold_is_not_finite(state: dict[str, Tensor]) -> None:
     with pytest.raises(UserError, match=r"not finite.*linear\.weight"):
         fill(cifar_resnet(20), state | {"linear.weight": torch.full((10, 64), 1e300, dtype=torch.float64)}, "it", "f")
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["model_state_dict", "net", "params", "weights", "ema", "state_dict_ema", "teacher", "mine"]
+)
+@pytest.mark.parametrize("prefix", ["", "model.", "backbone.", "module._orig_mod."])
+def test_what_training_scripts_save(tmp_path: Path, state: dict[str, Tensor], wrapper: str, prefix: str) -> None:
+    """Adam, its scheduler, the arguments and a numpy number lie beside the weights."""
+    net = torch.nn.Linear(2, 2)
+    adam = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 2)).sum().backward()
+    adam.step()
+    content = {
+        "epoch": np.float64(3.5),
+        "best": np.int64(7),
+        "args": argparse.Namespace(lr=0.1, name="run"),
+        "optimizer": adam.state_dict(),
+        "lr_scheduler": {"last_lr": torch.ones(1)},
+        wrapper: {prefix + name: value for name, value in state.items()},
+    }
+    for suffix in (".pt", ".ckpt", ".pth.tar", ".bin"):
+        torch.save(content, tmp_path / f"run{suffix}")
+        assert read_checkpoint(tmp_path / f"run{suffix}").keys() == state.keys()
+
+
+def test_which_of_several_is_said_and_can_be_chosen(
+    tmp_path: Path, state: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    averaged = {name: value + 1 for name, value in state.items()}
+    torch.save({"model": state, "model_ema": {"module": averaged}}, tmp_path / "run.pt")
+    assert torch.equal(read_checkpoint(tmp_path / "run.pt")["linear.bias"], state["linear.bias"])
+    assert caplog.messages == [f"{tmp_path}/run.pt: took model, not model_ema; choose with --weights run.pt#NAME"]
+    chosen = read_checkpoint(f"{tmp_path}/run.pt#model_ema")
+    assert torch.equal(chosen["linear.bias"], averaged["linear.bias"])
+    assert read_checkpoint(f"{tmp_path}/run.pt#model_ema.module").keys() == state.keys()
+    with pytest.raises(UserError, match=r"has no 'best'; it holds model, model_ema; choose one"):
+        read_checkpoint(f"{tmp_path}/run.pt#best")
+    torch.save({"first": state, "second": averaged}, tmp_path / "two.pt")
+    with pytest.raises(UserError, match=r"several state dicts; choose one by --weights FILE#NAME: first, second"):
+        read_checkpoint(tmp_path / "two.pt")
+    torch.save(state, tmp_path / "a#b.pt")
+    assert read_checkpoint(tmp_path / "a#b.pt").keys() == state.keys()
+
+
+def test_a_chosen_state_dict_is_loaded_again(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    averaged = {name: value + (name == "linear.bias") for name, value in state.items()}
+    torch.save({"model": state, "ema": averaged}, tmp_path / "run.pt")
+    plain = modhifi.load_model("cifar10-resnet20", tmp_path / "run.pt", device="cpu")
+    model = modhifi.load_model("cifar10-resnet20", f"{tmp_path}/run.pt#ema", device="cpu")
+    assert model.fingerprint != plain.fingerprint
+    assert reload(model.ref, device="cpu").fingerprint == model.fingerprint
+
+
+def test_averaged_model(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    torch.save(averaged.state_dict(), tmp_path / "swa.pt")
+    assert read_checkpoint(tmp_path / "swa.pt").keys() == net.state_dict().keys()
+
+
+class _Inner(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = torch.nn.Linear(2, 3)
+        self.norm = torch.nn.LayerNorm(2)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_names_that_begin_like_a_prefix(tmp_path: Path, prefix: str) -> None:
+    """``model.`` and ``backbone.`` may be layers of the network itself, or hold all of it."""
+    for own in (torch.nn.ModuleDict({"model": torch.nn.Linear(2, 3)}), _Inner()):
+        state = {prefix + name: value + 1 for name, value in own.state_dict().items()}
+        torch.save(state, tmp_path / "a.pt")
+        fill(own, read_checkpoint(tmp_path / "a.pt"), "it", tmp_path / "a.pt")
+        assert all(torch.equal(value, state[prefix + name]) for name, value in own.state_dict().items())
+
+
+def test_a_network_inside_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inner, outer = torch.nn.Linear(2, 3), torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 3)})
+    torch.save(inner.state_dict(), tmp_path / "a.pt")
+    fill(outer, read_checkpoint(tmp_path / "a.pt"), "it", tmp_path / "a.pt")
+    assert torch.equal(outer["backbone"].weight, inner.weight)
+    assert caplog.messages == [f"{tmp_path}/a.pt: its names were taken with backbone. before them"]
+
+
+def test_what_lies_beside_most_names(
+    tmp_path: Path, state: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    named = {f"model.{name}": value for name, value in state.items()} | {"criterion.weight": torch.ones(10)}
+    torch.save({"state_dict": named, "pytorch-lightning_version": "2.1"}, tmp_path / "last.ckpt")
+    net = cifar_resnet(20)
+    fill(net, read_checkpoint(tmp_path / "last.ckpt"), "it", tmp_path / "last.ckpt")
+    assert torch.equal(net.linear.bias, state["linear.bias"])
+    assert caplog.messages == [f"{tmp_path}/last.ckpt: left out criterion.weight, no part of the network"]
+
+
+def test_sharded_checkpoints(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    names = sorted(state)
+    table = {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        file = f"model-0000{number}.safetensors"
+        safetensors.torch.save_file({name: state[name] for name in part}, tmp_path / file)
+        table |= dict.fromkeys(part, file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    loaded = read_checkpoint(index)
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    index.write_text(json.dumps({"weight_map": table | {"absent": "model-00000.safetensors"}}))
+    assert "names absent, which none of its files holds" in message(index)
+    index.write_text(json.dumps({"weight_map": {"a": "../model-00000.safetensors"}}))
+    assert "names a file in another folder" in message(index)
+    index.write_text("[]")
+    assert "has no weight_map" in message(index)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_other_files_are_told_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    assert "is TorchScript, a network with its code" in message(path)
+    path.write_text("\n<!DOCTYPE html><html>Sign in</html>")
+    assert "is a web page" in message(path)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "is a pointer of Git LFS" in message(path)
+
+
+def test_many_names_that_hold_each_other(tmp_path: Path) -> None:
+    names = ("state_dict", "model", "module", "net", "ema", "teacher", "params", "weights")
+    dicts: list[dict[str, Any]] = [{} for _ in names]
+    for one in dicts:
+        one |= dict(zip(names, dicts, strict=True))
+    torch.save(dicts[0], tmp_path / "loops.pt")
+    assert "no state dict" in message(tmp_path / "loops.pt")
