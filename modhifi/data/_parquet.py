@@ -21,7 +21,7 @@ from ..text import distinct, listed
 from ._data import Data
 from ._images import open_image
 
-__all__ = ["check_parquet", "parquet"]
+__all__ = ["check_parquet", "check_size", "images_of", "parquet"]
 
 _IMAGE = ("img", "image")
 _LABEL = "label"
@@ -51,12 +51,27 @@ def parquet(paths: Sequence[Path], split: str, classes: tuple[str, ...] | None =
         raise UserError(
             f"{first}: the parquet files of split {split!r} have different columns; save them alike"
         ) from error
+    source = hashlib.sha256("".join(file_sha256(path) for path in paths).encode()).hexdigest()
+    data = images_of(table, str(paths[0]), first, split, source, classes)
+    assert data is not None
+    return data
+
+
+def images_of(
+    table: Any, spec: str, first: str, split: str, source: str, classes: tuple[str, ...] | None = None
+) -> Data | None:
+    """The images and labels in the columns of a table, as in `parquet`; None without a column of images. Messages call it
+    ``first``.
+    """
     if table.num_rows == 0:
         raise UserError(f"{first} has no rows; use another file")
-    images = table.column(0)
+    name = _image_column(table.schema)
+    if name is None:
+        return None
+    images = table.column(name)
     labels, names = None, None
-    if table.num_columns == 2:
-        labels, names = _labels(table.column(1), classes or _metadata_names(table.schema, first), first)
+    if _LABEL in table.column_names:
+        labels, names = _labels(table.column(_LABEL), classes or _metadata_names(table.schema, first), first)
 
     def read(i: int) -> Any:
         value = images[i].as_py()
@@ -67,14 +82,14 @@ def parquet(paths: Sequence[Path], split: str, classes: tuple[str, ...] | None =
         return open_image(encoded, row)
 
     return Data(
-        spec=str(paths[0]),
+        spec=spec,
         root=None,
         split=split,
         read=read,
         order=tuple(range(table.num_rows)),
         labels=labels,
         classes=names,
-        source=hashlib.sha256("".join(file_sha256(path) for path in paths).encode()).hexdigest(),
+        source=source,
     )
 
 
@@ -89,9 +104,7 @@ def _read(path: Path, name: str) -> Any:
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            image = next(
-                (name for name in _IMAGE if name in schema.names and _holds_bytes(schema.field(name).type)), None
-            )
+            image = _image_column(schema)
             if image is None:
                 present = listed(schema.names, 10) or "none"
                 raise UserError(
@@ -100,13 +113,27 @@ def _read(path: Path, name: str) -> Any:
             columns = [image, *([_LABEL] if _LABEL in schema.names else [])]
             # Of a struct only the bytes: its other fields may be large, or no valid text.
             leaves = [f"{image}.bytes" if pa.types.is_struct(schema.field(image).type) else image, *columns[1:]]
-            limit = min(_LARGEST, max(_LEAST, _RATIO * path.stat().st_size))
+            limit = _limit(path)
             _check_claims(file.metadata, limit, name)
             return _expanded(file, leaves, limit, name).select(columns)
     except UserError:
         raise
     except Exception as error:  # the file is untrusted: Arrow, thrift and the decompressors raise almost anything
         raise UserError(f"{name} is truncated, damaged or not a parquet file; download or save it again") from error
+
+
+def _image_column(schema: Any) -> str | None:
+    return next((name for name in _IMAGE if name in schema.names and _holds_bytes(schema.field(name).type)), None)
+
+
+def _limit(path: Path) -> int:
+    return min(_LARGEST, max(_LEAST, _RATIO * path.stat().st_size))
+
+
+def check_size(size: int, rows: int, path: Path) -> None:
+    """Raises `UserError` if ``size`` bytes or ``rows`` are more than a file like ``path`` may expand to."""
+    if size > _limit(path) or rows > _ROWS:
+        raise _expands(str(path))
 
 
 def _check_claims(metadata: Any, limit: int, name: str) -> None:

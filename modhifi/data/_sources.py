@@ -23,6 +23,7 @@ from ._folders import folder
 from ._inversion import inversion
 from ._parquet import parquet
 from ._paths import resolved
+from ._saved import is_saved, saved
 from ._synthetic import dead_leaves, noise
 from ._text import SHIPPED_TEXT, TEXT_SPLITS, text
 
@@ -102,8 +103,8 @@ def _open_text(spec: str, root: Path | None, split: str) -> Data:
 
 
 def open_path(spec: str, root: Path | None, split: str) -> Data:
-    """A folder of images or of class folders, or one file: ``.parquet``, ``.npz``, ``.npy`` or ``.safetensors``. Raises
-    `UserError` for anything else.
+    """A folder of images, of class folders or of Hugging Face's datasets, or one file: ``.parquet``, ``.npz``, ``.npy`` or
+    ``.safetensors``. Raises `UserError` for anything else.
     """
     if is_memory(spec):
         return recalled(spec, split)
@@ -113,9 +114,10 @@ def open_path(spec: str, root: Path | None, split: str) -> Data:
             f"unknown data {spec!r}: no such file or folder; use {', '.join(_SOURCES)},"
             " a folder of images or of class folders, or a .parquet, .npz, .npy or .safetensors file"
         )
-    check_split(spec, split, tuple(FOLDER_SPLITS))
+    if not path.is_dir() or not is_saved(path):  # such a folder may have splits of other names
+        check_split(spec, split, tuple(FOLDER_SPLITS))
     if path.is_dir():
-        return folder(path, split)
+        return saved(path, split) if is_saved(path) else folder(path, split)
     if path.suffix in ARRAY_SUFFIXES:
         return arrays(path, split)
     if path.suffix != ".parquet":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 
 from ..data import Data
 from ..errors import UserError
-from ..models import Model
+from ..models import Model, wordnet_ids
 from ..progress import Progress, silent
 
 __all__ = ["Prediction", "classifier_of", "logits_of", "match_labels", "predict"]
+
+_IMAGENET = 1000
+_WORDNET = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Prediction:
 
 def match_labels(data: Data, model: Model) -> Data:
     """``data`` with its labels as indices into ``model.classes``: by name if all names are classes of the model, else by
-    position if there are equally many; the labels of arrays are indices. Raises `UserError` if neither applies, or if ``data``
+    WordNet id (``n01440764``) if the model has ImageNet's 1,000 classes, by position if there are equally many; the labels of
+    arrays are indices. Raises `UserError` if neither applies, or if ``data``
     has no labels or no images.
     """
     if data.labels is None or data.classes is None:
@@ -63,6 +68,11 @@ def match_labels(data: Data, model: Model) -> Data:
     if set(data.classes) <= set(model.classes):
         table = torch.tensor([model.classes.index(name) for name in data.classes])
         return data.relabelled(table[data.labels], model.classes)
+    if len(model.classes) == _IMAGENET and all(map(_WORDNET.fullmatch, data.classes)):
+        known = {name: index for index, name in enumerate(wordnet_ids())}
+        if known.keys() >= set(data.classes):
+            table = torch.tensor([known[name] for name in data.classes])
+            return data.relabelled(table[data.labels], model.classes)
     if len(data.classes) == len(model.classes):
         return data.relabelled(data.labels, model.classes)
     missing = next(name for name in data.classes if name not in model.classes)

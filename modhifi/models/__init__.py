@@ -3,6 +3,7 @@
 from ._adapted import adapt, answers_of, chosen, every_answer, in_own_form, is_packed
 from ._factory import is_factory, make, restrict_factories
 from ._families import DEFAULT_MODEL, Family, architecture, families, family_of, register_family
+from ._libraries import wordnet_ids
 from ._model import Model, fingerprint
 from ._offload import held, onloaded, place_of
 from .checkpoints import MOST_CLASSES, fill, located, read_checkpoint
@@ -34,4 +35,5 @@ __all__ = [
     "read_checkpoint",
     "register_family",
     "restrict_factories",
+    "wordnet_ids",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from ..specs import InputSpec
 from ..text import distinct
 from .checkpoints import rows_of
 
-__all__ = ["seeded", "timm_model", "torchvision_model"]
+__all__ = ["seeded", "timm_model", "torchvision_model", "wordnet_ids"]
 
 _log = logging.getLogger(__name__)
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
@@ -128,6 +129,14 @@ def _names(count: int) -> tuple[str, ...]:
     from torchvision.models import ResNet18_Weights
 
     return distinct(ResNet18_Weights.DEFAULT.meta["categories"])
+
+
+@functools.cache
+def wordnet_ids() -> tuple[str, ...]:
+    """The WordNet ids of ImageNet's 1,000 classes, such as ``n01440764``, in the order of the logits."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What is measured, against counting it by hand; the attacks on models that certainly did, and did not, forget."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,9 @@ from modhifi.evaluation import (
     tensor_bytes,
     verdict,
 )
-from modhifi.models import fingerprint
+from modhifi.models import fingerprint, wordnet_ids
+from modhifi.models._libraries import _names
+from modhifi.specs import InputSpec
 
 
 def test_against_a_plain_loop(digits_model: Model, digits_test: Data) -> None:
@@ -266,3 +269,25 @@ def test_an_unlearning_plan_is_judged(digits_study: Study, digits_model: Model, 
     assert result.retain_accuracy == pytest.approx(
         sum(row.after * row.samples for row in rest) / sum(row.samples for row in rest)
     )
+
+
+def test_folders_named_by_wordnet_id(tmp_path: Path) -> None:
+    """ImageNet's folders, also some of them only, for a network with its 1,000 classes."""
+    known = wordnet_ids()
+    assert (known[0], known[207], known[999]) == ("n01440764", "n02099601", "n15075141")
+    assert [_names(1000)[i] for i in (0, 207, 999)] == ["tench", "golden retriever", "toilet tissue"]
+    for name in ("n15075141", "n02099601"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "val" / name / "a.JPEG")
+    data = modhifi.load_data(str(tmp_path), split="val")
+    model = Model(
+        "net", torch.nn.Linear(1, 1), InputSpec(size=(8, 8), mean=(0,) * 3, std=(1,) * 3), _names(1000), None, ""
+    )
+    matched = match_labels(data, model)
+    assert matched.classes == model.classes
+    assert matched.targets is not None
+    assert matched.targets.tolist() == [207, 999]
+    (tmp_path / "val" / "n99999999").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "val" / "n99999999" / "a.jpg")
+    with pytest.raises(UserError, match="'n02099601' is not one of them"):
+        match_labels(modhifi.load_data(str(tmp_path), split="val"), model)
