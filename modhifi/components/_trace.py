@@ -10,31 +10,26 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..layers import flat_weight, operate
+from ..layers import LAYERS, TRANSPOSED, Operator, flat_weight, input_axis, operate, width_of
 from ..models import is_packed
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Trace", "flop_counter", "trace", "width_of"]
-
-
-def width_of(layer: nn.Module) -> int:
-    """Output channels of a convolution or linear layer."""
-    return int(layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features)  # type: ignore[arg-type]
+__all__ = ["Trace", "flop_counter", "trace"]
 
 
 @dataclass
 class Trace:
-    """``order``: names of the convolutions and linear layers in the order they ran; for each, ``positions`` per sample and
-    ``calls``. ``macs``: per sample, by module name, including everything inside the module; ``""`` is the whole network.
-    ``odd``: layers whose output is not that of a convolution or linear layer with their weight and bias. ``mixed``: layers
-    whose input does not hold one sample after another (a table of positions, the same for every image).
+    """``order``: names of the convolutions and linear layers in the order they ran; for each, ``positions`` per sample: how often
+    each entry of its kernel is used, in all its calls. ``macs``: per sample, by module name, including everything inside the
+    module; ``""`` is the whole network. ``odd``: layers whose output is not that of a convolution or linear layer with their
+    weight and bias. ``mixed``: layers whose input does not hold one sample after another (a table of positions, the same for
+    every image).
     """
 
     order: list[str] = field(default_factory=list)
     positions: dict[str, int] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
     odd: set[str] = field(default_factory=set)
     mixed: set[str] = field(default_factory=set)
@@ -58,20 +53,21 @@ def flop_counter() -> Iterator[FlopCounterMode]:
 def trace(module: nn.Module, example: Tensor) -> Trace:
     """Runs ``module`` on ``example`` (1, 3, H, W), and once more with a second sample appended."""
     found = Trace()
-    overridden: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    overridden: list[tuple[str, Operator, Tensor, Tensor]] = []
     first: dict[str, Tensor] = {}
 
-    def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
-        if name not in found.calls:
+    def note(name: str, layer: Operator, x: Tensor, output: Tensor) -> None:
+        if name not in found.positions:
             found.order.append(name)
             first[name] = x.clone() if len(x) > 1 else x.new_empty(1)
-        found.calls[name] = found.calls.get(name, 0) + 1
-        found.positions[name] = output.numel() // width_of(layer)
-        plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-        if type(layer).forward is not plain.forward:
+        transposed = isinstance(layer, TRANSPOSED)
+        given = x.shape[input_axis(layer, x)]
+        positions = x.numel() // given if transposed else output.numel() // width_of(layer)
+        found.positions[name] = found.positions.get(name, 0) + positions
+        if transposed or all(type(layer).forward is not plain.forward for plain in LAYERS):
             overridden.append((name, layer, x, output.clone()))
 
-    def compare(name: str, _: nn.Module, x: Tensor, __: Tensor) -> None:
+    def compare(name: str, _: Operator, x: Tensor, __: Tensor) -> None:
         alone = first.pop(name, None)
         if alone is None:  # seen before
             return
@@ -100,12 +96,12 @@ def trace(module: nn.Module, example: Tensor) -> Trace:
 
 
 @contextlib.contextmanager
-def _watched(module: nn.Module, see: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
+def _watched(module: nn.Module, see: Callable[[str, Operator, Tensor, Tensor], None]) -> Iterator[None]:
     """Inside the context, every convolution and linear layer that runs calls ``see(name, layer, input, output)``."""
     hooks = [
         layer.register_forward_hook(lambda layer, args, output, name=name: see(name, layer, args[0], output))
         for name, layer in module.named_modules()
-        if isinstance(layer, (nn.Conv2d, nn.Linear))
+        if isinstance(layer, LAYERS)
     ]
     try:
         yield
@@ -115,9 +111,8 @@ def _watched(module: nn.Module, see: Callable[[str, nn.Module, Tensor, Tensor], 
 
 
 @torch.no_grad()
-def _behaves_as_plain(layer: nn.Module, x: Tensor, output: Tensor) -> bool:
-    """Whether the forward pass of a subclass gives what `operate` computes from its weight and bias."""
-    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+def _behaves_as_plain(layer: Operator, x: Tensor, output: Tensor) -> bool:
+    """Whether the forward pass gives what `operate` computes from the layer's weight and bias."""
     try:
         expected = operate(layer, x, flat_weight(layer), layer.bias)
     except (AttributeError, RuntimeError, TypeError):

@@ -2,7 +2,10 @@
 the route of a layer's output to the addition or activation that follows it. `widened` has a network compute in single precision.
 """
 
+from ._fold import copied, fold
 from ._operators import (
+    LAYERS,
+    TRANSPOSED,
     Change,
     Edit,
     Operator,
@@ -12,11 +15,14 @@ from ._operators import (
     edited,
     flat_weight,
     get_operator,
+    input_axis,
     observed,
     operate,
     outputs_at,
     patches,
     position_count,
+    shaped_weight,
+    width_of,
 )
 from ._replay import Replay, batched
 from ._routes import Route, followed, rows_at
@@ -25,6 +31,8 @@ from ._substitute import in_single, reweighted, substituted, widened, widened_on
 
 __all__ = [
     "INPUT",
+    "LAYERS",
+    "TRANSPOSED",
     "Change",
     "Edit",
     "Operator",
@@ -36,11 +44,14 @@ __all__ = [
     "bias_of",
     "change_of",
     "changed",
+    "copied",
     "edited",
     "flat_weight",
+    "fold",
     "followed",
     "get_operator",
     "in_single",
+    "input_axis",
     "observed",
     "operate",
     "outputs_at",
@@ -48,7 +59,9 @@ __all__ = [
     "position_count",
     "reweighted",
     "rows_at",
+    "shaped_weight",
     "substituted",
     "widened",
     "widened_on_cpu",
+    "width_of",
 ]

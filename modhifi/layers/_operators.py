@@ -1,15 +1,18 @@
-"""A common view of the two linear operators that read components, Conv2d and Linear: ``Y = W x`` at every position.
+"""A common view of the linear operators that read components, convolutions and linear layers: ``Y = W x`` at every position.
 
 A weight is *flat* when it has shape (O, n): n = in_channels · kernel pixels for a convolution (channel-major, as
-`Tensor.flatten` gives it), n = in_features for a linear layer. A position is a pixel of the output or a token. A layer may
-receive each sample in several rows of its batch (Swin's windows), one sample after another: the positions of all these rows
-belong to the sample. timm's Conv2dSame, which pads by the size of its input, is a Conv2d here.
+`Tensor.flatten` gives it), n = in_features for a linear layer. A transposed convolution is the ordinary one, with stride 1 and
+the kernel reversed, of its input with stride - 1 zeros between neighbours (Dumoulin and Visin, arXiv 1603.07285, section 4);
+its flat weight is that of this convolution. A position is a pixel of the output or a token. A layer may receive each sample in
+several rows of its batch (Swin's windows), one sample after another: the positions of all these rows belong to the sample.
+timm's Conv2dSame, which pads by the size of its input, is a Conv2d here.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
+    "LAYERS",
+    "TRANSPOSED",
     "Change",
     "Edit",
     "Operator",
@@ -27,32 +32,65 @@ __all__ = [
     "edited",
     "flat_weight",
     "get_operator",
+    "input_axis",
     "observed",
     "operate",
     "outputs_at",
     "patches",
     "position_count",
+    "shaped_weight",
+    "width_of",
 ]
 
-Operator = nn.Conv2d | nn.Linear
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Operator = Convolution | nn.Linear
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS: tuple[type[Convolution], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+LAYERS: tuple[type[Operator], ...] = (*_CONVOLUTIONS, nn.Linear)
+"""The types of layers that are operators."""
+_RUN: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def get_operator(module: nn.Module, name: str) -> Operator:
-    """The layer named ``name``. Raises TypeError if it is neither a Conv2d nor a Linear."""
+    """The layer named ``name``. Raises TypeError if it is neither a convolution nor a Linear."""
     layer = module.get_submodule(name)
-    if not isinstance(layer, (nn.Conv2d, nn.Linear)):
-        raise TypeError(f"{name} is a {type(layer).__name__}, not a Conv2d or Linear")
+    if not isinstance(layer, LAYERS):
+        raise TypeError(f"{name} is a {type(layer).__name__}, not a convolution or Linear")
     return layer
 
 
+def width_of(layer: nn.Module) -> int:
+    """Output channels of a convolution or linear layer."""
+    return int(layer.out_channels if isinstance(layer, _CONVOLUTIONS) else layer.out_features)  # type: ignore[arg-type]
+
+
+def input_axis(layer: nn.Module, x: Tensor) -> int:
+    """The axis of the layer's input, and of its output, that holds its channels."""
+    return x.ndim - 1 - len(layer.kernel_size) if isinstance(layer, _CONVOLUTIONS) else x.ndim - 1
+
+
 def flat_weight(layer: Operator) -> Tensor:
-    """The flat weight (O, n), a view."""
-    return layer.weight.detach().flatten(1)
+    """The flat weight (O, n); a view except for a transposed convolution."""
+    weight: Tensor = layer.weight.detach()
+    if not isinstance(layer, TRANSPOSED):
+        return weight.flatten(1)
+    parts = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2)  # (g, O/g, I/g, …)
+    flat: Tensor = parts.flatten(0, 1).flip(tuple(range(2, weight.ndim))).flatten(1)
+    return flat
+
+
+def shaped_weight(layer: Operator, flat: Tensor) -> Tensor:
+    """The weight of the layer for which `flat_weight` is ``flat``."""
+    if not isinstance(layer, TRANSPOSED):
+        return flat.reshape(layer.weight.shape)
+    kernel = flat.reshape(layer.groups, -1, layer.in_channels // layer.groups, *layer.kernel_size)  # (g, O/g, I/g, …)
+    return kernel.flip(tuple(range(3, kernel.ndim))).transpose(1, 2).flatten(0, 1)
 
 
 def bias_of(layer: Operator) -> Tensor:
     """The bias (O,); zeros if the layer has none."""
-    return layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach()
+    return layer.weight.new_zeros(width_of(layer)) if layer.bias is None else layer.bias.detach()
 
 
 # Layers that pad as TensorFlow does, by the names of their classes, so that timm need not be imported.
@@ -76,36 +114,54 @@ def _same_padding(layer: nn.Conv2d, size: torch.Size) -> list[int]:
     return pads
 
 
-def _padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    if _pads_itself(type(layer)):
+def _padded(layer: Convolution, x: Tensor) -> Tensor:
+    """The input (B, C, …) of the convolution without padding that gives the layer's output."""
+    if isinstance(layer, TRANSPOSED):
+        return _spread(layer, x)
+    if isinstance(layer, nn.Conv2d) and _pads_itself(type(layer)):
         return F.pad(x, _same_padding(layer, x.shape))
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     # torch stores the padding of every mode, including "same", in this attribute, ready for F.pad.
     return F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
 
 
+def _spread(layer: Convolution, x: Tensor) -> Tensor:
+    sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], layer.stride, strict=True)]
+    spread = x.new_zeros(*x.shape[:2], *sizes)
+    every: tuple[Any, ...] = (..., *(slice(None, None, step) for step in layer.stride))
+    spread[every] = x
+    pads: list[int] = []
+    for axis in reversed(range(len(sizes))):
+        edge = layer.dilation[axis] * (layer.kernel_size[axis] - 1) - int(layer.padding[axis])
+        pads += [edge, edge + layer.output_padding[axis]]
+    return F.pad(spread, pads)
+
+
+def _steps(layer: Convolution) -> tuple[int, ...]:
+    return (1,) * len(layer.kernel_size) if isinstance(layer, TRANSPOSED) else tuple(layer.stride)
+
+
 def operate(layer: Operator, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The output of ``layer`` for ``x`` with the flat ``weight`` (O, n) and ``bias`` (O,) in place of its own."""
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, bias)
-    kernel = weight.reshape(layer.weight.shape)
-    return F.conv2d(_padded(layer, x), kernel, bias, layer.stride, 0, layer.dilation, layer.groups)
+    kernel = weight.reshape(len(weight), -1, *layer.kernel_size)
+    run = _RUN[len(layer.kernel_size)]
+    return run(_padded(layer, x), kernel, bias, _steps(layer), 0, layer.dilation, layer.groups)
 
 
-def _output_size(layer: nn.Conv2d, padded: Tensor) -> tuple[int, int]:
-    sizes = [
-        (padded.shape[2 + axis] - layer.dilation[axis] * (layer.kernel_size[axis] - 1) - 1) // layer.stride[axis] + 1
-        for axis in (0, 1)
-    ]
-    return sizes[0], sizes[1]
+def _output_size(layer: Convolution, padded: Tensor) -> tuple[int, ...]:
+    spans = (step * (size - 1) for step, size in zip(layer.dilation, layer.kernel_size, strict=True))
+    return tuple(
+        (given - span - 1) // step + 1 for given, span, step in zip(padded.shape[2:], spans, _steps(layer), strict=True)
+    )
 
 
 def position_count(layer: Operator, x: Tensor, samples: int) -> int:
     """Positions per sample for the input ``x`` (B, …) of ``samples`` samples."""
     if isinstance(layer, nn.Linear):
         return x.numel() // (samples * x.shape[-1])
-    height, width = _output_size(layer, _padded(layer, x[:1]))
-    return height * width * (x.shape[0] // samples)
+    return math.prod(_output_size(layer, _padded(layer, x[:1]))) * (x.shape[0] // samples)
 
 
 def patches(layer: Operator, x: Tensor, at: Tensor | None = None) -> Tensor:
@@ -120,21 +176,34 @@ def patches(layer: Operator, x: Tensor, at: Tensor | None = None) -> Tensor:
         return tokens[torch.arange(len(at), device=x.device)[:, None], at].reshape(-1, x.shape[-1])
     padded = _padded(layer, x).contiguous()
     batch, channels = padded.shape[:2]
-    height, width = _output_size(layer, padded)
-    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
-    if (kh, kw) == (1, 1) and at is not None and len(at) == batch:
-        pixel = at // width * sh * padded.shape[3] + at % width * sw
+    sizes, steps = _output_size(layer, padded), _steps(layer)
+    if set(layer.kernel_size) == {1} and at is not None and len(at) == batch:
+        pixel = torch.zeros_like(at)
+        for index, step, width in zip(_indices(at, sizes), steps, padded.shape[2:], strict=True):
+            pixel = pixel * width + index * step
         columns = padded.flatten(2).gather(2, pixel[:, None].expand(-1, channels, -1))  # (B, C, p)
         return columns.transpose(1, 2).reshape(-1, channels)
-    nb, nc, ny, nx = padded.stride()
+    nb, nc, *strides = padded.stride()
+    moves = [stride * step for stride, step in zip(strides, steps, strict=True)]
+    inside = [stride * step for stride, step in zip(strides, layer.dilation, strict=True)]
     # A view of every patch, (B, h, w, C, kh, kw); only the requested ones are copied.
-    view = padded.as_strided((batch, height, width, channels, kh, kw), (nb, ny * sh, nx * sw, nc, ny * dh, nx * dw))
+    view = padded.as_strided((batch, *sizes, channels, *layer.kernel_size), (nb, *moves, nc, *inside))
+    pixels = math.prod(sizes)
     if at is None:
-        return view.reshape(batch * height * width, -1)
+        return view.reshape(batch * pixels, -1)
     row = torch.arange(len(at), device=x.device)[:, None]
     if len(at) != batch:
-        row, at = row * (batch // len(at)) + at // (height * width), at % (height * width)
-    return view[row, at // width, at % width].reshape(at.numel(), -1)
+        row, at = row * (batch // len(at)) + at // pixels, at % pixels
+    return view[(row, *_indices(at, sizes))].reshape(at.numel(), -1)
+
+
+def _indices(at: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """The index along each axis of the positions ``at`` in a map with these ``sizes``."""
+    found: list[Tensor] = []
+    for size in reversed(sizes[1:]):
+        found.append(at % size)
+        at = at // size
+    return [at, *reversed(found)]
 
 
 def outputs_at(layer: Operator, y: Tensor, at: Tensor | None = None) -> Tensor:

@@ -31,6 +31,7 @@ class Route:
     """
 
     layer: str
+    operator: Operator
     modules: tuple[nn.Module, ...] = ()
     added: bool = False
     uses: list[int] = dataclasses.field(default_factory=lambda: [0])
@@ -51,7 +52,7 @@ class Route:
         constant = self.run(probe)
         scale = self.run(probe + 1) - constant
         first = torch.zeros(1, 1, dtype=torch.int64, device=like.device)
-        return rows_at(scale, first)[0], rows_at(constant, first)[0]
+        return rows_at(self.operator, scale, first)[0], rows_at(self.operator, constant, first)[0]
 
 
 class _Watching(TorchFunctionMode):
@@ -127,7 +128,7 @@ def followed(
 
     def ran(layer: nn.Module, args: tuple[Any, ...], output: Tensor, *, name: str) -> Tensor:
         result = see(name, layer, args[0], output)  # type: ignore[arg-type]
-        result._route = Route(name)  # type: ignore[attr-defined]
+        result._route = Route(name, layer)  # type: ignore[attr-defined, arg-type]
         return result
 
     watching = _Watching(added, cut_off)
@@ -161,8 +162,8 @@ def followed(
             hook.remove()
 
 
-def rows_at(y: Tensor, at: Tensor) -> Tensor:
-    """(samples·p, O) from a map (B, O, H, W) or tokens (B, …, O), at the positions (samples, p) of each sample."""
-    tokens = y.flatten(2).transpose(1, 2) if y.ndim == 4 else y
+def rows_at(layer: Operator, y: Tensor, at: Tensor) -> Tensor:
+    """(samples·p, O): a tensor in the shape of the layer's output, at the positions (samples, p) of each sample."""
+    tokens = y if isinstance(layer, nn.Linear) else y.flatten(2).transpose(1, 2)
     tokens = tokens.reshape(len(at), -1, tokens.shape[-1])
     return tokens[torch.arange(len(at), device=y.device)[:, None], at].reshape(-1, tokens.shape[-1])

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._operators import Operator, shaped_weight
+
 __all__ = ["in_single", "reweighted", "substituted", "widened", "widened_on_cpu"]
 
 
@@ -33,8 +35,8 @@ def substituted(methods: Iterable[tuple[nn.Module, str, Callable[..., Any]]]) ->
 
 
 @contextlib.contextmanager
-def reweighted(weights: Iterable[tuple[nn.Module, Tensor, Tensor]]) -> Iterator[None]:
-    """Inside the context, each (module, weight, bias) computes with that weight and bias, in the shape and dtype of its own."""
+def reweighted(weights: Iterable[tuple[Operator, Tensor, Tensor]]) -> Iterator[None]:
+    """Inside the context, each (layer, flat weight, bias) computes with that weight and bias, in the dtype of its own."""
     before = []
     try:
         for module, weight, bias in weights:
@@ -42,7 +44,7 @@ def reweighted(weights: Iterable[tuple[nn.Module, Tensor, Tensor]]) -> Iterator[
             own, before_bias = table["weight"], table.get("bias")
             assert own is not None
             before.append((table, own, before_bias))
-            table["weight"] = nn.Parameter(weight.to(own).reshape(own.shape), requires_grad=False)
+            table["weight"] = nn.Parameter(shaped_weight(module, weight.to(own)), requires_grad=False)
             table["bias"] = nn.Parameter(bias.to(own), requires_grad=False)
         yield
     finally:

@@ -177,8 +177,9 @@ class InSequence:
         def affine(route: Route, value: Tensor) -> bool:
             """Whether nothing but an affine map of each channel lies on the way (no activation in place)."""
             scale, constant = self._affine(route, value)
-            expected = (outputs[route.layer] + bias_of(get_operator(self.net, route.layer))) * scale + constant
-            return torch.allclose(rows_at(value, positions[route.layer]), expected, rtol=1e-3, atol=1e-4)
+            expected = (outputs[route.layer] + bias_of(route.operator)) * scale + constant
+            found = rows_at(route.operator, value, positions[route.layer])
+            return torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
 
         def added(route: Route, own: Tensor, _: Tensor) -> Tensor | None:
             if route.layer in repeated or not affine(route, own):
@@ -408,11 +409,11 @@ class _Run:
             rows[name].outputs.append(outputs_at(layer, y, at))
 
         def added(name: str, _: Tensor, other: Tensor, affine: Affine, at: Tensor) -> None:
-            rows[name].stream.append(rows_at(other, at))
+            rows[name].stream.append(rows_at(get_operator(self.engine.net, name), other, at))
             rows[name].affine = affine
 
         def rectified(name: str, x: Tensor, affine: Affine | None, at: Tensor) -> None:
-            rows[name].active.append(rows_at(x, at) > 0)
+            rows[name].active.append(rows_at(get_operator(self.engine.net, name), x, at) > 0)
             if affine is not None:
                 rows[name].affine = affine
 
@@ -439,7 +440,7 @@ class _Run:
                 samples.append(numbers.to(args[0].device).repeat_interleave(positions.shape[1]))
 
         def added(route: Route, own: Tensor, other: Tensor) -> Tensor | None:
-            streams.append(rows_at(other, positions))
+            streams.append(rows_at(layer, other, positions))
             constants[:] = [self.engine._affine(route, own)[1]]
             raise Reached
 

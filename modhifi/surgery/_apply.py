@@ -9,14 +9,12 @@ of consumer L; ``L.shift`` (O,) a constant added to the output of layer L; any o
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from ..components import Structure, structure_of
 from ..errors import UserError
-from ..layers import get_operator
+from ..layers import copied, flat_weight, get_operator, shaped_weight, width_of
 from ..models import Model, fingerprint
 from ..plan import Plan
 from ..specs import Step
@@ -50,7 +48,7 @@ def apply(plan: Plan, model: Model, *, masked: bool = False) -> Model:
         )
     structure = structure_of(model)
     _check(plan, structure)
-    net = copy.deepcopy(model.module)
+    net = copied(model.module)
     added = _mask(net, plan, structure)
     keep = (
         {}
@@ -112,11 +110,11 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
     keep = {name: group.keep for name, group in plan.groups.items()}
     for name, read in structure.readers.items():
         layer = get_operator(net, name)
-        flat = layer.weight.flatten(1)
+        flat = flat_weight(layer)
         kept = remaining_columns(structure, name, flat, keep)
         new = torch.zeros_like(flat)
         new[:, kept] = _tensor(plan, f"{name}.weight", flat[:, kept])
-        layer.weight.copy_(new.reshape(layer.weight.shape))
+        layer.weight.copy_(shaped_weight(layer, new))
         touched.add(f"{name}.weight")
         if f"{name}.shift" in plan.tensors:
             touched.add(f"{name}.shift")
@@ -143,7 +141,7 @@ def _mask(net: nn.Module, plan: Plan, structure: Structure) -> list[str]:
                 raise UserError(
                     f"the plan sets {key}, but {name} is not a convolution or linear layer of this network; make it again"
                 ) from error
-            shift = _shift(plan, key, len(layer.weight))
+            shift = _shift(plan, key, width_of(layer))
             if layer.bias is None:
                 add_bias(layer)
                 added.append(name)

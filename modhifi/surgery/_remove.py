@@ -1,18 +1,18 @@
-"""Physical removal of components, layer by layer, with torch-pruning's functions."""
+"""Physical removal of components, layer by layer."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..components import Cut, Structure, enumerate_components, set_right
 from ..errors import UserError
-from ..layers import get_operator
+from ..layers import LAYERS, TRANSPOSED, Operator, fold, get_operator, width_of
 from ..specs import Step
 
 __all__ = ["add_bias", "remaining_columns", "remove", "restructure"]
@@ -24,6 +24,7 @@ def restructure(module: nn.Module, example: Tensor, step: Step) -> None:
 
     Raises `UserError` if the step does not fit the network.
     """
+    fold(module)
     structure = enumerate_components(module, example)
     sizes = {group.name: group.size for group in structure.groups}
     for name, keep in step.keep.items():
@@ -38,9 +39,9 @@ def restructure(module: nn.Module, example: Tensor, step: Step) -> None:
     remove(module, structure, step.keep)
 
 
-def add_bias(layer: nn.Conv2d | nn.Linear) -> None:
+def add_bias(layer: Operator) -> None:
     """Adds a bias of zeros."""
-    layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]), requires_grad=False)
+    layer.bias = nn.Parameter(layer.weight.new_zeros(width_of(layer)), requires_grad=False)
 
 
 def remove(module: nn.Module, structure: Structure, keep: Mapping[str, Sequence[int]]) -> None:
@@ -81,34 +82,69 @@ def _gone(size: int, stays: Iterable[int]) -> np.ndarray:
 
 
 def _cut_outputs(module: nn.Module, name: str, gone: list[int]) -> Cut:
-    import torch_pruning as tp
-
     parent, _, last = name.rpartition(".")
-    target = getattr(module.get_submodule(parent), last)
-    if isinstance(target, nn.Parameter):
+    owner = module.get_submodule(parent)
+    target: Any = getattr(owner, last)
+    if isinstance(target, Tensor):
         axis = max(axis for axis, size in enumerate(target.shape) if size > 1)
-        keep = sorted(set(range(target.shape[axis])) - set(gone))
-        value = target.detach().index_select(axis, torch.tensor(keep, device=target.device))
-        setattr(module.get_submodule(parent), last, nn.Parameter(value, requires_grad=target.requires_grad))
+        keep = _others(target.shape[axis], gone)
+        _narrow(owner, last, axis, keep)
         return Cut(len(keep) + len(gone), keep)
-    total = int(target.num_features if isinstance(target, _BatchNorm) else target.weight.shape[0])
-    if isinstance(target, _BatchNorm):
-        tp.prune_batchnorm_out_channels(target, gone)
-    elif isinstance(target, nn.PReLU):
-        tp.prune_prelu_out_channels(target, gone)
-    elif isinstance(target, nn.Linear):
-        tp.prune_linear_out_channels(target, gone)
-    else:
-        each_in, each_out = target.in_channels // target.groups, target.out_channels // target.groups
-        tp.prune_conv_out_channels(target, gone)
+    layer = isinstance(target, LAYERS)
+    total = width_of(target) if layer else int(next(getattr(target, key) for key in _SIZES if hasattr(target, key)))
+    keep = _others(total, gone)
+    if isinstance(target, nn.Linear):
+        target.out_features = len(keep)
+    elif layer:
+        each_in, each_out = target.in_channels // target.groups, total // target.groups
+        target.out_channels = len(keep)
         if target.groups > 1:  # whole convolution groups were removed
-            target.groups = target.out_channels // each_out
+            target.groups = len(keep) // each_out
             target.in_channels = target.groups * each_in
-    return Cut(total, sorted(set(range(total)) - set(gone)))
+            if isinstance(target, TRANSPOSED):
+                firsts = torch.tensor(keep)[::each_out] // each_out
+                inputs = (firsts[:, None] * each_in + torch.arange(each_in)).reshape(-1)
+                _narrow(target, "weight", 0, inputs.tolist())
+                _narrow(target, "bias", 0, keep)
+                return Cut(total, keep)
+    else:
+        if isinstance(target, nn.GroupNorm):  # whole groups were removed
+            target.num_groups = len(keep) * target.num_groups // total
+        for key in _SIZES:
+            if hasattr(target, key):
+                setattr(target, key, len(keep))
+    transposed = isinstance(target, TRANSPOSED)
+    for key in ("weight", "bias", "running_mean", "running_var"):
+        if isinstance(getattr(target, key, None), Tensor):
+            _narrow(target, key, 1 if transposed and key == "weight" else 0, keep)
+    return Cut(total, keep)
+
+
+# Where layers that treat each channel separately keep the number of their channels.
+_SIZES = ("num_features", "num_channels", "num_parameters")
 
 
 def _cut_inputs(module: nn.Module, name: str, gone: list[int]) -> None:
-    import torch_pruning as tp
-
     layer = get_operator(module, name)
-    (tp.prune_linear_in_channels if isinstance(layer, nn.Linear) else tp.prune_conv_in_channels)(layer, gone)
+    total = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    keep = _others(total, gone)
+    if isinstance(layer, nn.Linear):
+        layer.in_features = len(keep)
+    else:
+        layer.in_channels = len(keep)
+    _narrow(layer, "weight", 0 if isinstance(layer, TRANSPOSED) else 1, keep)
+
+
+def _others(total: int, gone: list[int]) -> list[int]:
+    return sorted(set(range(total)) - set(gone))
+
+
+def _narrow(owner: nn.Module, key: str, axis: int, keep: list[int]) -> None:
+    """Keeps the entries ``keep`` of an axis of a parameter or buffer; one that is None stays so."""
+    value = getattr(owner, key)
+    if value is None:
+        return
+    kept = value.detach().index_select(axis, torch.tensor(keep, device=value.device))
+    if isinstance(value, nn.Parameter):
+        kept = nn.Parameter(kept, requires_grad=value.requires_grad)
+    setattr(owner, key, kept)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..evaluation import classifier_of, hiding_logit
 from ..fidelity import TAIL, fit_rows
-from ..layers import Edit, Operator, bias_of, flat_weight, rows_at
+from ..layers import Edit, Operator, bias_of, flat_weight, get_operator, rows_at
 from ..plan import CurvePoint
 from ..statistics import Affine, InSequence, Site, able
 from ._algebra import erasure, retained_rows
@@ -157,9 +157,10 @@ class _Run:
         batch: dict[str, _Sum] = {}
 
         def note(name: str, total: Tensor, affine: Affine, stream: bool, at: Tensor) -> None:
-            every = total.flatten(2).transpose(1, 2) if total.ndim == 4 else total
+            layer = get_operator(engine.net, name)
+            every = total if isinstance(layer, nn.Linear) else total.flatten(2).transpose(1, 2)
             every = every.reshape(len(at), -1, every.shape[-1])
-            batch[name] = _Sum(*affine, stream, rows_at(total, at).clone(), every.mean(1))
+            batch[name] = _Sum(*affine, stream, rows_at(layer, total, at).clone(), every.mean(1))
             if not logits:  # the first batch; what follows may write into the tensor
                 whole.clear()
                 whole[name] = every.clone()
