@@ -16,7 +16,7 @@ from ..progress import Progress
 from ..pruning import pruning_methods
 from ..study import Study
 from ..text import number, percent
-from ._common import budget_arguments, data_arguments, moved_weights, named_data, names, numbers, positive
+from ._common import budget_arguments, data_arguments, moved_weights, named_data, names, numbers, positive, samples_of
 from ._table import Answer, table
 
 HELP = "Compare pruning methods at the same budget."
@@ -81,6 +81,7 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
     dense = found.dense
     language = dense.perplexity is not None
     labelled = dense.accuracy is not None and not language
+    of_numbers = all(row["agreement"] is None for row in rows)  # they are no classes
     value = {
         "model": study.model.spec,
         "samples": dense.samples,
@@ -107,6 +108,8 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
         """Sorts by budget, then by the best quality known."""
         if language:
             return -row["remain"], row["perplexity"]
+        if not labelled and of_numbers:
+            return -row["remain"], row["relative_error"] or 0.0
         return -row["remain"], -row["accuracy" if labelled else "agreement"]
 
     ranked = sorted(rows, key=place)
@@ -114,7 +117,7 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
         [
             row["title"],
             *quality(row),
-            percent(row["agreement"]),
+            number(row["relative_error"], 4) if of_numbers else percent(row["agreement"]),
             f"{row['flops'] / dense.flops:.1%}",
             f"{row['params'] / dense.params:.1%}",
             f"{row['latency_ms']:.2f}",
@@ -124,9 +127,11 @@ def run(asked: argparse.Namespace, progress: Progress) -> Answer:
     ]
     original = quality({"accuracy": dense.accuracy, "perplexity": dense.perplexity})
     before = ["original", *original, "", "100%", "100%", f"{dense.latency_ms:.2f}", ""]
-    counted = f"{dense.samples} windows" if language else f"{dense.samples} images"
+    counted = f"{dense.samples} windows" if language else f"{dense.samples} {samples_of(study.model)}"
     judged = "perplexity (lower is better)" if language else "accuracy (higher is better)"
     same = "same answer as the original (higher is better)"
+    if of_numbers:
+        same = "relative error of the answer (lower is better)"
     head = [
         counted,
         *([judged, ""] if language or labelled else []),

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from ..data import Data, prepare
 from ..errors import UserError
 from ..evaluation import Evaluation, evaluate, latencies, logits_of, measure_latency
@@ -185,12 +187,17 @@ def compare(
     remains = [float(value)] if isinstance(value, (int, float)) else [float(each) for each in value]
     net = model or reload(study.model)
     available = pruning_methods(language=net.tokens is not None)
-    usual = [m for m in available.values() if not m.needs_labels and budget in m.budgets]
+    able = any(isinstance(one, _BatchNorm) for one in net.module.modules())
+    usual = [
+        m
+        for m in available.values()
+        if not m.needs_labels and budget in m.budgets and (able or not m.spec.recalibrate_bn)
+    ]
     chosen = usual if methods is None else named(methods)
     data = data if net.tokens is not None else prepare(data, net, progress)
     dense = evaluate(net, data, latency=False, progress=progress)
-    # The original network's answers to images are computed once; those to text would not fit into memory.
-    known = None if net.tokens is not None else logits_of(net, data, progress=progress)
+    # The original network's answers to images are computed once; those to text, or maps, would not fit into memory.
+    known = None if not net.classes else logits_of(net, data, progress=progress)
     rows: list[Compared] = []
     modules = [net.module]
     total = len(remains) * len(chosen)
