@@ -26,6 +26,11 @@ __all__ = ["ARRAY_SUFFIXES", "arrays", "in_memory", "is_memory", "recalled", "ro
 ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 # A compressed file of moderate size may unpack to any size.
 _LARGEST = 64 << 30
+_ROWS = 10_000_000
+_DTYPES = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
 _TARGETS = ("labels", "label", "targets", "target", "y")
 _MEMORY = "memory:"
 # What was given from memory, by its digest: later steps of the same program ask for it again.
@@ -93,6 +98,11 @@ def tensors(found: Mapping[str, Tensor], spec: str, source: str, split: str) -> 
         shapes = {name or "the array": tuple(value.shape) for name, value in found.items()}
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise UserError(f"{spec} has arrays of different or no length ({listed}); give each one row per sample")
+    odd = next((f"{name} ({value.dtype})" for name, value in found.items() if value.dtype not in _DTYPES), None)
+    if odd is not None:
+        raise UserError(f"{spec} has {odd}, no ordinary real numbers; save them as such")
+    if count > _ROWS or not all(value.numel() for value in found.values()):
+        raise UserError(f"{spec} has {count:,} samples, or rows without numbers; give up to {_ROWS:,} with numbers")
     if labels is not None and (labels.is_floating_point() or labels.dtype == torch.bool):
         labels = None  # targets of a regression, which nothing here uses
     classes = None

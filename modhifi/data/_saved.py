@@ -43,7 +43,8 @@ def saved(folder: Path, split: str) -> Data:
     if (folder / _SPLITS).is_file():
         content = read_json(folder / _SPLITS, "the list of a data set's splits")
         held = content.get("splits") if isinstance(content, dict) else None
-        parts = tuple(name for name in held or () if isinstance(name, str) and _is_plain(name))
+        listed = held if isinstance(held, list) else []
+        parts = tuple(name for name in listed if isinstance(name, str) and _is_plain(name))
         found = next((name for name in SPLITS.get(split, (split,)) if name in parts), None)
         if found is None:
             raise UserError(f"{folder} has no split {split!r}; it has {', '.join(parts) or 'none'}")

@@ -54,6 +54,13 @@ def test_several_arrays_in_a_file(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(given.unpack(next(some.batches(given))[0])[0], torch.from_numpy(A[list(some.order)]))
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.uint16])
+def test_numbers_that_no_network_takes(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({"a": torch.zeros(5, 2, dtype=dtype)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="no ordinary real numbers"):
+        modhifi.load_data(str(tmp_path / "x.safetensors"))
+
+
 def test_one_array_for_images(tmp_path: Path) -> None:
     images = RNG.normal(size=(4, 3, 6, 5)).astype(np.float64)
     data = modhifi.load_data(str(save(tmp_path / "x.npy", a=images)))
@@ -97,6 +104,9 @@ def test_pickles_do_not_run(tmp_path: Path, suffix: str) -> None:
         ({"a": A, "labels": B[:, 0] + 10**6}, "the limit is 100,000 classes"),
         ({"a": A.astype(complex)}, "complex128"),
         ({"a": np.array(["x"] * 5)}, "save ordinary real numbers"),
+        ({"a": np.zeros((5, 0))}, "rows without numbers"),
+        ({"a": np.zeros((10**9, 0))}, "1,000,000,000 samples, or rows without numbers"),
+        ({"a": A, "labels": np.zeros((5, 0), np.int64)}, "rows without numbers"),
     ],
 )
 def test_arrays_that_cannot_be_used(tmp_path: Path, content: dict[str, np.ndarray], message: str) -> None:

@@ -301,6 +301,9 @@ MUTATIONS: dict[str, Callable[[bytes, random.Random], Mutated]] = {
     ".txt": text_file,
     ".png": flip,
     ".parquet": flip,
+    ".arrow": flip,
+    ".npy": flip,
+    ".npz": lambda content, rng: flip(content, rng) if rng.random() < 0.5 else zip_file(content, rng),
 }
 
 

@@ -148,6 +148,10 @@ def targets(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "checkpoint": Target(read(made / "weights"), _weigh, 60),
         "folder": Target(_pictures(), lambda at: _look(str(at)), 40),
         "parquet": Target(_parquet(), lambda at: _look(str(at / "data.parquet")), 60),
+        "npz": Target(_saved(made, "npz"), _feed, 60),
+        "npy": Target(_saved(made, "npy"), _feed, 40),
+        "arrays": Target(_saved(made, "safetensors"), _feed, 40),
+        "arrow": Target(_arrow(), lambda at: _look(str(at)), 60),
         "classes": Target(
             {"names.txt": b"ant\nbee\ncat\n"},
             lambda at: modhifi.load_model(_SPEC, classes=at / "names.txt", device="cpu"),
@@ -216,6 +220,31 @@ def _parquet() -> Files:
     return {"data.parquet": buffer.getvalue()}
 
 
+def _saved(made: Path, suffix: str) -> Files:
+    folder = made / suffix
+    folder.mkdir()
+    x, labels = np.linspace(-1, 1, 8 * 3 * 6 * 6).reshape(8, 3, 6, 6).astype(np.float32), np.arange(8) % 3
+    if suffix == "npz":
+        np.savez(folder / "a.npz", x=x, labels=labels)
+        np.savez_compressed(folder / "b.npz", x=x, labels=labels)
+    elif suffix == "npy":
+        np.save(folder / "a.npy", x)
+    else:
+        safetensors.torch.save_file({"x": torch.from_numpy(x), "y": torch.from_numpy(labels)}, folder / "a.safetensors")
+    return read(folder)
+
+
+def _arrow() -> Files:
+    (content,) = _parquet().values()
+    table = pq.read_table(io.BytesIO(content))
+    buffer = io.BytesIO()
+    with pa.ipc.new_stream(buffer, table.schema) as stream:
+        stream.write_table(table)
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": "train"}
+    parts = {"state.json": json.dumps(state).encode(), "data-00000-of-00001.arrow": buffer.getvalue()}
+    return {f"train/{name}": part for name, part in parts.items()} | {"dataset_dict.json": b'{"splits": ["train"]}'}
+
+
 # What is done with a mutant -----------------------------------------------------------------------------------------
 
 
@@ -271,9 +300,14 @@ def _look(spec: str) -> None:
     given = InputSpec(size=(6, 6), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     for images, labels in data.batches(given, 4):
         assert images.isfinite().all()
-        if labels is not None:
+        if labels is not None and labels.ndim == 1:  # of arrays they may be one for each place
             assert data.classes is not None
             assert 0 <= int(labels.min()) <= int(labels.max()) < len(data.classes)
+
+
+def _feed(at: Path) -> None:
+    for path in sorted(at.iterdir()):
+        _look(str(path))
 
 
 def _upload(at: Path) -> None:
@@ -329,7 +363,7 @@ def attempt(name: str, target: Target, seed: int, folder: Path) -> None:
 KNOWN = {"study": (1070, 1080, 1202), "run": (1074,), "parquet": (1730,)}
 NAMES = (
     *("plan", "plan-zip", "study", "export", "latency", "run", "checkpoint", "folder", "parquet", "classes", "text"),
-    *("upload", "upload-parquet", "hf"),
+    *("npz", "npy", "arrays", "arrow", "upload", "upload-parquet", "hf"),
 )
 
 
