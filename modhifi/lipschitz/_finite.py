@@ -135,9 +135,11 @@ def _run(
     moved: dict[str, list[Tensor]] = {name: [] for name in shapes}
     flips: dict[str, list[Tensor]] = {name: [] for name in shapes}
 
-    def see(name: str, difference: Tensor) -> None:
-        # A layer may see a sample in several rows of its batch.
-        local[name].append(difference.reshape(samples, -1).square().sum(1).cpu())
+    here: list[Tensor] = []
+
+    def see(_: str, difference: Tensor) -> None:
+        # A layer may see a sample in several rows of its batch, and run several times.
+        here.append(difference.reshape(samples, -1).square().sum(1).cpu())
 
     with torch.no_grad():
         batches = list(batched(module, images, batch_size, at_least))
@@ -150,6 +152,9 @@ def _run(
                 done += 1
                 with replay.at(name), changed(module, {name: shape(samples)}, see):
                     difference = (module(batch) - replay.output).flatten(1)
+                if here:
+                    local[name].append(torch.stack(here).sum(0))
+                    here.clear()
                 reached[name].append(difference.cpu().double().square().sum(1))
                 if replay.output.ndim == 2 and replay.output.shape[1] > 1:
                     flips[name].append(flipping(replay.output, difference).cpu())

@@ -111,7 +111,7 @@ def _norms(
             if replay is not None and left > 1:
                 for number in range(1, 1 + max(1, block // len(layers))):
                     towards = torch.einsum("sbd,bs->bd", rows, vectors[:, :, -number].to(rows))
-                    arrived.append(_forward(module, replay, name, towards, probes[name].shape))
+                    arrived.append(_forward(module, replay, name, towards, [one.shape for one in probes[name]]))
         if arrived:
             directions = _basis(torch.stack(arrived, 2), output, block, seed + left)
     return best
@@ -130,16 +130,17 @@ def _basis(given: Tensor | None, output: Tensor, block: int, seed: int) -> Tenso
 
 
 @contextlib.contextmanager
-def _probed(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Inside the context, a zero tensor that requires a gradient is added to the output of each layer."""
-    probes: dict[str, Tensor] = {}
+def _probed(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Inside the context, a zero tensor that requires a gradient is added to the output of each layer, in each of its calls."""
+    probes: dict[str, list[Tensor]] = {}
     hooks = []
     try:
         for name in layers:
 
             def hook(_: nn.Module, __: object, output: Tensor, *, name: str = name) -> Tensor:
-                probes[name] = torch.zeros_like(output, requires_grad=True)
-                return output + probes[name]
+                probe = torch.zeros_like(output, requires_grad=True)
+                probes.setdefault(name, []).append(probe)
+                return output + probe
 
             hooks.append(get_operator(module, name).register_forward_hook(hook))
         yield probes
@@ -148,30 +149,33 @@ def _probed(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
             handle.remove()
 
 
-def _backward(output: Tensor, probes: Mapping[str, Tensor], directions: Tensor, keep: bool) -> dict[str, Tensor]:
+def _backward(output: Tensor, probes: Mapping[str, list[Tensor]], directions: Tensor, keep: bool) -> dict[str, Tensor]:
     """``J_lᵀu`` for each column ``u`` of ``directions`` (B, K, s): (s, B, d) for each layer."""
     found: dict[str, list[Tensor]] = {name: [] for name in probes}
     count = directions.shape[2]
     for column in range(count):
         grads = torch.autograd.grad(
             output,
-            list(probes.values()),
+            [probe for calls in probes.values() for probe in calls],
             directions[:, :, column],
             retain_graph=keep or column + 1 < count,
             allow_unused=True,
             materialize_grads=True,
         )
-        for name, grad in zip(probes, grads, strict=True):
+        given = iter(grads)
+        for name, calls in probes.items():
             # A layer may see a sample in several rows of its batch.
-            found[name].append(grad.reshape(len(output), -1))
+            found[name].append(torch.cat([next(given).reshape(len(output), -1) for _ in calls], 1))
     return {name: torch.stack(rows) for name, rows in found.items()}
 
 
-def _forward(module: nn.Module, replay: Replay, name: str, towards: Tensor, shape: torch.Size) -> Tensor:
-    """``J_l v`` (B, K) for the directions ``towards`` (B, d) at the layer's output."""
+def _forward(module: nn.Module, replay: Replay, name: str, towards: Tensor, shapes: list[torch.Size]) -> Tensor:
+    """``J_l v`` (B, K) for the directions ``towards`` (B, d) at the layer's outputs, which have these ``shapes``."""
+    parts = iter(towards.split([shape.numel() // len(towards) for shape in shapes], 1))
+    expected = iter(shapes)
 
     def hook(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        dual: Tensor = forward_ad.make_dual(output, towards.reshape(shape))
+        dual: Tensor = forward_ad.make_dual(output, next(parts).reshape(next(expected)))
         return dual
 
     handle = get_operator(module, name).register_forward_hook(hook)

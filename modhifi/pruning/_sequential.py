@@ -9,7 +9,6 @@ threshold, and the layer is fitted again, a few times with the same factorisatio
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fidelity import SPREAD, TAIL, Limit, fit_rows
-from ..layers import Edit, bias_of, edited, flat_weight
+from ..layers import Edit, bias_of, copied, edited, flat_weight
 from ..progress import Progress, silent
 from ..statistics import FOLDS, InSequence, Site, able
 from ..study import Study
@@ -91,7 +90,7 @@ def sequential(
         spread = _chosen_spread(trial, module, batches, samples, fits)
     fits.spread = spread
     readers = study.structure.readers
-    engine = InSequence(copy.deepcopy(module), readers, batches, samples, drift=drift, rectified=rectified)
+    engine = InSequence(copied(module), readers, batches, samples, drift=drift, rectified=rectified)
     cut = {group.name for group in study.groups if len(keep[group.name]) < group.size}
     reads = [any(group.name in cut for group, _ in readers[name]) for name in engine.order]
     # Layers before the first pruned one see the original inputs and need no change.
@@ -175,7 +174,7 @@ def _fold(batches: Batches, samples: int, number: int) -> Batches:
 @torch.inference_mode()
 def _output_error(module: nn.Module, edits: Mapping[str, Edit], batches: Batches) -> float:
     """``Σ‖f(x) − f̂(x)‖²`` over all samples if the layers compute with their ``edits``."""
-    net, device = copy.deepcopy(module), next(module.parameters()).device
+    net, device = copied(module), next(module.parameters()).device
     total = 0.0
     for batch in batches():
         x = batch.to(device)

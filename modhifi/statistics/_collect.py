@@ -128,17 +128,17 @@ def collect(
     everything = {f"{name}/{key}": value for name, one in sums.items() for key, value in one.sums.items()}
     everything["class_counts"] = counts
     kept = partial.load() if partial is not None else None
-    if kept is not None and kept[1].keys() == everything.keys() | {"positions"}:
+    if kept is not None and kept[1].keys() == everything.keys() | {"all_positions"}:
         done = kept[0]
         for key, value in everything.items():
             value.copy_(kept[1][key])
-        for one, (positions, size) in zip(sums.values(), kept[1]["positions"].tolist(), strict=True):
-            one.positions, one.size = positions, size
+        for one, positions in zip(sums.values(), kept[1]["all_positions"].tolist(), strict=True):
+            one.positions = positions
 
     def keep() -> None:
         if partial is not None and done:
-            positions = torch.tensor([[one.positions, one.size] for one in sums.values()], dtype=torch.int64)
-            partial.save(done, everything | {"positions": positions})
+            positions = torch.tensor([one.positions for one in sums.values()], dtype=torch.int64)
+            partial.save(done, everything | {"all_positions": positions})
 
     current = torch.zeros(0, dtype=torch.int64)
     last = time.monotonic()

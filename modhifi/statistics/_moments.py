@@ -124,7 +124,6 @@ class LayerSums:
         self.groups = {group: columns.to(device) for group, columns in groups.items()}
         inputs = self.weight.shape[1]
         self.positions = 0
-        self.size = 0
         self.wide = inputs > limit
         # MPS has no float64.
         exact = torch.float32 if device.type == "mps" else torch.float64
@@ -145,26 +144,35 @@ class LayerSums:
                     key = f"class_{what}/{group}"
                     self.sums[key] = torch.zeros(classes, len(columns), dtype=torch.float32, device=device)
         self.waiting: dict[str, Tensor] = {}
+        self._batch: Tensor | None = None
+        self._calls: list[int] = []
+        """The positions of each call of the layer in this batch."""
 
     def take(self, layer: Operator, x: Tensor, y: Tensor, samples: Tensor) -> None:
-        """Adds a batch: the layer's input and output, and the indices (B,) of its samples."""
-        if not self.size:
-            self.positions = position_count(layer, x, len(samples))
-            drawn = draw_size(self.positions, self.weight.shape[1], self.weight.shape[0], self.samples)
-            self.size = self.positions if self.every else drawn
+        """Adds a call of the layer: its input and output, and the indices (B,) of the samples; the same tensor in all calls of
+        one batch.
+        """
+        if samples is not self._batch:
+            self._batch, self._calls = samples, []
+        positions = position_count(layer, x, len(samples))
+        call = len(self._calls)
+        self._calls.append(positions)
+        self.positions = max(self.positions, sum(self._calls))
+        first = self._calls[0]
+        drawn = draw_size(first, self.weight.shape[1], self.weight.shape[0], self.samples)
+        # The same share of each call, so that the average over rows is that over positions.
+        size = positions if self.every or drawn == first else max(1, round(positions * drawn / first))
         at = None
-        if self.size < self.positions:
-            at = draw(self.positions, self.size, self.name, samples, self.seed).to(x.device)
+        key = f"{self.name}#{call}" if call else self.name
+        if size < positions:
+            at = draw(positions, size, key, samples, self.seed).to(x.device)
         rows = patches(layer, x, at).float()
         for fold in range(FOLDS):
             mine = samples % FOLDS == fold
             if not bool(mine.any()):
                 continue
-            part = (
-                rows
-                if bool(mine.all())
-                else rows.reshape(len(samples), self.size, -1)[mine.to(rows.device)].flatten(0, 1)
-            )
+            whole = bool(mine.all())
+            part = rows if whole else rows.reshape(len(samples), size, -1)[mine.to(rows.device)].flatten(0, 1)
             if self.wide:
                 self._add_contributions(self.sums["second"][fold], part)
             else:
@@ -172,15 +180,13 @@ class LayerSums:
             self.sums["mean"][fold] += part.sum(0)
             self.sums["count"][fold] += part.shape[0]
         if self.classes:
-            used = min(self.size, max(1, self.positions // _CLASS_POSITIONS))
+            used = min(size, max(1, positions // _CLASS_POSITIONS))
             # Drawn positions come in random order, so the first of them will do; if all are used, some are drawn here.
             where = torch.arange(used).expand(len(samples), -1)
-            if at is None and used < self.size:
-                where = draw(self.positions, used, f"{self.name}/class", samples, self.seed)
+            if at is None and used < size:
+                where = draw(positions, used, f"{key}/class", samples, self.seed)
             where = where.to(x.device)
-            chosen = rows.reshape(len(samples), self.size, -1)[
-                torch.arange(len(samples), device=x.device)[:, None], where
-            ]
+            chosen = rows.reshape(len(samples), size, -1)[torch.arange(len(samples), device=x.device)[:, None], where]
             self._note(chosen, outputs_at(layer, y, where if at is None else at[:, :used]))
 
     def _add_contributions(self, total: Tensor, rows: Tensor) -> None:
@@ -195,7 +201,7 @@ class LayerSums:
         batch, used = rows.shape[:2]
         x, y = rows.reshape(batch * used, -1), outputs.float()
         product = x * (y @ self.weight)  # Σ over a component's columns: <A_i, Y>
-        self.waiting["class_energy"] = y.square().sum(1).reshape(batch, used).sum(1)
+        self._wait("class_energy", y.square().sum(1).reshape(batch, used).sum(1))
         for group, columns in self.groups.items():
             components, block = columns.shape
             flat = columns.reshape(-1)
@@ -206,8 +212,12 @@ class LayerSums:
                 parts = self.weight[:, flat].reshape(-1, components, block).transpose(0, 1)  # (C, O, k)
                 slices = x[:, flat].reshape(-1, components, block)
                 own = (torch.einsum("rck,ckl->rcl", slices, parts.transpose(1, 2) @ parts) * slices).sum(2)
-            self.waiting[f"class_inner/{group}"] = inner
-            self.waiting[f"class_own/{group}"] = own.reshape(batch, used, components).sum(1)
+            self._wait(f"class_inner/{group}", inner)
+            self._wait(f"class_own/{group}", own.reshape(batch, used, components).sum(1))
+
+    def _wait(self, key: str, values: Tensor) -> None:
+        """Adds the ``values`` of one call, (B, …)."""
+        self.waiting[key] = self.waiting[key] + values if key in self.waiting else values
 
     def classify(self, labels: Tensor) -> None:
         """Assigns the samples of the last batch to the classes ``labels`` (B,)."""

@@ -21,7 +21,6 @@ share), that costs at most `_LOSS` of retain accuracy.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..evaluation import classifier_of, hiding_logit
 from ..fidelity import TAIL, fit_rows
-from ..layers import Edit, Operator, bias_of, flat_weight, get_operator, rows_at
+from ..layers import Edit, Operator, bias_of, copied, flat_weight, get_operator, rows_at
 from ..plan import CurvePoint
 from ..statistics import Affine, InSequence, Site, able
 from ._algebra import erasure, retained_rows
@@ -142,7 +141,7 @@ class _Run:
         if not layers:
             raise UserError("no layer of this network reads what a block computed; use the method subspace or mask")
         with torch.inference_mode():
-            self.engine = InSequence(copy.deepcopy(module), layers, lambda: task.images.split(_BATCH), len(task.images))
+            self.engine = InSequence(copied(module), layers, lambda: task.images.split(_BATCH), len(task.images))
             self._observe()
 
     def _observe(self) -> None:

@@ -1,6 +1,8 @@
 """Streaming moments against unfold in float64, and the operators they rest on."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from modhifi.layers import (
     outputs_at,
     patches,
     position_count,
+    shaped_weight,
 )
 from modhifi.statistics import Moments, Partial, _moments, _positions, collect, collect_singletons, partition
 
@@ -57,6 +60,82 @@ def test_patches_times_weight_is_the_convolution(options: dict) -> None:
     at = torch.tensor([[count - 1, 0, count // 2]])
     torch.testing.assert_close(patches(layer, x, at), rows[at[0]])
     torch.testing.assert_close(outputs_at(layer, layer(x), at), rows[at[0]] @ flat_weight(layer).T)
+
+
+OTHERS = [
+    (nn.Conv1d(4, 5, 3, stride=2, padding=1), (11,)),
+    (nn.Conv1d(4, 5, 1, stride=3), (11,)),
+    (nn.Conv3d(4, 5, (3, 1, 2), stride=(1, 2, 1), padding=1), (4, 5, 6)),
+    (nn.ConvTranspose1d(4, 5, 4, stride=2, padding=1), (7,)),
+    (nn.ConvTranspose2d(4, 5, (4, 3), stride=(2, 3), padding=1, output_padding=(0, 1)), (4, 5)),
+    (nn.ConvTranspose2d(4, 5, 3, stride=1, dilation=2), (4, 5)),
+    (nn.ConvTranspose2d(4, 5, 2, stride=3), (4, 5)),
+    (nn.ConvTranspose2d(4, 5, 1, stride=1, padding=1), (4, 5)),
+    (nn.ConvTranspose3d(4, 5, 2, stride=2), (2, 3, 2)),
+]
+
+
+@pytest.mark.parametrize(("layer", "size"), OTHERS, ids=str)
+def test_patches_of_other_convolutions(layer: Any, size: tuple[int, ...]) -> None:
+    layer = copy.deepcopy(layer).double()
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    expected = layer(x)
+    rows = patches(layer, x)
+    assert position_count(layer, x, 2) == expected[0, 0].numel()
+    found = (rows @ flat_weight(layer).T + layer.bias).reshape(2, -1, 5).transpose(1, 2).reshape(expected.shape)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(operate(layer, x, flat_weight(layer), layer.bias), expected)
+    assert torch.equal(shaped_weight(layer, flat_weight(layer)), layer.weight)
+    # The channels of the input are blocks of columns of the flat weight.
+    one = x.clone()
+    one[:, [0, 2, 3]] = 0
+    block = rows.shape[1] // 4
+    columns = slice(block, 2 * block)
+    torch.testing.assert_close(patches(layer, one)[:, columns] @ flat_weight(layer)[:, columns].T, patches(layer, one)
+                               @ flat_weight(layer).T)  # fmt: skip
+    at = torch.tensor([[3, 0], [1, 2]])
+    chosen = rows.reshape(2, -1, rows.shape[1])[torch.arange(2)[:, None], at].reshape(4, -1)
+    torch.testing.assert_close(patches(layer, x, at), chosen)
+    torch.testing.assert_close(outputs_at(layer, expected, at), chosen @ flat_weight(layer).T)
+
+
+class _Scales(nn.Module):
+    """One layer on maps of three sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = [x, F.avg_pool2d(x, 2), F.avg_pool2d(x, 4) + 1]
+        return torch.cat([self.head(one).flatten(2) for one in maps], 2).mean(2)
+
+
+@pytest.mark.parametrize("batch", [3, 8])
+def test_moments_of_a_layer_that_runs_several_times_are_those_of_all_its_calls(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_moments, "draw_size", lambda positions, *_: positions)
+    torch.manual_seed(0)
+    net, x = _Scales().eval(), torch.randn(8, 3, 8, 8)
+    groups = {"g": torch.arange(27).reshape(3, 9)}
+    found = collect(net, {"head": groups}, lambda start: x[start:].split(batch), 8, classes=4)
+    calls = [x, F.avg_pool2d(x, 2), F.avg_pool2d(x, 4) + 1]
+    rows = torch.cat([patches(net.head, one) for one in calls]).double()
+    moments = found.moments["head"]
+    assert moments.positions == 64 + 16 + 4
+    assert moments.count == len(rows)
+    torch.testing.assert_close(moments.second.double(), rows.T @ rows / len(rows), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(moments.mean, rows.mean(0), rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_share_of_every_call_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_moments, "draw_size", lambda positions, *_: positions // 2)
+    torch.manual_seed(0)
+    net, x = _Scales().eval(), torch.randn(8, 3, 8, 8)
+    found = collect(net, {"head": {"g": torch.arange(27).reshape(3, 9)}}, lambda start: x[start:].split(4), 8)
+    assert found.moments["head"].positions == 84
+    assert found.moments["head"].count == 8 * 42
 
 
 @pytest.mark.parametrize("size", [(7, 9), (8, 6), (5, 8)])
@@ -324,9 +403,9 @@ def test_no_hook_stays_behind(chain: Model) -> None:
         collect_singletons(net, {"b": torch.arange(54).reshape(6, 9)}, [images], len(images), progress=cancel)
     with pytest.raises(RuntimeError):
         run(net, ["b"], torch.randn(4, 2, 8, 8))
-    with pytest.raises(TypeError, match="not a Conv2d or Linear"):
+    with pytest.raises(TypeError, match="not a convolution or Linear"):
         run(net, ["b", "norm"], images)
-    with pytest.raises(TypeError, match="not a Conv2d or Linear"), observed(net, ["b", "norm"], lambda *_: None):
+    with pytest.raises(TypeError, match="not a convolution or Linear"), observed(net, ["b", "norm"], lambda *_: None):
         pass
     edit = Edit(torch.zeros(5, 54), torch.zeros(5))
     with pytest.raises(AttributeError), edited(net, {"b": edit, "nothing": edit}):
