@@ -58,7 +58,11 @@ class Operations(Labels, TorchDispatchMode):
                 return out
             rule = self._unknown
         out = func(*args, **kwargs)
-        rule(func, args, kwargs, out)
+        try:
+            rule(func, args, kwargs, out)
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError):
+            # An operation without an equivalent for labels: what it reads is left whole, and says so.
+            self._unknown(func, args, kwargs, out)
         return out
 
     def used(self, value: Any) -> None:
