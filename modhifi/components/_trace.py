@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..layers import LAYERS, TRANSPOSED, Operator, flat_weight, input_axis, operate, width_of
+from ..layers import LAYERS, TRANSPOSED, Operator, flat_weight, input_axis, operate, width_of, without_fast_path
 from ..models import is_packed
 
 if TYPE_CHECKING:
@@ -40,14 +40,9 @@ def flop_counter() -> Iterator[FlopCounterMode]:
     """Counts the operations run inside the context, two per multiply-accumulate; gradients are off."""
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one
 
-    # torch's fast path for multi-head attention is a single operation that the counter does not know.
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            yield counter
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    # The fast path is a single operation that the counter does not know.
+    with without_fast_path(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 def trace(module: nn.Module, example: Tensor) -> Trace:

@@ -2,6 +2,7 @@
 the route of a layer's output to the addition or activation that follows it. `widened` has a network compute in single precision.
 """
 
+from ._attention import without_fast_path
 from ._fold import copied, fold
 from ._operators import (
     LAYERS,
@@ -64,4 +65,5 @@ __all__ = [
     "widened",
     "widened_on_cpu",
     "width_of",
+    "without_fast_path",
 ]

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._attention import without_fast_path
+
 __all__ = [
     "LAYERS",
     "TRANSPOSED",
@@ -238,7 +240,8 @@ def observed(
                 see(name, layer, args[0].detach(), output.detach())  # type: ignore[arg-type]
 
             hooks.append(layer.register_forward_hook(hook))
-        yield
+        with without_fast_path():
+            yield
     finally:
         for handle in hooks:
             handle.remove()
@@ -277,7 +280,8 @@ def changed(
                 return output + difference
 
             hooks.append(get_operator(module, name).register_forward_hook(hook))
-        yield
+        with without_fast_path():
+            yield
     finally:
         for handle in hooks:
             handle.remove()

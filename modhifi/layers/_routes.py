@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from ._attention import without_fast_path
 from ._operators import Operator, get_operator
 
 __all__ = ["Route", "followed", "rows_at"]
@@ -155,7 +156,7 @@ def followed(
             if isinstance(module, _BatchNorm) or type(module).__name__.startswith("LayerScale"):
                 hooks.append(module.register_forward_pre_hook(passes))
                 hooks.append(module.register_forward_hook(passed))
-        with watching:
+        with watching, without_fast_path():
             yield
     finally:
         for hook in hooks:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._attention import without_fast_path
 from ._operators import Operator, shaped_weight
 
 __all__ = ["in_single", "reweighted", "substituted", "widened", "widened_on_cpu"]
@@ -25,7 +26,8 @@ def substituted(methods: Iterable[tuple[nn.Module, str, Callable[..., Any]]]) ->
         for module, name, instead in methods:
             before.append((module, name, module.__dict__.get(name)))
             module.__dict__[name] = instead
-        yield
+        with without_fast_path():
+            yield
     finally:
         for module, name, own in reversed(before):
             if own is None:
