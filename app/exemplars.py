@@ -103,8 +103,8 @@ def _pixels(images: Tensor, model: Model) -> list[NDArray[np.float64]]:
     """The images before normalisation, (H, W, 3) each, 0 to 255."""
     spec = model.input
     assert isinstance(spec, InputSpec)
-    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (spec.mean, spec.std))
-    values = (images * std + mean).clamp(0, 1).mul(255).permute(0, 2, 3, 1)
+    mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (spec.mean, spec.std))
+    values = (images * std + mean).clamp(0, 1).mul(255).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
     return [np.asarray(one, dtype=np.float64) for one in values.numpy()]
 
 

@@ -65,19 +65,21 @@ def model_form(library: Library) -> None:
                 accept_new_options=True,
                 help="Select a network or type a name: `digits-resnet20`, `cifar10-vgg8`, `digits-vit` (included), "
                 "`cifar10-resnetN`, `timm:NAME`, `torchvision:NAME`; language models `text-llama` (included), "
-                "`hf:NAME` or `hf:FOLDER`; or the path of an exported folder.",
+                "`hf:NAME` or `hf:FOLDER`; the path of an exported folder; or `FILE.py:FACTORY`, a network of your own in the "
+                "folder that the server was started for (`modhifi ui --models FOLDER`), whose function also returns "
+                "example inputs.",
             )
             st.text_input(
                 "Checkpoint",
                 key="form-weights",
                 persist_state="session",
-                placeholder="path of a .safetensors, .pt, .pth or .th file; empty: included weights",
+                placeholder="path of a .safetensors, .pt, .pth or .ckpt file; empty: included weights",
                 help="A path on the machine that runs the server. Pickles are read with `weights_only`, so no code "
                 "in them runs.",
             )
             st.file_uploader(
                 "or upload a checkpoint",
-                ["safetensors", "pt", "pth", "th"],
+                ["safetensors", "pt", "pth", "th", "ckpt", "bin"],
                 key="form-checkpoint",
                 help=f"Up to {LARGEST} MB. For a larger file, enter its path above.",
             )
@@ -100,7 +102,7 @@ def model_form(library: Library) -> None:
                 persist_state="session",
                 accept_new_options=True,
                 help="Select a source or type one: `digits`, `cifar10`, the path of a folder of class folders, or "
-                "of a .parquet file or folder. Without data: `dead-leaves` (overlapping shapes), `noise`, or "
+                "of a .parquet, .npz, .npy or .safetensors file. Without data: `dead-leaves` (overlapping shapes), `noise`, or "
                 "`inversion` (images optimised to match the network's BatchNorm statistics). For language models: "
                 "`text:kjv` or `text:FILE`.",
             )

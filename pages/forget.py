@@ -20,7 +20,10 @@ from modhifi.unlearning import unlearning_methods
 
 session, study = ui.analysed()
 if not study.model.classes:
-    st.info("Language models have no classes to forget. Prune this one on *Prune*, or choose a classifier on *Model*.")
+    st.info(
+        "Language models, and networks whose answer is a map or a number, have no classes to forget. Prune this one on "
+        "*Prune*, or choose a classifier on *Model*."
+    )
     st.stop()
 with st.container(border=True):
     chosen = forget_controls(session, study)

@@ -18,6 +18,7 @@ from app.importance import (
 )
 from app.session import focus
 from app.texts import plain
+from modhifi.specs import InputSpec
 
 session, study = ui.analysed()
 
@@ -67,8 +68,8 @@ with two, st.container(border=True):
 classes = read_classes(study, name)
 if not study.model.classes:
     st.caption(
-        "Language models have no classes and no images, so the views by class and the top-activating images are "
-        "omitted."
+        "The views by class and the top-activating images are omitted: language models have no classes and no images, and other "
+        "networks whose answer is a map or a number have no classes."
     )
     st.stop()
 with st.container(border=True):
@@ -80,10 +81,11 @@ with st.container(border=True):
             key="by-class",
         )
     st.caption(classes.summary)
-with st.container(border=True):
-    st.markdown("**Top-activating images**", help=ui.FORMULAS["exemplars"])
-    component = component_in_focus(classes.components, name)
-    show_exemplars(session, name, component)
+if isinstance(study.model.input, InputSpec):
+    with st.container(border=True):
+        st.markdown("**Top-activating images**", help=ui.FORMULAS["exemplars"])
+        component = component_in_focus(classes.components, name)
+        show_exemplars(session, name, component)
 tell_unfit("outputs", "Show individual outputs", is_switch)
 if st.toggle("Show individual outputs", key="outputs", bind="query-params"):
     with st.container(border=True):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import streamlit as st
 
+from modhifi.models import _factory
 from tests.few import few_digits
 
 st.config.set_option("runner.postScriptGC", False)  # as in .streamlit/config.toml, which tests of a page do not read
@@ -19,6 +20,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("MODHIFI_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     st.cache_resource.clear()
+    monkeypatch.setattr(_factory, "_folders", None)  # a server restricts whose code may run: afterwards, as before
     with few_digits():
         yield tmp_path / "home"
     st.cache_resource.clear()
