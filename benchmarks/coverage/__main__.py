@@ -5,8 +5,8 @@
 
 A small member of every family of timm and torchvision that has a classifier, torchvision's segmentation networks and twelve
 architectures of transformers, all with random weights and at the smallest input that they take. Each runs in a process of its own
-on one core, which ends after *limit* seconds of enumerating and verifying. Prints the table of docs/results/coverage.md; with
-*results*, what is known already is not run again.
+on one core, which ends after *limit* seconds of enumerating and verifying. Prints a table; with *results*, what is known
+already is not run again.
 """
 
 from __future__ import annotations

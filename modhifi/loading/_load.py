@@ -208,12 +208,13 @@ def _named(weights: str | Path) -> Path:
 
 def load_again(ref: ModelRef, path: str | Path | None, device: str) -> Model:
     """The network of one's own that ``ref`` describes, with weights from ``path``. Raises `UserError` if its file has changed."""
+    if ref.source is None or isinstance(ref.input, TokenSpec):
+        raise UserError(f"{ref.spec} is Python code, and nothing says which version of it; analyze the network again")
     made = make(ref.spec, ref.source)
     checked(made.module, ref.spec)
     where = None if path is None else _named(path)
     if where is not None:
         fill(made.module, read_checkpoint(where), ref.spec, where)
-    assert not isinstance(ref.input, TokenSpec)
     net = made.module.to(choose_device(device))
     weights = None if where is None else str(where)
     return as_model(net, ref.input, ref.classes, ref.spec, weights=weights, source=made.source)

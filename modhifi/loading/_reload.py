@@ -17,7 +17,8 @@ def reload(
 ) -> Model:
     """Loads the network that ``ref`` describes, from ``weights`` if its checkpoint has moved.
 
-    Raises `UserError` if the checkpoint is missing, or its weights differ from those that ``ref`` was made for.
+    Raises `UserError` if the checkpoint is missing, its weights differ from those that ``ref`` was made for, or the file of a
+    factory is not the one on record.
     """
     if ref.spec.startswith(IN_MEMORY):
         raise UserError(
@@ -27,7 +28,7 @@ def reload(
     path = weights or ref.weights
     if path is not None and not located(path)[0].exists():
         raise UserError(f"the checkpoint {path} of {ref.spec} was not found; say where it is with --weights FILE")
-    if ref.source is not None and is_factory(ref.spec):
+    if is_factory(ref.spec):
         model = load_again(ref, path, device)
     else:
         context = ref.input.context if isinstance(ref.input, TokenSpec) else None

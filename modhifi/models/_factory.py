@@ -63,14 +63,17 @@ def is_factory(spec: str) -> bool:
 def make(spec: str, source: str | None = None) -> Made:
     """Runs the factory of ``spec``, with torch's random numbers from seed 0, so that random weights are the same every time.
 
-    ``source``: the sha256 that its file must have. Raises `UserError` if the file or the factory is missing, the file has
-    changed, something in it raises, or it returns no network.
+    ``source``: the sha256 that its file must have, for a spec out of a plan, study or export; it must then name the file by an
+    absolute path, since a relative one would run what lies beside a file from somebody else. Raises `UserError` if the file or
+    the factory is missing, the file has changed, something in it raises, or it returns no network.
     """
     from_file = _FILE.fullmatch(spec)
     match = from_file or _MODULE.fullmatch(spec)
     assert match is not None
     name, path = match["name"], None
     if from_file:
+        if source is not None and not Path(match["where"]).is_absolute():
+            raise UserError(f"{spec} is a relative path to Python code, which does not run; analyze the network again")
         path = _path(spec, match["where"])
         spec = f"{path}:{name}"
     elif _folders is not None:

@@ -218,3 +218,22 @@ def test_the_command_line(folder: Path) -> None:
         said = run(*call, status=2)
         assert "net.py has changed since build was used from it" in said
         assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"source": None}, "nothing says which version"),
+        ({"spec": "net.py:with_examples"}, "relative path to Python code"),
+    ],
+)
+def test_what_somebody_else_wrote_runs_no_other_code(
+    folder: Path, update: dict[str, str | None], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan, study or export may come from anybody: it runs only the file, by its full path, whose sha256 it has."""
+    monkeypatch.chdir(folder)
+    ref = modhifi.load_model("net.py:with_examples").ref
+    assert reload(ref).fingerprint == ref.fingerprint
+    (folder / "net.py").write_text("raise SystemExit('this ran')\n" + SOURCE)
+    with pytest.raises(UserError, match=message):
+        reload(ref.model_copy(update=update))
