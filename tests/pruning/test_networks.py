@@ -119,7 +119,7 @@ def test_layers_that_see_an_image_window_by_window(name: str, monkeypatch: pytes
         assert study.layers["layers.0.blocks.1.attn.proj"].moments.positions == 256
         assert [group.size for group in study.groups if group.kind == "heads"] == [2, 2, 4, 4]
     else:
-        assert len(tables) == 4
+        assert len(tables) == 8, "both layers of the MLP over a table of positions"
         assert all("does not read its input sample by sample" in reason for reason in tables.values())
     plan = modhifi.prune(
         study, overrides={group.name: (group.size + 1) // 2 for group in study.groups}, compensate="full"
