@@ -160,13 +160,14 @@ class Operations(Labels, TorchDispatchMode):
         x, name = args[0], func.overloadpacket.__name__
         digit = re.search(r"(\d)d", name)
         first = x.ndim - int(digit[1]) if digit else 2
+        arrays = []
         for array in labels_of(x):
-            if spatial := {axis for axis in axes_of(array) if axis >= first}:
+            spatial = {axis for axis in axes_of(array) if axis >= first}
+            if spatial:
                 self.note(array, f"mixed by {name.strip('_')} across components by {self.here()}")
-                self.merge(array, spatial)
-        arrays = tuple(self.merge(array, {axis for axis in axes_of(array) if axis >= first}) for array in labels_of(x))
+            arrays.append(self.merge(array, spatial))
         for one in tensors_in(out):
-            one._labels = arrays  # type: ignore[attr-defined]
+            one._labels = tuple(arrays)  # type: ignore[attr-defined]
 
     def _elementwise(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         tensors = list(tensors_in((args, kwargs)))

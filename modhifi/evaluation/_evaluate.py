@@ -198,35 +198,19 @@ def evaluate(
     closeness = Closeness()
     if then is not None and then.shape == now.shape:
         closeness.take(then, now)
-    cost = count_cost(model)
-    cost_before = count_cost(baseline) if baseline is not None else None
-    timings: list[Timing] = []
-    if latency:
-        pair = [model] if baseline is None else [model, baseline]
-        timings = measure_latency([one.module for one in pair], model.example(), progress=progress)
+    pair = [model] if baseline is None else [model, baseline]
+    timings = _timed(pair, latency, progress)
     classes = model.classes
     result = Evaluation(
-        model=model.spec,
         data=data.ref,
         samples=len(data),
-        agreement=closeness.agreement,
-        relative_error=closeness.relative_error,
-        kl=closeness.kl,
         calibration_samples=calibration_samples(data, model, original),
         accuracy=after.accuracy() if after else None,
         accuracy_before=before.accuracy() if before else None,
         per_class=_per_class(classes, after, before) if after else {},
         confusion=after.confusion(len(classes)) if after else [],
         confusion_before=before.confusion(len(classes)) if before else None,
-        params=cost.params,
-        params_before=cost_before.params if cost_before else None,
-        flops=cost.flops,
-        flops_before=cost_before.flops if cost_before else None,
-        bytes=tensor_bytes(model.module),
-        bytes_before=tensor_bytes(baseline.module) if baseline is not None else None,
-        **latencies(timings),
-        latency_batch=1,
-        device=str(model.device),
+        **_common(pair, closeness, timings),
     )
     if forget is not None and after is not None:
         _judge(result, model, baseline, data, [classes.index(name) for name in forget], after, before, progress)
@@ -238,42 +222,52 @@ def _evaluate_answers(
 ) -> Evaluation:
     pair = [model] if baseline is None else [model, baseline]
     counts, closeness = answers_beside(pair, data, progress=progress)
-    timings: list[Timing] = []
-    if latency:
-        timings = measure_latency([one.module for one in pair], model.example(), progress=progress)
-    costs = [count_cost(one) for one in pair]
-    sizes = [tensor_bytes(one.module) for one in pair]
-
-    def before(values: Sequence[Any]) -> Any:
-        return values[1] if len(values) > 1 else None
-
+    timings = _timed(pair, latency, progress)
     accuracies = [None if one is None else one.accuracy for one in counts]
     overlaps = [None if one is None else one.mean_iou for one in counts]
     return Evaluation(
-        model=model.spec,
         data=data.ref,
         samples=len(data),
-        agreement=closeness.agreement,
-        relative_error=closeness.relative_error,
-        kl=closeness.kl,
         calibration_samples=calibration_samples(data, model, pair[-1]),
         accuracy=accuracies[0],
-        accuracy_before=before(accuracies),
+        accuracy_before=_at(accuracies, 1),
         mean_iou=overlaps[0],
-        mean_iou_before=before(overlaps),
+        mean_iou_before=_at(overlaps, 1),
         per_class={},
         confusion=[],
         confusion_before=None,
-        params=costs[0].params,
-        params_before=before([cost.params for cost in costs]),
-        flops=costs[0].flops,
-        flops_before=before([cost.flops for cost in costs]),
-        bytes=sizes[0],
-        bytes_before=before(sizes),
-        **latencies(timings),
-        latency_batch=1,
-        device=str(model.device),
+        **_common(pair, closeness, timings),
     )
+
+
+def _at(values: Sequence[Any], index: int) -> Any:
+    """None where there is no baseline."""
+    return values[index] if index < len(values) else None
+
+
+def _timed(pair: Sequence[Model], latency: bool, progress: Progress) -> list[Timing]:
+    return measure_latency([one.module for one in pair], pair[0].example(), progress=progress) if latency else []
+
+
+def _common(pair: Sequence[Model], closeness: Closeness, timings: Sequence[Timing]) -> dict[str, Any]:
+    """The fields of an `Evaluation` that every kind of network has: of the modified one, and the baseline if there are two."""
+    costs = [count_cost(one) for one in pair]
+    sizes = [tensor_bytes(one.module) for one in pair]
+    return {
+        "model": pair[0].spec,
+        "agreement": closeness.agreement,
+        "relative_error": closeness.relative_error,
+        "kl": closeness.kl,
+        "params": costs[0].params,
+        "params_before": _at([cost.params for cost in costs], 1),
+        "flops": costs[0].flops,
+        "flops_before": _at([cost.flops for cost in costs], 1),
+        "bytes": sizes[0],
+        "bytes_before": _at(sizes, 1),
+        **latencies(timings),
+        "latency_batch": 1,
+        "device": str(pair[0].device),
+    }
 
 
 def _outputs(
@@ -310,51 +304,30 @@ def _evaluate_language(
     context, stride = checked(model, context, stride)
     pair = [model] if baseline is None else [model, baseline]
     found, closeness = read_beside(pair, data, context=context, stride=stride, progress=progress)
-    costs = [count_cost(one) for one in pair]
-    timings: list[Timing] = []
-    speeds: list[float | None] = [None] * len(pair)
-    if latency:
-        timings = measure_latency([one.module for one in pair], model.example(), progress=progress)
-        speeds[:] = decode_speed(pair, progress)
+    timings = _timed(pair, latency, progress)
+    speeds = decode_speed(pair, progress) if latency else []
     assert model.tokens is not None
     prefill = [1000 * model.tokens.context / each.median for each in timings]
-
-    def of(values: list[Any], index: int) -> Any:
-        return values[index] if index < len(values) else None
-
     shares = [one.right / one.tokens for one in found]
-    sizes = [tensor_bytes(one.module) for one in pair]
     return Evaluation(
-        model=model.spec,
         data=data.ref.model_copy(update={"samples": found[0].windows}),
         samples=found[0].windows,
-        agreement=closeness.agreement,
-        relative_error=closeness.relative_error,
-        kl=closeness.kl,
         calibration_samples=_windows_of(data, model, pair[-1], found[0].windows),
         accuracy=shares[0],
-        accuracy_before=of(shares, 1),
+        accuracy_before=_at(shares, 1),
         per_class={},
         confusion=[],
         confusion_before=None,
-        params=costs[0].params,
-        params_before=of([cost.params for cost in costs], 1),
-        flops=costs[0].flops,
-        flops_before=of([cost.flops for cost in costs], 1),
-        bytes=sizes[0],
-        bytes_before=of(sizes, 1),
-        **latencies(timings),
-        latency_batch=1,
-        device=str(model.device),
         perplexity=found[0].perplexity,
-        perplexity_before=of([one.perplexity for one in found], 1),
+        perplexity_before=_at([one.perplexity for one in found], 1),
         tokens=found[0].tokens,
         context=context,
         stride=stride,
-        prefill_tokens_per_second=of(prefill, 0),
-        prefill_tokens_per_second_before=of(prefill, 1),
-        decode_tokens_per_second=speeds[0],
-        decode_tokens_per_second_before=of(speeds, 1),
+        prefill_tokens_per_second=_at(prefill, 0),
+        prefill_tokens_per_second_before=_at(prefill, 1),
+        decode_tokens_per_second=_at(speeds, 0),
+        decode_tokens_per_second_before=_at(speeds, 1),
+        **_common(pair, closeness, timings),
     )
 
 

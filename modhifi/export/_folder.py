@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import UserError, first_fault
 from ..files import FolderKind, atomic_folder, claim_folder, file_sha256, read_json
 from ..models import (
+    IN_MEMORY,
     CausalLM,
     Model,
     adapt,
@@ -206,9 +207,9 @@ def read_export(folder: Path, device: torch.device | None) -> Model:
 def _built(manifest: _Manifest, state: Mapping[str, Tensor], path: Path) -> nn.Module:
     """The network of the manifest's architecture before its changes of shape."""
     given, spec = manifest.input, manifest.architecture
-    if spec.startswith("python:"):
+    if spec.startswith(IN_MEMORY):
         raise UserError(
-            f"{path} was written for {spec.removeprefix('python:')}, wrapped in a program; apply plan.json to it there, or"
+            f"{path} was written for {spec.removeprefix(IN_MEMORY)}, wrapped in a program; apply plan.json to it there, or"
             " export it from FILE.py:FACTORY, which can be opened again"
         )
     if is_factory(spec) and manifest.source is not None:

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from ..errors import UserError
-from ..models import Model, is_factory, located
+from ..models import IN_MEMORY, Model, is_factory, located
 from ..progress import Progress, silent
 from ..specs import ModelRef, TokenSpec
 from ._load import load_again, load_model
-from ._wrap import IN_MEMORY
 
 __all__ = ["reload"]
 

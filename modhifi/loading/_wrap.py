@@ -15,13 +15,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ..errors import UserError, first_fault, user_error
-from ..models import MOST_CLASSES, Model, adapt, answers_of, chosen, fingerprint
+from ..models import IN_MEMORY, MOST_CLASSES, Model, adapt, answers_of, chosen, fingerprint
 from ..specs import ArraySpec, InputSpec, TensorSpec
 
-__all__ = ["IN_MEMORY", "shapes_of", "wrap", "wrapped"]
-
-IN_MEMORY = "python:"
-"""Begins the spec of a network that `wrap` was given: nothing can load it again."""
+__all__ = ["shapes_of", "wrap", "wrapped"]
 
 _log = logging.getLogger(__name__)
 # Relative to the largest: what two passes over the same sample may differ by.

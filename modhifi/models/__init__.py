@@ -1,7 +1,7 @@
 """Models: the loaded network, the families that networks come from, and reading checkpoints."""
 
 from ._adapted import adapt, answers_of, chosen, every_answer, in_own_form, is_packed
-from ._factory import is_factory, make, restrict_factories
+from ._factory import IN_MEMORY, is_factory, make, restrict_factories
 from ._families import DEFAULT_MODEL, Family, architecture, families, family_of, register_family
 from ._libraries import wordnet_ids
 from ._model import Model, fingerprint
@@ -10,6 +10,7 @@ from .checkpoints import MOST_CLASSES, fill, located, read_checkpoint
 from .language import CausalLM
 
 __all__ = [
+    "IN_MEMORY",
     "DEFAULT_MODEL",
     "MOST_CLASSES",
     "CausalLM",

@@ -24,12 +24,14 @@ from torch import nn
 from ..errors import UserError
 from ._libraries import seeded
 
-__all__ = ["Made", "is_factory", "make", "restrict_factories"]
+__all__ = ["IN_MEMORY", "Made", "is_factory", "make", "restrict_factories"]
 
 _FILE = re.compile(r"(?P<where>.+\.py):(?P<name>[^\W\d]\w*)")
 _MODULE = re.compile(r"(?P<where>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
+IN_MEMORY = "python:"
+"""Begins the spec of a network that `modhifi.wrap` was given: nothing can load it again."""
 # Other kinds of specs have this form too.
-_TAKEN = ("timm", "torchvision", "hf", "text", "python")
+_TAKEN = ("timm", "torchvision", "hf", "text", IN_MEMORY.removesuffix(":"))
 
 _folders: tuple[Path, ...] | None = None
 

@@ -9,6 +9,7 @@ threshold, and the layer is fitted again, a few times with the same factorisatio
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ..fidelity import SPREAD, TAIL, Limit, fit_rows
 from ..layers import Edit, bias_of, copied, edited, flat_weight
-from ..progress import Progress, silent
+from ..progress import Progress, prefixed, silent
 from ..statistics import FOLDS, InSequence, Site, able
 from ..study import Study
 from ..surgery import remaining_columns
@@ -70,24 +71,10 @@ def sequential(
     """
     fits = Fits() if fits is None else fits
     if spread is None:
-
-        def trial(batches: Batches, samples: int, spread: float, fits: Fits) -> object:
-            return sequential(
-                study,
-                keep,
-                module,
-                batches,
-                samples,
-                centred=centred,
-                tail=tail,
-                drift=drift,
-                rectified=rectified,
-                spread=spread,
-                fits=fits,
-                progress=lambda done, total, _: progress(done, total, f"sequential compensation, trial {spread:g}"),
-            )
-
-        spread = _chosen_spread(trial, module, batches, samples, fits)
+        trial = functools.partial(
+            sequential, study, keep, module, centred=centred, tail=tail, drift=drift, rectified=rectified
+        )
+        spread = _chosen_spread(trial, module, batches, samples, fits, progress)
     fits.spread = spread
     readers = study.structure.readers
     engine = InSequence(copied(module), readers, batches, samples, drift=drift, rectified=rectified)
@@ -139,7 +126,9 @@ def _target(site: Site) -> tuple[Tensor, Limit | None]:
     return target + lost, Limit(~seen.active & usable, bound, scale < 0)
 
 
-def _chosen_spread(fit: Callable[..., object], module: nn.Module, batches: Batches, samples: int, fits: Fits) -> float:
+def _chosen_spread(
+    fit: Callable[..., object], module: nn.Module, batches: Batches, samples: int, fits: Fits, progress: Progress
+) -> float:
     """0 or `SPREAD`: that with which layers fitted to every other sample have the smaller error of the network's output on the
     samples between. Of a single sample, 0. ``fit`` is `sequential` without what is given here.
     """
@@ -147,11 +136,12 @@ def _chosen_spread(fit: Callable[..., object], module: nn.Module, batches: Batch
     if samples < FOLDS:
         return 0.0
     fitted, judged = (_fold(batches, samples, number) for number in range(FOLDS))
-    errors = {}
+    trials = {}
     for spread in (0.0, SPREAD):
-        trial = fits.trial(f"spread-{spread:g}")
-        fit(fitted, -(-samples // FOLDS), spread, trial)
-        errors[spread] = _output_error(module, trial.edits, judged)
+        trials[spread] = fits.trial(f"spread-{spread:g}")
+        step = prefixed(progress, f"trial {spread:g} of ")
+        fit(fitted, -(-samples // FOLDS), spread=spread, fits=trials[spread], progress=step)
+    errors = _output_errors(module, {spread: trial.edits for spread, trial in trials.items()}, judged)
     return min(errors, key=lambda spread: (math.isnan(errors[spread]), errors[spread]))
 
 
@@ -172,13 +162,16 @@ def _fold(batches: Batches, samples: int, number: int) -> Batches:
 
 
 @torch.inference_mode()
-def _output_error(module: nn.Module, edits: Mapping[str, Edit], batches: Batches) -> float:
-    """``Σ‖f(x) − f̂(x)‖²`` over all samples if the layers compute with their ``edits``."""
+def _output_errors(
+    module: nn.Module, choices: Mapping[float, Mapping[str, Edit]], batches: Batches
+) -> dict[float, float]:
+    """For each choice of edits ``Σ‖f(x) − f̂(x)‖²`` over all samples if the layers compute with them."""
     net, device = copied(module), next(module.parameters()).device
-    total = 0.0
+    totals = dict.fromkeys(choices, 0.0)
     for batch in batches():
         x = batch.to(device)
-        expected = module(x.clone())
-        with edited(net, edits):
-            total += float((net(x) - expected).double().square().sum())
-    return total
+        expected = net(x.clone())
+        for choice, edits in choices.items():
+            with edited(net, edits):
+                totals[choice] += float((net(x.clone()) - expected).double().square().sum())
+    return totals

@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from app.selection import Choice, LabelledData, Source
 from app.session import library
 from modhifi.pruning import pruning_methods
-from tests.app.paging import MAIN, words
+from tests.app.paging import MAIN, PAGES, open_page, settled, words
 
 SOURCE = """
 import torch
@@ -60,14 +60,8 @@ def test_every_page(kind: str, models: Path) -> None:
     assert job.wait(120)
     assert job.state == "done", job.error
     text = {}
-    for page in ("model", "importance", "bounds", "prune", "forget", "export"):
-        app = AppTest.from_file(str(MAIN), default_timeout=60)
-        app.query_params["study"] = source.label
-        app.run()
-        app.switch_page(f"../pages/{page}.py")
-        app.run()
-        app.run()
-        assert not app.exception, (page, app.exception)
+    for page in PAGES:
+        app = settled(open_page(page, study=source.label))
         assert not app.error, (page, app.error)
         text[page] = words(app)
     without = kind in ("regression", "segmenter")
